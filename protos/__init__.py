@@ -1,0 +1,1 @@
+"""The contracts and the tools that generate code and documents from them."""

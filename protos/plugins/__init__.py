@@ -1,0 +1,1 @@
+"""Plugins of the protobuf compiler, run by buf."""
