@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from aiagent.auth.v1 import auth_service_pb2 as aiagent_dot_auth_dot_v1_dot_auth__service__pb2
+from aiagent.auth.v1 import user_pb2 as aiagent_dot_auth_dot_v1_dot_user__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -41,7 +42,7 @@ class AuthServiceStub:
         self.Register = channel.unary_unary(
                 '/aiagent.auth.v1.AuthService/Register',
                 request_serializer=aiagent_dot_auth_dot_v1_dot_auth__service__pb2.RegisterRequest.SerializeToString,
-                response_deserializer=aiagent_dot_auth_dot_v1_dot_auth__service__pb2.RegisterResponse.FromString,
+                response_deserializer=aiagent_dot_auth_dot_v1_dot_user__pb2.User.FromString,
                 _registered_method=True)
         self.Login = channel.unary_unary(
                 '/aiagent.auth.v1.AuthService/Login',
@@ -61,7 +62,7 @@ class AuthServiceStub:
         self.GetMe = channel.unary_unary(
                 '/aiagent.auth.v1.AuthService/GetMe',
                 request_serializer=aiagent_dot_auth_dot_v1_dot_auth__service__pb2.GetMeRequest.SerializeToString,
-                response_deserializer=aiagent_dot_auth_dot_v1_dot_auth__service__pb2.GetMeResponse.FromString,
+                response_deserializer=aiagent_dot_auth_dot_v1_dot_user__pb2.User.FromString,
                 _registered_method=True)
         self.GetJwks = channel.unary_unary(
                 '/aiagent.auth.v1.AuthService/GetJwks',
@@ -133,7 +134,7 @@ def add_AuthServiceServicer_to_server(servicer, server):
             'Register': grpc.unary_unary_rpc_method_handler(
                     servicer.Register,
                     request_deserializer=aiagent_dot_auth_dot_v1_dot_auth__service__pb2.RegisterRequest.FromString,
-                    response_serializer=aiagent_dot_auth_dot_v1_dot_auth__service__pb2.RegisterResponse.SerializeToString,
+                    response_serializer=aiagent_dot_auth_dot_v1_dot_user__pb2.User.SerializeToString,
             ),
             'Login': grpc.unary_unary_rpc_method_handler(
                     servicer.Login,
@@ -153,7 +154,7 @@ def add_AuthServiceServicer_to_server(servicer, server):
             'GetMe': grpc.unary_unary_rpc_method_handler(
                     servicer.GetMe,
                     request_deserializer=aiagent_dot_auth_dot_v1_dot_auth__service__pb2.GetMeRequest.FromString,
-                    response_serializer=aiagent_dot_auth_dot_v1_dot_auth__service__pb2.GetMeResponse.SerializeToString,
+                    response_serializer=aiagent_dot_auth_dot_v1_dot_user__pb2.User.SerializeToString,
             ),
             'GetJwks': grpc.unary_unary_rpc_method_handler(
                     servicer.GetJwks,
@@ -191,7 +192,7 @@ class AuthService:
             target,
             '/aiagent.auth.v1.AuthService/Register',
             aiagent_dot_auth_dot_v1_dot_auth__service__pb2.RegisterRequest.SerializeToString,
-            aiagent_dot_auth_dot_v1_dot_auth__service__pb2.RegisterResponse.FromString,
+            aiagent_dot_auth_dot_v1_dot_user__pb2.User.FromString,
             options,
             channel_credentials,
             insecure,
@@ -299,7 +300,7 @@ class AuthService:
             target,
             '/aiagent.auth.v1.AuthService/GetMe',
             aiagent_dot_auth_dot_v1_dot_auth__service__pb2.GetMeRequest.SerializeToString,
-            aiagent_dot_auth_dot_v1_dot_auth__service__pb2.GetMeResponse.FromString,
+            aiagent_dot_auth_dot_v1_dot_user__pb2.User.FromString,
             options,
             channel_credentials,
             insecure,

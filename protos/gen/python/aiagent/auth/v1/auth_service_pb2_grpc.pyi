@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from aiagent.auth.v1 import auth_service_pb2 as _auth_service_pb2
+from aiagent.auth.v1 import user_pb2 as _user_pb2
 from collections import abc as _abc
 from grpc import aio as _aio
 import abc as _abc_1
@@ -37,7 +38,7 @@ class AuthServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AuthServiceAsyncStub: ...
-    Register: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.RegisterRequest, _auth_service_pb2.RegisterResponse]
+    Register: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.RegisterRequest, _user_pb2.User]
     """Creates an account and its personal organization.
 
     Errors: ALREADY_EXISTS with EMAIL_TAKEN or USERNAME_TAKEN.
@@ -57,7 +58,7 @@ class AuthServiceStub:
     """Revokes a refresh token with its family. Access tokens already given run until they expire. Logging out
     twice is no error.
     """
-    GetMe: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.GetMeRequest, _auth_service_pb2.GetMeResponse]
+    GetMe: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.GetMeRequest, _user_pb2.User]
     """Returns the caller's account."""
     GetJwks: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.GetJwksRequest, _auth_service_pb2.GetJwksResponse]
     """Returns the public keys that verify access tokens, as a JSON Web Key Set. Needs no token."""
@@ -71,7 +72,7 @@ class AuthServiceAsyncStub(AuthServiceStub):
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    Register: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.RegisterRequest, _auth_service_pb2.RegisterResponse]  # type: ignore[assignment]
+    Register: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.RegisterRequest, _user_pb2.User]  # type: ignore[assignment]
     """Creates an account and its personal organization.
 
     Errors: ALREADY_EXISTS with EMAIL_TAKEN or USERNAME_TAKEN.
@@ -91,7 +92,7 @@ class AuthServiceAsyncStub(AuthServiceStub):
     """Revokes a refresh token with its family. Access tokens already given run until they expire. Logging out
     twice is no error.
     """
-    GetMe: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.GetMeRequest, _auth_service_pb2.GetMeResponse]  # type: ignore[assignment]
+    GetMe: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.GetMeRequest, _user_pb2.User]  # type: ignore[assignment]
     """Returns the caller's account."""
     GetJwks: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.GetJwksRequest, _auth_service_pb2.GetJwksResponse]  # type: ignore[assignment]
     """Returns the public keys that verify access tokens, as a JSON Web Key Set. Needs no token."""
@@ -108,7 +109,7 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _auth_service_pb2.RegisterRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_auth_service_pb2.RegisterResponse, _abc.Awaitable[_auth_service_pb2.RegisterResponse]]:
+    ) -> _typing.Union[_user_pb2.User, _abc.Awaitable[_user_pb2.User]]:
         """Creates an account and its personal organization.
 
         Errors: ALREADY_EXISTS with EMAIL_TAKEN or USERNAME_TAKEN.
@@ -152,7 +153,7 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _auth_service_pb2.GetMeRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_auth_service_pb2.GetMeResponse, _abc.Awaitable[_auth_service_pb2.GetMeResponse]]:
+    ) -> _typing.Union[_user_pb2.User, _abc.Awaitable[_user_pb2.User]]:
         """Returns the caller's account."""
 
     @_abc_1.abstractmethod

@@ -144,27 +144,3 @@ class ResolvePermissionRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResolvePermissionRequest: _TypeAlias = ResolvePermissionRequest  # noqa: Y015
-
-@_typing.final
-class ResolvePermissionResponse(_message.Message):
-    """Response of ResolvePermission."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    PERMISSION_REQUEST_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def permission_request(self) -> _session_pb2.PermissionRequest:
-        """The request with its answer."""
-
-    def __init__(
-        self,
-        *,
-        permission_request: _session_pb2.PermissionRequest | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["permission_request", b"permission_request"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["permission_request", b"permission_request"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ResolvePermissionResponse: _TypeAlias = ResolvePermissionResponse  # noqa: Y015

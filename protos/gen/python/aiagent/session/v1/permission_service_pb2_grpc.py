@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from aiagent.session.v1 import permission_service_pb2 as aiagent_dot_session_dot_v1_dot_permission__service__pb2
+from aiagent.session.v1 import session_pb2 as aiagent_dot_session_dot_v1_dot_session__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -44,7 +45,7 @@ class PermissionServiceStub:
         self.ResolvePermission = channel.unary_unary(
                 '/aiagent.session.v1.PermissionService/ResolvePermission',
                 request_serializer=aiagent_dot_session_dot_v1_dot_permission__service__pb2.ResolvePermissionRequest.SerializeToString,
-                response_deserializer=aiagent_dot_session_dot_v1_dot_permission__service__pb2.ResolvePermissionResponse.FromString,
+                response_deserializer=aiagent_dot_session_dot_v1_dot_session__pb2.PermissionRequest.FromString,
                 _registered_method=True)
 
 
@@ -80,7 +81,7 @@ def add_PermissionServiceServicer_to_server(servicer, server):
             'ResolvePermission': grpc.unary_unary_rpc_method_handler(
                     servicer.ResolvePermission,
                     request_deserializer=aiagent_dot_session_dot_v1_dot_permission__service__pb2.ResolvePermissionRequest.FromString,
-                    response_serializer=aiagent_dot_session_dot_v1_dot_permission__service__pb2.ResolvePermissionResponse.SerializeToString,
+                    response_serializer=aiagent_dot_session_dot_v1_dot_session__pb2.PermissionRequest.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -138,7 +139,7 @@ class PermissionService:
             target,
             '/aiagent.session.v1.PermissionService/ResolvePermission',
             aiagent_dot_session_dot_v1_dot_permission__service__pb2.ResolvePermissionRequest.SerializeToString,
-            aiagent_dot_session_dot_v1_dot_permission__service__pb2.ResolvePermissionResponse.FromString,
+            aiagent_dot_session_dot_v1_dot_session__pb2.PermissionRequest.FromString,
             options,
             channel_credentials,
             insecure,

@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from aiagent.session.v1 import permission_service_pb2 as _permission_service_pb2
+from aiagent.session.v1 import session_pb2 as _session_pb2
 from collections import abc as _abc
 from grpc import aio as _aio
 import abc as _abc_1
@@ -37,7 +38,7 @@ class PermissionServiceStub:
     def __new__(cls, channel: _aio.Channel) -> PermissionServiceAsyncStub: ...
     ListPermissionRequests: _grpc.UnaryUnaryMultiCallable[_permission_service_pb2.ListPermissionRequestsRequest, _permission_service_pb2.ListPermissionRequestsResponse]
     """Lists permission requests, the oldest first: of one session, or of all the caller's sessions."""
-    ResolvePermission: _grpc.UnaryUnaryMultiCallable[_permission_service_pb2.ResolvePermissionRequest, _permission_service_pb2.ResolvePermissionResponse]
+    ResolvePermission: _grpc.UnaryUnaryMultiCallable[_permission_service_pb2.ResolvePermissionRequest, _session_pb2.PermissionRequest]
     """Answers a permission request. The answer is stored before this returns, and used once.
 
     Errors: FAILED_PRECONDITION with PERMISSION_REQUEST_RESOLVED, unless it was resolved by the same `request_id`.
@@ -52,7 +53,7 @@ class PermissionServiceAsyncStub(PermissionServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListPermissionRequests: _aio.UnaryUnaryMultiCallable[_permission_service_pb2.ListPermissionRequestsRequest, _permission_service_pb2.ListPermissionRequestsResponse]  # type: ignore[assignment]
     """Lists permission requests, the oldest first: of one session, or of all the caller's sessions."""
-    ResolvePermission: _aio.UnaryUnaryMultiCallable[_permission_service_pb2.ResolvePermissionRequest, _permission_service_pb2.ResolvePermissionResponse]  # type: ignore[assignment]
+    ResolvePermission: _aio.UnaryUnaryMultiCallable[_permission_service_pb2.ResolvePermissionRequest, _session_pb2.PermissionRequest]  # type: ignore[assignment]
     """Answers a permission request. The answer is stored before this returns, and used once.
 
     Errors: FAILED_PRECONDITION with PERMISSION_REQUEST_RESOLVED, unless it was resolved by the same `request_id`.
@@ -76,7 +77,7 @@ class PermissionServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _permission_service_pb2.ResolvePermissionRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_permission_service_pb2.ResolvePermissionResponse, _abc.Awaitable[_permission_service_pb2.ResolvePermissionResponse]]:
+    ) -> _typing.Union[_session_pb2.PermissionRequest, _abc.Awaitable[_session_pb2.PermissionRequest]]:
         """Answers a permission request. The answer is stored before this returns, and used once.
 
         Errors: FAILED_PRECONDITION with PERMISSION_REQUEST_RESOLVED, unless it was resolved by the same `request_id`.

@@ -101,30 +101,6 @@ class CreateSessionRequest(_message.Message):
 Global___CreateSessionRequest: _TypeAlias = CreateSessionRequest  # noqa: Y015
 
 @_typing.final
-class CreateSessionResponse(_message.Message):
-    """Response of CreateSession."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SESSION_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def session(self) -> _session_pb2.Session:
-        """The new session."""
-
-    def __init__(
-        self,
-        *,
-        session: _session_pb2.Session | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___CreateSessionResponse: _TypeAlias = CreateSessionResponse  # noqa: Y015
-
-@_typing.final
 class GetSessionRequest(_message.Message):
     """Request of GetSession."""
 
@@ -145,30 +121,6 @@ class GetSessionRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetSessionRequest: _TypeAlias = GetSessionRequest  # noqa: Y015
-
-@_typing.final
-class GetSessionResponse(_message.Message):
-    """Response of GetSession."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SESSION_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def session(self) -> _session_pb2.Session:
-        """The session."""
-
-    def __init__(
-        self,
-        *,
-        session: _session_pb2.Session | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___GetSessionResponse: _TypeAlias = GetSessionResponse  # noqa: Y015
 
 @_typing.final
 class ListSessionsRequest(_message.Message):
@@ -337,30 +289,6 @@ class UpdateSessionRequest(_message.Message):
 Global___UpdateSessionRequest: _TypeAlias = UpdateSessionRequest  # noqa: Y015
 
 @_typing.final
-class UpdateSessionResponse(_message.Message):
-    """Response of UpdateSession."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SESSION_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def session(self) -> _session_pb2.Session:
-        """The session as it is now."""
-
-    def __init__(
-        self,
-        *,
-        session: _session_pb2.Session | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___UpdateSessionResponse: _TypeAlias = UpdateSessionResponse  # noqa: Y015
-
-@_typing.final
 class DeleteSessionRequest(_message.Message):
     """Request of DeleteSession."""
 
@@ -484,30 +412,6 @@ class SendMessageRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SendMessageRequest: _TypeAlias = SendMessageRequest  # noqa: Y015
-
-@_typing.final
-class SendMessageResponse(_message.Message):
-    """Response of SendMessage."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    TURN_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def turn(self) -> _session_pb2.Turn:
-        """The turn that the message started."""
-
-    def __init__(
-        self,
-        *,
-        turn: _session_pb2.Turn | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["turn", b"turn"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["turn", b"turn"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___SendMessageResponse: _TypeAlias = SendMessageResponse  # noqa: Y015
 
 @_typing.final
 class QuerySessionRequest(_message.Message):
@@ -668,30 +572,6 @@ class GetTurnRequest(_message.Message):
 Global___GetTurnRequest: _TypeAlias = GetTurnRequest  # noqa: Y015
 
 @_typing.final
-class GetTurnResponse(_message.Message):
-    """Response of GetTurn."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    TURN_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def turn(self) -> _session_pb2.Turn:
-        """The turn."""
-
-    def __init__(
-        self,
-        *,
-        turn: _session_pb2.Turn | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["turn", b"turn"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["turn", b"turn"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___GetTurnResponse: _TypeAlias = GetTurnResponse  # noqa: Y015
-
-@_typing.final
 class WaitTurnRequest(_message.Message):
     """Request of WaitTurn."""
 
@@ -850,30 +730,6 @@ class InterruptTurnRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InterruptTurnRequest: _TypeAlias = InterruptTurnRequest  # noqa: Y015
-
-@_typing.final
-class InterruptTurnResponse(_message.Message):
-    """Response of InterruptTurn."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    TURN_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def turn(self) -> _session_pb2.Turn:
-        """The turn as it stands now."""
-
-    def __init__(
-        self,
-        *,
-        turn: _session_pb2.Turn | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["turn", b"turn"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["turn", b"turn"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___InterruptTurnResponse: _TypeAlias = InterruptTurnResponse  # noqa: Y015
 
 @_typing.final
 class WatchCursor(_message.Message):

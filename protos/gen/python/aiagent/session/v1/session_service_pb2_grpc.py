@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from aiagent.session.v1 import session_pb2 as aiagent_dot_session_dot_v1_dot_session__pb2
 from aiagent.session.v1 import session_service_pb2 as aiagent_dot_session_dot_v1_dot_session__service__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -41,12 +42,12 @@ class SessionServiceStub:
         self.CreateSession = channel.unary_unary(
                 '/aiagent.session.v1.SessionService/CreateSession',
                 request_serializer=aiagent_dot_session_dot_v1_dot_session__service__pb2.CreateSessionRequest.SerializeToString,
-                response_deserializer=aiagent_dot_session_dot_v1_dot_session__service__pb2.CreateSessionResponse.FromString,
+                response_deserializer=aiagent_dot_session_dot_v1_dot_session__pb2.Session.FromString,
                 _registered_method=True)
         self.GetSession = channel.unary_unary(
                 '/aiagent.session.v1.SessionService/GetSession',
                 request_serializer=aiagent_dot_session_dot_v1_dot_session__service__pb2.GetSessionRequest.SerializeToString,
-                response_deserializer=aiagent_dot_session_dot_v1_dot_session__service__pb2.GetSessionResponse.FromString,
+                response_deserializer=aiagent_dot_session_dot_v1_dot_session__pb2.Session.FromString,
                 _registered_method=True)
         self.ListSessions = channel.unary_unary(
                 '/aiagent.session.v1.SessionService/ListSessions',
@@ -56,7 +57,7 @@ class SessionServiceStub:
         self.UpdateSession = channel.unary_unary(
                 '/aiagent.session.v1.SessionService/UpdateSession',
                 request_serializer=aiagent_dot_session_dot_v1_dot_session__service__pb2.UpdateSessionRequest.SerializeToString,
-                response_deserializer=aiagent_dot_session_dot_v1_dot_session__service__pb2.UpdateSessionResponse.FromString,
+                response_deserializer=aiagent_dot_session_dot_v1_dot_session__pb2.Session.FromString,
                 _registered_method=True)
         self.DeleteSession = channel.unary_unary(
                 '/aiagent.session.v1.SessionService/DeleteSession',
@@ -66,7 +67,7 @@ class SessionServiceStub:
         self.SendMessage = channel.unary_unary(
                 '/aiagent.session.v1.SessionService/SendMessage',
                 request_serializer=aiagent_dot_session_dot_v1_dot_session__service__pb2.SendMessageRequest.SerializeToString,
-                response_deserializer=aiagent_dot_session_dot_v1_dot_session__service__pb2.SendMessageResponse.FromString,
+                response_deserializer=aiagent_dot_session_dot_v1_dot_session__pb2.Turn.FromString,
                 _registered_method=True)
         self.QuerySession = channel.unary_unary(
                 '/aiagent.session.v1.SessionService/QuerySession',
@@ -76,7 +77,7 @@ class SessionServiceStub:
         self.GetTurn = channel.unary_unary(
                 '/aiagent.session.v1.SessionService/GetTurn',
                 request_serializer=aiagent_dot_session_dot_v1_dot_session__service__pb2.GetTurnRequest.SerializeToString,
-                response_deserializer=aiagent_dot_session_dot_v1_dot_session__service__pb2.GetTurnResponse.FromString,
+                response_deserializer=aiagent_dot_session_dot_v1_dot_session__pb2.Turn.FromString,
                 _registered_method=True)
         self.WaitTurn = channel.unary_unary(
                 '/aiagent.session.v1.SessionService/WaitTurn',
@@ -91,7 +92,7 @@ class SessionServiceStub:
         self.InterruptTurn = channel.unary_unary(
                 '/aiagent.session.v1.SessionService/InterruptTurn',
                 request_serializer=aiagent_dot_session_dot_v1_dot_session__service__pb2.InterruptTurnRequest.SerializeToString,
-                response_deserializer=aiagent_dot_session_dot_v1_dot_session__service__pb2.InterruptTurnResponse.FromString,
+                response_deserializer=aiagent_dot_session_dot_v1_dot_session__pb2.Turn.FromString,
                 _registered_method=True)
         self.WatchSession = channel.unary_stream(
                 '/aiagent.session.v1.SessionService/WatchSession',
@@ -260,12 +261,12 @@ def add_SessionServiceServicer_to_server(servicer, server):
             'CreateSession': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateSession,
                     request_deserializer=aiagent_dot_session_dot_v1_dot_session__service__pb2.CreateSessionRequest.FromString,
-                    response_serializer=aiagent_dot_session_dot_v1_dot_session__service__pb2.CreateSessionResponse.SerializeToString,
+                    response_serializer=aiagent_dot_session_dot_v1_dot_session__pb2.Session.SerializeToString,
             ),
             'GetSession': grpc.unary_unary_rpc_method_handler(
                     servicer.GetSession,
                     request_deserializer=aiagent_dot_session_dot_v1_dot_session__service__pb2.GetSessionRequest.FromString,
-                    response_serializer=aiagent_dot_session_dot_v1_dot_session__service__pb2.GetSessionResponse.SerializeToString,
+                    response_serializer=aiagent_dot_session_dot_v1_dot_session__pb2.Session.SerializeToString,
             ),
             'ListSessions': grpc.unary_unary_rpc_method_handler(
                     servicer.ListSessions,
@@ -275,7 +276,7 @@ def add_SessionServiceServicer_to_server(servicer, server):
             'UpdateSession': grpc.unary_unary_rpc_method_handler(
                     servicer.UpdateSession,
                     request_deserializer=aiagent_dot_session_dot_v1_dot_session__service__pb2.UpdateSessionRequest.FromString,
-                    response_serializer=aiagent_dot_session_dot_v1_dot_session__service__pb2.UpdateSessionResponse.SerializeToString,
+                    response_serializer=aiagent_dot_session_dot_v1_dot_session__pb2.Session.SerializeToString,
             ),
             'DeleteSession': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteSession,
@@ -285,7 +286,7 @@ def add_SessionServiceServicer_to_server(servicer, server):
             'SendMessage': grpc.unary_unary_rpc_method_handler(
                     servicer.SendMessage,
                     request_deserializer=aiagent_dot_session_dot_v1_dot_session__service__pb2.SendMessageRequest.FromString,
-                    response_serializer=aiagent_dot_session_dot_v1_dot_session__service__pb2.SendMessageResponse.SerializeToString,
+                    response_serializer=aiagent_dot_session_dot_v1_dot_session__pb2.Turn.SerializeToString,
             ),
             'QuerySession': grpc.unary_unary_rpc_method_handler(
                     servicer.QuerySession,
@@ -295,7 +296,7 @@ def add_SessionServiceServicer_to_server(servicer, server):
             'GetTurn': grpc.unary_unary_rpc_method_handler(
                     servicer.GetTurn,
                     request_deserializer=aiagent_dot_session_dot_v1_dot_session__service__pb2.GetTurnRequest.FromString,
-                    response_serializer=aiagent_dot_session_dot_v1_dot_session__service__pb2.GetTurnResponse.SerializeToString,
+                    response_serializer=aiagent_dot_session_dot_v1_dot_session__pb2.Turn.SerializeToString,
             ),
             'WaitTurn': grpc.unary_unary_rpc_method_handler(
                     servicer.WaitTurn,
@@ -310,7 +311,7 @@ def add_SessionServiceServicer_to_server(servicer, server):
             'InterruptTurn': grpc.unary_unary_rpc_method_handler(
                     servicer.InterruptTurn,
                     request_deserializer=aiagent_dot_session_dot_v1_dot_session__service__pb2.InterruptTurnRequest.FromString,
-                    response_serializer=aiagent_dot_session_dot_v1_dot_session__service__pb2.InterruptTurnResponse.SerializeToString,
+                    response_serializer=aiagent_dot_session_dot_v1_dot_session__pb2.Turn.SerializeToString,
             ),
             'WatchSession': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchSession,
@@ -368,7 +369,7 @@ class SessionService:
             target,
             '/aiagent.session.v1.SessionService/CreateSession',
             aiagent_dot_session_dot_v1_dot_session__service__pb2.CreateSessionRequest.SerializeToString,
-            aiagent_dot_session_dot_v1_dot_session__service__pb2.CreateSessionResponse.FromString,
+            aiagent_dot_session_dot_v1_dot_session__pb2.Session.FromString,
             options,
             channel_credentials,
             insecure,
@@ -395,7 +396,7 @@ class SessionService:
             target,
             '/aiagent.session.v1.SessionService/GetSession',
             aiagent_dot_session_dot_v1_dot_session__service__pb2.GetSessionRequest.SerializeToString,
-            aiagent_dot_session_dot_v1_dot_session__service__pb2.GetSessionResponse.FromString,
+            aiagent_dot_session_dot_v1_dot_session__pb2.Session.FromString,
             options,
             channel_credentials,
             insecure,
@@ -449,7 +450,7 @@ class SessionService:
             target,
             '/aiagent.session.v1.SessionService/UpdateSession',
             aiagent_dot_session_dot_v1_dot_session__service__pb2.UpdateSessionRequest.SerializeToString,
-            aiagent_dot_session_dot_v1_dot_session__service__pb2.UpdateSessionResponse.FromString,
+            aiagent_dot_session_dot_v1_dot_session__pb2.Session.FromString,
             options,
             channel_credentials,
             insecure,
@@ -503,7 +504,7 @@ class SessionService:
             target,
             '/aiagent.session.v1.SessionService/SendMessage',
             aiagent_dot_session_dot_v1_dot_session__service__pb2.SendMessageRequest.SerializeToString,
-            aiagent_dot_session_dot_v1_dot_session__service__pb2.SendMessageResponse.FromString,
+            aiagent_dot_session_dot_v1_dot_session__pb2.Turn.FromString,
             options,
             channel_credentials,
             insecure,
@@ -557,7 +558,7 @@ class SessionService:
             target,
             '/aiagent.session.v1.SessionService/GetTurn',
             aiagent_dot_session_dot_v1_dot_session__service__pb2.GetTurnRequest.SerializeToString,
-            aiagent_dot_session_dot_v1_dot_session__service__pb2.GetTurnResponse.FromString,
+            aiagent_dot_session_dot_v1_dot_session__pb2.Turn.FromString,
             options,
             channel_credentials,
             insecure,
@@ -638,7 +639,7 @@ class SessionService:
             target,
             '/aiagent.session.v1.SessionService/InterruptTurn',
             aiagent_dot_session_dot_v1_dot_session__service__pb2.InterruptTurnRequest.SerializeToString,
-            aiagent_dot_session_dot_v1_dot_session__service__pb2.InterruptTurnResponse.FromString,
+            aiagent_dot_session_dot_v1_dot_session__pb2.Turn.FromString,
             options,
             channel_credentials,
             insecure,

@@ -3,6 +3,7 @@
 isort:skip_file
 """
 
+from aiagent.session.v1 import session_pb2 as _session_pb2
 from aiagent.session.v1 import session_service_pb2 as _session_service_pb2
 from collections import abc as _abc
 from grpc import aio as _aio
@@ -37,13 +38,13 @@ class SessionServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SessionServiceAsyncStub: ...
-    CreateSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.CreateSessionRequest, _session_service_pb2.CreateSessionResponse]
+    CreateSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.CreateSessionRequest, _session_pb2.Session]
     """Creates a session with an empty workspace. No agent starts before the first message."""
-    GetSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.GetSessionRequest, _session_service_pb2.GetSessionResponse]
+    GetSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.GetSessionRequest, _session_pb2.Session]
     """Returns a session."""
     ListSessions: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.ListSessionsRequest, _session_service_pb2.ListSessionsResponse]
     """Lists the caller's sessions, the newest first."""
-    UpdateSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.UpdateSessionRequest, _session_service_pb2.UpdateSessionResponse]
+    UpdateSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.UpdateSessionRequest, _session_pb2.Session]
     """Changes a session's name, labels, time limits or agent options. Options take effect with the next turn.
 
     Errors: ABORTED with ETAG_MISMATCH.
@@ -54,7 +55,7 @@ class SessionServiceStub:
 
     Errors: ABORTED with ETAG_MISMATCH.
     """
-    SendMessage: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.SendMessageRequest, _session_service_pb2.SendMessageResponse]
+    SendMessage: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.SendMessageRequest, _session_pb2.Turn]
     """Accepts a message, which starts a turn, and returns at once. While a turn runs, `when_busy` says what happens.
 
     Errors: FAILED_PRECONDITION with SESSION_STATE_INVALID or SESSION_BUSY; RESOURCE_EXHAUSTED with TURN_QUEUE_FULL.
@@ -63,13 +64,13 @@ class SessionServiceStub:
     """Sends a message and waits: for the end of the turn, for a question to a person, or for `wait_seconds`,
     whichever is first. The turn goes on whatever becomes of this call.
     """
-    GetTurn: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.GetTurnRequest, _session_service_pb2.GetTurnResponse]
+    GetTurn: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.GetTurnRequest, _session_pb2.Turn]
     """Returns a turn."""
     WaitTurn: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.WaitTurnRequest, _session_service_pb2.WaitTurnResponse]
     """Waits for the end of a turn, for a question to a person, or for `wait_seconds`, whichever is first."""
     ListTurns: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.ListTurnsRequest, _session_service_pb2.ListTurnsResponse]
     """Lists a session's turns, the newest first."""
-    InterruptTurn: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.InterruptTurnRequest, _session_service_pb2.InterruptTurnResponse]
+    InterruptTurn: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.InterruptTurnRequest, _session_pb2.Turn]
     """Stops a turn: the one that runs, or one that is queued. Returns when the wish is stored; the turn ends within
     seconds. Interrupting a turn that is being interrupted is no error.
 
@@ -100,13 +101,13 @@ class SessionServiceAsyncStub(SessionServiceStub):
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    CreateSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.CreateSessionRequest, _session_service_pb2.CreateSessionResponse]  # type: ignore[assignment]
+    CreateSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.CreateSessionRequest, _session_pb2.Session]  # type: ignore[assignment]
     """Creates a session with an empty workspace. No agent starts before the first message."""
-    GetSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.GetSessionRequest, _session_service_pb2.GetSessionResponse]  # type: ignore[assignment]
+    GetSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.GetSessionRequest, _session_pb2.Session]  # type: ignore[assignment]
     """Returns a session."""
     ListSessions: _aio.UnaryUnaryMultiCallable[_session_service_pb2.ListSessionsRequest, _session_service_pb2.ListSessionsResponse]  # type: ignore[assignment]
     """Lists the caller's sessions, the newest first."""
-    UpdateSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.UpdateSessionRequest, _session_service_pb2.UpdateSessionResponse]  # type: ignore[assignment]
+    UpdateSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.UpdateSessionRequest, _session_pb2.Session]  # type: ignore[assignment]
     """Changes a session's name, labels, time limits or agent options. Options take effect with the next turn.
 
     Errors: ABORTED with ETAG_MISMATCH.
@@ -117,7 +118,7 @@ class SessionServiceAsyncStub(SessionServiceStub):
 
     Errors: ABORTED with ETAG_MISMATCH.
     """
-    SendMessage: _aio.UnaryUnaryMultiCallable[_session_service_pb2.SendMessageRequest, _session_service_pb2.SendMessageResponse]  # type: ignore[assignment]
+    SendMessage: _aio.UnaryUnaryMultiCallable[_session_service_pb2.SendMessageRequest, _session_pb2.Turn]  # type: ignore[assignment]
     """Accepts a message, which starts a turn, and returns at once. While a turn runs, `when_busy` says what happens.
 
     Errors: FAILED_PRECONDITION with SESSION_STATE_INVALID or SESSION_BUSY; RESOURCE_EXHAUSTED with TURN_QUEUE_FULL.
@@ -126,13 +127,13 @@ class SessionServiceAsyncStub(SessionServiceStub):
     """Sends a message and waits: for the end of the turn, for a question to a person, or for `wait_seconds`,
     whichever is first. The turn goes on whatever becomes of this call.
     """
-    GetTurn: _aio.UnaryUnaryMultiCallable[_session_service_pb2.GetTurnRequest, _session_service_pb2.GetTurnResponse]  # type: ignore[assignment]
+    GetTurn: _aio.UnaryUnaryMultiCallable[_session_service_pb2.GetTurnRequest, _session_pb2.Turn]  # type: ignore[assignment]
     """Returns a turn."""
     WaitTurn: _aio.UnaryUnaryMultiCallable[_session_service_pb2.WaitTurnRequest, _session_service_pb2.WaitTurnResponse]  # type: ignore[assignment]
     """Waits for the end of a turn, for a question to a person, or for `wait_seconds`, whichever is first."""
     ListTurns: _aio.UnaryUnaryMultiCallable[_session_service_pb2.ListTurnsRequest, _session_service_pb2.ListTurnsResponse]  # type: ignore[assignment]
     """Lists a session's turns, the newest first."""
-    InterruptTurn: _aio.UnaryUnaryMultiCallable[_session_service_pb2.InterruptTurnRequest, _session_service_pb2.InterruptTurnResponse]  # type: ignore[assignment]
+    InterruptTurn: _aio.UnaryUnaryMultiCallable[_session_service_pb2.InterruptTurnRequest, _session_pb2.Turn]  # type: ignore[assignment]
     """Stops a turn: the one that runs, or one that is queued. Returns when the wish is stored; the turn ends within
     seconds. Interrupting a turn that is being interrupted is no error.
 
@@ -166,7 +167,7 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _session_service_pb2.CreateSessionRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_session_service_pb2.CreateSessionResponse, _abc.Awaitable[_session_service_pb2.CreateSessionResponse]]:
+    ) -> _typing.Union[_session_pb2.Session, _abc.Awaitable[_session_pb2.Session]]:
         """Creates a session with an empty workspace. No agent starts before the first message."""
 
     @_abc_1.abstractmethod
@@ -174,7 +175,7 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _session_service_pb2.GetSessionRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_session_service_pb2.GetSessionResponse, _abc.Awaitable[_session_service_pb2.GetSessionResponse]]:
+    ) -> _typing.Union[_session_pb2.Session, _abc.Awaitable[_session_pb2.Session]]:
         """Returns a session."""
 
     @_abc_1.abstractmethod
@@ -190,7 +191,7 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _session_service_pb2.UpdateSessionRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_session_service_pb2.UpdateSessionResponse, _abc.Awaitable[_session_service_pb2.UpdateSessionResponse]]:
+    ) -> _typing.Union[_session_pb2.Session, _abc.Awaitable[_session_pb2.Session]]:
         """Changes a session's name, labels, time limits or agent options. Options take effect with the next turn.
 
         Errors: ABORTED with ETAG_MISMATCH.
@@ -213,7 +214,7 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _session_service_pb2.SendMessageRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_session_service_pb2.SendMessageResponse, _abc.Awaitable[_session_service_pb2.SendMessageResponse]]:
+    ) -> _typing.Union[_session_pb2.Turn, _abc.Awaitable[_session_pb2.Turn]]:
         """Accepts a message, which starts a turn, and returns at once. While a turn runs, `when_busy` says what happens.
 
         Errors: FAILED_PRECONDITION with SESSION_STATE_INVALID or SESSION_BUSY; RESOURCE_EXHAUSTED with TURN_QUEUE_FULL.
@@ -234,7 +235,7 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _session_service_pb2.GetTurnRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_session_service_pb2.GetTurnResponse, _abc.Awaitable[_session_service_pb2.GetTurnResponse]]:
+    ) -> _typing.Union[_session_pb2.Turn, _abc.Awaitable[_session_pb2.Turn]]:
         """Returns a turn."""
 
     @_abc_1.abstractmethod
@@ -258,7 +259,7 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _session_service_pb2.InterruptTurnRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_session_service_pb2.InterruptTurnResponse, _abc.Awaitable[_session_service_pb2.InterruptTurnResponse]]:
+    ) -> _typing.Union[_session_pb2.Turn, _abc.Awaitable[_session_pb2.Turn]]:
         """Stops a turn: the one that runs, or one that is queued. Returns when the wish is stored; the turn ends within
         seconds. Interrupting a turn that is being interrupted is no error.
 
