@@ -1,0 +1,1 @@
+"""The session service: sessions, their turns, and the event log."""

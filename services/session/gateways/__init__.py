@@ -1,0 +1,1 @@
+"""The session service's adapters to what lies outside it."""

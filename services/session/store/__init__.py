@@ -1,0 +1,1 @@
+"""The session service's tables and queries."""

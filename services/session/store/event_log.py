@@ -1,0 +1,185 @@
+"""The event log: gapless sequences under the head's row lock.
+
+Who writes: the driver under its lease (`append_fenced`), and use cases for what users do (`append`). Both lock the
+head's row first and hold it to the end of their transaction, so that appends of one session are serial and a
+sequence, once given, is either committed or never existed. A process that dies before its commit leaves nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Row
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.session.domain.entities import EventDraft, Head, Lease, LogEvent
+from services.session.domain.errors import LeaseLost, session_not_found
+from services.session.store.tables import events, session_heads, sessions
+
+_HEAD_COLUMNS = (
+    session_heads.c.session_id,
+    session_heads.c.organization_id,
+    session_heads.c.last_sequence,
+    session_heads.c.lease_holder,
+    session_heads.c.lease_epoch,
+    session_heads.c.lease_expire_time,
+)
+
+
+def _head(row: Row[Any]) -> Head:
+    return Head(
+        session_id=row.session_id,
+        organization_id=row.organization_id,
+        last_sequence=row.last_sequence,
+        lease_holder=row.lease_holder,
+        lease_epoch=row.lease_epoch,
+        lease_expire_time=row.lease_expire_time,
+    )
+
+
+async def lock_head(connection: AsyncConnection, session_id: UUID) -> Head:
+    """Locks a session's head until the end of the transaction.
+
+    Args:
+        connection: A transaction; of a tenant it sees only what the caller may.
+        session_id: The session.
+
+    Returns:
+        The head as it is now.
+
+    Raises:
+        ServiceError: NOT_FOUND with SESSION_NOT_FOUND when the session is not there, not visible, or deleted.
+    """
+    row = (
+        await connection.execute(
+            sa.select(*_HEAD_COLUMNS)
+            .join(sessions, sessions.c.id == session_heads.c.session_id)
+            .where(session_heads.c.session_id == session_id, sessions.c.delete_time.is_(None))
+            .with_for_update(of=session_heads)
+        )
+    ).one_or_none()
+    if row is None:
+        raise session_not_found(session_id)
+    return _head(row)
+
+
+async def lock_head_fenced(connection: AsyncConnection, lease: Lease) -> Head:
+    """Locks the head for the holder of a lease.
+
+    The epoch alone is the fence: a lease that has run out but was not taken by anyone still excludes others, since
+    whoever takes it raises the epoch under this same lock.
+
+    Raises:
+        LeaseLost: Another holder has a higher epoch, or the session is gone.
+    """
+    row = (
+        await connection.execute(
+            sa.select(*_HEAD_COLUMNS)
+            .where(
+                session_heads.c.session_id == lease.session_id,
+                session_heads.c.lease_epoch == lease.epoch,
+                session_heads.c.lease_holder == lease.holder,
+            )
+            .with_for_update()
+        )
+    ).one_or_none()
+    if row is None:
+        raise LeaseLost(f"epoch {lease.epoch} of session {lease.session_id} has ended")
+    return _head(row)
+
+
+async def append(
+    connection: AsyncConnection, head: Head, drafts: Sequence[EventDraft]
+) -> list[LogEvent]:
+    """Appends events to a log whose head this transaction has locked.
+
+    Args:
+        connection: The transaction that holds the lock.
+        head: What `lock_head` or `lock_head_fenced` returned in it. Call once per transaction, with everything.
+        drafts: The events, in order.
+
+    Returns:
+        The events with their sequences and times, for the live feed once the transaction is committed.
+    """
+    if not drafts:
+        return []
+    first = head.last_sequence + 1
+    rows = (
+        await connection.execute(
+            sa.insert(events).returning(events.c.sequence, events.c.create_time),
+            [
+                {
+                    "organization_id": head.organization_id,
+                    "session_id": head.session_id,
+                    "sequence": first + index,
+                    "turn_id": draft.turn_id,
+                    "kind": draft.kind,
+                    "payload": draft.payload,
+                }
+                for index, draft in enumerate(drafts)
+            ],
+        )
+    ).all()
+    await connection.execute(
+        sa.update(session_heads)
+        .where(session_heads.c.session_id == head.session_id)
+        .values(last_sequence=first + len(drafts) - 1)
+    )
+    times = {row.sequence: row.create_time for row in rows}
+    return [
+        LogEvent(
+            session_id=head.session_id,
+            sequence=first + index,
+            turn_id=draft.turn_id,
+            kind=draft.kind,
+            payload=draft.payload,
+            create_time=times[first + index],
+        )
+        for index, draft in enumerate(drafts)
+    ]
+
+
+async def read(
+    connection: AsyncConnection,
+    session_id: UUID,
+    after_sequence: int,
+    limit: int,
+    *,
+    turn_id: UUID | None = None,
+) -> list[LogEvent]:
+    """Reads events in order.
+
+    Args:
+        connection: A transaction that may see the session.
+        session_id: The session.
+        after_sequence: Events after this one; 0 for all.
+        limit: How many at most.
+        turn_id: Only events of this turn.
+
+    Returns:
+        The events; fewer than `limit` when the log ends.
+    """
+    query = (
+        sa.select(
+            events.c.sequence, events.c.turn_id, events.c.kind, events.c.payload, events.c.create_time
+        )
+        .where(events.c.session_id == session_id, events.c.sequence > after_sequence)
+        .order_by(events.c.sequence)
+        .limit(limit)
+    )
+    if turn_id is not None:
+        query = query.where(events.c.turn_id == turn_id)
+    return [
+        LogEvent(
+            session_id=session_id,
+            sequence=row.sequence,
+            turn_id=row.turn_id,
+            kind=row.kind,
+            payload=bytes(row.payload),
+            create_time=row.create_time,
+        )
+        for row in await connection.execute(query)
+    ]
