@@ -1,0 +1,263 @@
+"""The executors, over gRPC: requests from plans, domain items from the stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from uuid import UUID
+
+import grpc
+import structlog
+from aiagent.events.v1 import content_pb2
+from aiagent.executor.v1 import executor_service_pb2 as pb
+from aiagent.executor.v1 import executor_service_pb2_grpc, turn_item_pb2
+from aiagent.session.v1 import agent_options_pb2
+from google.protobuf import json_format
+
+from services.kernel.errors import ErrorKind, ServiceError
+from services.kernel.grpc.status import error_from_rpc
+from services.session.domain.entities import Failure, Usage
+from services.session.domain.turn_items import (
+    AgentStarted,
+    AttemptEnded,
+    AttemptKey,
+    AttemptPlan,
+    BlockCompleted,
+    BlockDelta,
+    DecisionNeeded,
+    ExecutorInfo,
+    Noticed,
+    Outcome,
+    RawToolUse,
+    ToolEnded,
+    ToolUsed,
+    TurnItem,
+)
+
+_log = structlog.get_logger(__name__)
+_DESCRIBE_TIMEOUT_SECONDS = 1.0
+_CALL_TIMEOUT_SECONDS = 5.0
+# A heartbeat is carried out within this time or not at all: its time is stored before it is sent, and a new attempt
+# waits a second longer than the executor does.
+_HEARTBEAT_TIMEOUT_SECONDS = 0.8
+_GONE = frozenset({"ATTEMPT_UNKNOWN", "TOOL_USE_NOT_WAITING"})
+
+
+class ExecutorGateway:
+    """The configured executors, each behind a channel of its own."""
+
+    def __init__(self, channels: Mapping[str, grpc.aio.Channel]) -> None:
+        """Args: channels: an open channel for each target, `host:port`."""
+        self._stubs = {
+            target: executor_service_pb2_grpc.ExecutorServiceStub(channel)
+            for target, channel in channels.items()
+        }
+
+    async def list_executors(self) -> list[ExecutorInfo]:
+        """See ExecutorPort."""
+        answers = await asyncio.gather(*(self._describe(target) for target in self._stubs))
+        return [answer for answer in answers if answer is not None]
+
+    async def _describe(self, target: str) -> ExecutorInfo | None:
+        try:
+            info = await self._stubs[target].GetExecutor(
+                pb.GetExecutorRequest(), timeout=_DESCRIBE_TIMEOUT_SECONDS
+            )
+        except grpc.aio.AioRpcError as error:
+            _log.warning("executor does not answer", target=target, code=error.code().name)
+            return None
+        return ExecutorInfo(
+            executor_id=info.executor_id,
+            target=target,
+            incarnation=UUID(info.incarnation),
+            max_live_clients=info.max_live_clients,
+            live_clients=info.live_clients,
+            busy_clients=info.busy_clients,
+            offline_model=info.offline_model,
+            idle_session_ids=frozenset(UUID(value) for value in info.idle_session_ids),
+        )
+
+    def _stub(self, target: str) -> executor_service_pb2_grpc.ExecutorServiceAsyncStub:
+        stub = self._stubs.get(target)
+        if stub is None:
+            raise ServiceError(
+                ErrorKind.UNAVAILABLE,
+                reason="EXECUTOR_NOT_CONFIGURED",
+                domain="session.aiagent",
+                message="the executor is not configured any more",
+            )
+        return stub  # type: ignore[return-value]  # the stub class is typed for both sync and aio channels
+
+    async def run(
+        self, key: AttemptKey, lease_epoch: int, plan: AttemptPlan
+    ) -> AsyncIterator[Sequence[TurnItem]]:
+        """See ExecutorPort."""
+        request = pb.RunTurnRequest(
+            fence=_fence(key, lease_epoch),
+            prompt=plan.prompt,
+            prompt_id=str(plan.prompt_id),
+            cli_session_id=str(plan.cli_session_id or ""),
+            workspace=str(key.session_id),
+            budget_usd=plan.budget_usd,
+            organization_id=str(plan.organization_id),
+            earlier_decisions=[
+                pb.EarlierDecision(
+                    tool_name=decision.tool_name,
+                    input_json=decision.input_json,
+                    allowed=decision.allowed,
+                    reason=decision.reason,
+                )
+                for decision in plan.earlier_decisions
+            ],
+            possibly_run=[
+                pb.PossiblyRun(tool_name=name, input_json=text) for name, text in plan.possibly_run
+            ],
+        )
+        json_format.ParseDict(plan.options, request.options)
+        # Present even when every option has its default: the contract asks for it.
+        request.options.SetInParent()
+        request.timeout.FromMilliseconds(max(1, int(plan.timeout_seconds * 1000)))
+        try:
+            async for response in self._stub(key.target).RunTurn(request):
+                yield [_item(item) for item in response.items]
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error) from error
+
+    async def attach(
+        self, key: AttemptKey, lease_epoch: int, after_offset: int
+    ) -> AsyncIterator[Sequence[TurnItem]]:
+        """See ExecutorPort."""
+        request = pb.AttachTurnRequest(fence=_fence(key, lease_epoch), after_offset=after_offset)
+        try:
+            async for response in self._stub(key.target).AttachTurn(request):
+                yield [_item(item) for item in response.items]
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error) from error
+
+    async def acknowledge(self, key: AttemptKey, lease_epoch: int, offset: int) -> None:
+        """See ExecutorPort."""
+        request = pb.AckTurnRequest(fence=_fence(key, lease_epoch), offset=offset)
+        await self._call(self._stub(key.target).AckTurn(request, timeout=_CALL_TIMEOUT_SECONDS))
+
+    async def decide(
+        self, key: AttemptKey, lease_epoch: int, tool_use_id: str, allow: bool, reason: str
+    ) -> None:
+        """See ExecutorPort."""
+        request = pb.DecideToolRequest(
+            fence=_fence(key, lease_epoch), tool_use_id=tool_use_id, allow=allow, reason=reason
+        )
+        await self._call(self._stub(key.target).DecideTool(request, timeout=_CALL_TIMEOUT_SECONDS))
+
+    async def interrupt(self, key: AttemptKey, lease_epoch: int, *, park: bool) -> None:
+        """See ExecutorPort."""
+        request = pb.InterruptTurnRequest(fence=_fence(key, lease_epoch), park=park)
+        await self._call(self._stub(key.target).InterruptTurn(request, timeout=_CALL_TIMEOUT_SECONDS))
+
+    async def heartbeat(self, key: AttemptKey, lease_epoch: int) -> None:
+        """See ExecutorPort."""
+        request = pb.HeartbeatTurnRequest(fence=_fence(key, lease_epoch))
+        await self._call(
+            self._stub(key.target).HeartbeatTurn(request, timeout=_HEARTBEAT_TIMEOUT_SECONDS)
+        )
+
+    async def forget(self, session_id: UUID, lease_epoch: int) -> None:
+        """See ExecutorPort."""
+        request = pb.ForgetSessionRequest(session_id=str(session_id), lease_epoch=lease_epoch)
+        await asyncio.gather(
+            *(
+                self._call(self._stub(target).ForgetSession(request, timeout=_CALL_TIMEOUT_SECONDS))
+                for target in self._stubs
+            )
+        )
+
+    async def _call(self, call: grpc.aio.UnaryUnaryCall[object, object]) -> None:
+        try:
+            await call
+        except grpc.aio.AioRpcError as error:
+            failure = error_from_rpc(error)
+            if failure.reason not in _GONE:
+                raise failure from error
+
+
+def _fence(key: AttemptKey, lease_epoch: int) -> pb.Fence:
+    return pb.Fence(
+        session_id=str(key.session_id),
+        turn_id=str(key.turn_id),
+        attempt=key.attempt,
+        lease_epoch=lease_epoch,
+        incarnation=str(key.incarnation),
+    )
+
+
+def options_from_json(options: Mapping[str, object]) -> agent_options_pb2.AgentOptions:
+    """Reads the JSON form of agent options, as it is stored with a session."""
+    return json_format.ParseDict(dict(options), agent_options_pb2.AgentOptions())
+
+
+def _uuid(text: str) -> UUID | None:
+    return UUID(text) if text else None
+
+
+def _tool_use(message: content_pb2.ToolUse) -> RawToolUse:
+    # Between executor and driver an input travels whole: as a structure, or as text when the executor says so.
+    if message.HasField("input_content"):
+        text = message.input_content.text
+    else:
+        text = json_format.MessageToJson(message.input, indent=None, ensure_ascii=False)
+    return RawToolUse(
+        tool_use_id=message.tool_use_id,
+        tool_name=message.tool_name,
+        input_json=text,
+        input_hash=message.input_hash,
+        parent_tool_use_id=message.parent_tool_use_id,
+    )
+
+
+def _item(message: turn_item_pb2.TurnItem) -> TurnItem:
+    offset = message.offset
+    match message.WhichOneof("kind"):
+        case "block_delta":
+            delta = message.block_delta
+            return BlockDelta(offset, delta.block, delta.thinking, delta.text_offset, delta.text)
+        case "block_completed":
+            block = message.block_completed
+            return BlockCompleted(
+                offset, block.block, block.thinking, block.text, block.model, block.parent_tool_use_id
+            )
+        case "tool_use":
+            return ToolUsed(offset, _tool_use(message.tool_use))
+        case "decision_needed":
+            return DecisionNeeded(offset, _tool_use(message.decision_needed.tool_use))
+        case "tool_result":
+            result = message.tool_result
+            return ToolEnded(offset, result.tool_use_id, result.content.text, result.is_error)
+        case "agent_started":
+            started = message.agent_started
+            return AgentStarted(
+                offset, _uuid(started.cli_session_id), started.model, started.offline_model
+            )
+        case "notice":
+            return Noticed(offset, message.notice.code, message.notice.message)
+        case "attempt_ended":
+            return _ended(offset, message.attempt_ended)
+        case kind:
+            # An executor newer than this service: what it adds is told, not dropped silently.
+            return Noticed(offset, "UNKNOWN_ITEM", f"the executor reported an unknown item: {kind}")
+
+
+def _ended(offset: int, ended: turn_item_pb2.AttemptEnded) -> AttemptEnded:
+    return AttemptEnded(
+        offset=offset,
+        outcome=Outcome(turn_item_pb2.AttemptEnded.Outcome.Name(ended.outcome)),
+        failure=Failure(ended.failure.reason, ended.failure.message) if ended.HasField("failure") else None,
+        usage=Usage(
+            ended.usage.input_tokens,
+            ended.usage.output_tokens,
+            ended.usage.cache_read_tokens,
+            ended.usage.cache_write_tokens,
+        ),
+        cost_usd=ended.cost_usd,
+        model_calls=ended.model_calls,
+        cli_session_id=_uuid(ended.cli_session_id),
+        structured_output_json=ended.structured_output_json,
+    )

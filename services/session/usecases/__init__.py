@@ -1,0 +1,1 @@
+"""What the session service does: one module for each use case, the ports it needs, the transaction boundary."""
