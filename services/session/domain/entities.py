@@ -214,21 +214,6 @@ class PermissionRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class EventDraft:
-    """An event that has no place in the log yet.
-
-    Attributes:
-        kind: The payload's field name in `events.v1.SessionEventPayload`.
-        payload: The serialized `SessionEventPayload`.
-        turn_id: The turn it belongs to, if any.
-    """
-
-    kind: str
-    payload: bytes
-    turn_id: UUID | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class LogEvent:
     """An entry of the event log."""
 

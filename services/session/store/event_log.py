@@ -15,8 +15,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.session.domain.entities import EventDraft, Head, Lease, LogEvent
+from services.session import codec
+from services.session.domain.entities import Head, Lease, LogEvent
 from services.session.domain.errors import LeaseLost, session_not_found
+from services.session.domain.events import EventDraft
 from services.session.store.tables import events, session_heads, sessions
 
 _HEAD_COLUMNS = (
@@ -107,6 +109,7 @@ async def append(
     if not drafts:
         return []
     first = head.last_sequence + 1
+    encoded = [codec.encode(draft.event) for draft in drafts]
     rows = (
         await connection.execute(
             sa.insert(events).returning(events.c.sequence, events.c.create_time),
@@ -116,10 +119,10 @@ async def append(
                     "session_id": head.session_id,
                     "sequence": first + index,
                     "turn_id": draft.turn_id,
-                    "kind": draft.kind,
-                    "payload": draft.payload,
+                    "kind": kind,
+                    "payload": payload,
                 }
-                for index, draft in enumerate(drafts)
+                for index, (draft, (kind, payload)) in enumerate(zip(drafts, encoded, strict=True))
             ],
         )
     ).all()
@@ -134,11 +137,11 @@ async def append(
             session_id=head.session_id,
             sequence=first + index,
             turn_id=draft.turn_id,
-            kind=draft.kind,
-            payload=draft.payload,
+            kind=kind,
+            payload=payload,
             create_time=times[first + index],
         )
-        for index, draft in enumerate(drafts)
+        for index, (draft, (kind, payload)) in enumerate(zip(drafts, encoded, strict=True))
     ]
 
 
