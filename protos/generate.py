@@ -24,8 +24,8 @@ from protos.openapi.document import build_document, render
 ROOT = Path(__file__).resolve().parent.parent
 GENERATED = ROOT / "protos" / "gen"
 
-# The packages our own stubs are made for. Of the vendored files only buf.validate is generated too: google.api
-# and google.rpc come with googleapis-common-protos, while no Python package has a `buf.validate.validate_pb2`.
+# What Python is made for. Of the vendored files only buf.validate is generated too: google.api and google.rpc
+# come with googleapis-common-protos, while no Python package has a `buf.validate.validate_pb2`.
 GENERATED_PATHS = ("protos/aiagent", "protos/third_party/buf")
 
 # Envoy's transcoder turns `grpc-status-details-bin` into JSON only if it finds these in the descriptor set.
@@ -72,7 +72,8 @@ def generate(out: Path) -> None:
         run("buf", "build", "--as-file-descriptor-set", "--output", str(image))
         descriptors = FileDescriptorSet.FromString(image.read_bytes())
     (out / "openapi.json").write_text(render(build_document(descriptors)), "utf-8")
-    (out / "descriptors.binpb").write_bytes(for_transcoding(descriptors).SerializeToString(deterministic=True))
+    transcoding = for_transcoding(descriptors).SerializeToString(deterministic=True)
+    (out / "descriptors.binpb").write_bytes(transcoding)
 
 
 def for_transcoding(descriptors: FileDescriptorSet) -> FileDescriptorSet:
@@ -126,8 +127,13 @@ def replace(source: Path, target: Path) -> None:
 
 def main() -> int:
     """Generates or checks; returns the process's exit status."""
-    parser = argparse.ArgumentParser(prog="python -m protos.generate", description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; fail if protos/gen is out of date")
+    parser = argparse.ArgumentParser(
+        prog="python -m protos.generate",
+        description="Generates everything under protos/gen from the contracts.",
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing, fail if protos/gen is out of date"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)

@@ -1,7 +1,7 @@
 """A protoc plugin for gRPC's Python stubs.
 
-grpcio-tools has the generator compiled into its own protoc and ships no plugin of it. This one speaks the plugin
-protocol (a CodeGeneratorRequest on standard input, a CodeGeneratorResponse on standard output; see
+grpcio-tools has the generator compiled into its own protoc and ships no plugin of it. This one speaks the
+plugin protocol (a CodeGeneratorRequest on standard input, a CodeGeneratorResponse on standard output; see
 google/protobuf/compiler/plugin.proto) and lets that protoc generate from the descriptors it was handed.
 """
 
@@ -29,7 +29,7 @@ def generate(request: plugin_pb2.CodeGeneratorRequest) -> plugin_pb2.CodeGenerat
         out = Path(folder, "out")
         out.mkdir()
         arguments = ["protoc", f"--descriptor_set_in={descriptors}", f"--grpc_python_out={out}", *wanted]
-        if protoc.main(arguments) != 0:
+        if protoc.main(arguments) != 0:  # type: ignore[no-untyped-call]
             response.error = "grpc_tools.protoc failed; its own message is above"
             return response
         for path in sorted(out.rglob("*.py")):

@@ -79,7 +79,7 @@ class AuthServiceServicer:
     """
 
     def Register(self, request, context):
-        """Creates an account and its personal organization.
+        """Creates an account and its personal organization. Needs no token.
 
         Errors: ALREADY_EXISTS with EMAIL_TAKEN or USERNAME_TAKEN.
         """
@@ -88,7 +88,7 @@ class AuthServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Login(self, request, context):
-        """Exchanges a name and a password for tokens. Starts a new family of refresh tokens.
+        """Exchanges a name and a password for tokens. Starts a new family of refresh tokens. Needs no token.
 
         Errors: UNAUTHENTICATED with CREDENTIALS_INVALID or ACCOUNT_INACTIVE; RESOURCE_EXHAUSTED with LOGIN_THROTTLED.
         """
@@ -98,7 +98,7 @@ class AuthServiceServicer:
 
     def RefreshToken(self, request, context):
         """Exchanges a refresh token for new tokens. The old one ends; used again within 30 s by the same client it
-        returns the same successor, later it revokes its whole family.
+        returns the same successor, later it revokes its whole family. Needs no token.
 
         Errors: UNAUTHENTICATED with REFRESH_TOKEN_INVALID, REFRESH_TOKEN_REUSED or ACCOUNT_INACTIVE.
         """
@@ -108,7 +108,7 @@ class AuthServiceServicer:
 
     def Logout(self, request, context):
         """Revokes a refresh token with its family. Access tokens already given run until they expire. Logging out
-        twice is no error.
+        twice is no error. Needs no token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

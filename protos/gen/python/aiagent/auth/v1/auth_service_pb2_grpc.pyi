@@ -39,24 +39,24 @@ class AuthServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AuthServiceAsyncStub: ...
     Register: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.RegisterRequest, _user_pb2.User]
-    """Creates an account and its personal organization.
+    """Creates an account and its personal organization. Needs no token.
 
     Errors: ALREADY_EXISTS with EMAIL_TAKEN or USERNAME_TAKEN.
     """
     Login: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.LoginRequest, _auth_service_pb2.LoginResponse]
-    """Exchanges a name and a password for tokens. Starts a new family of refresh tokens.
+    """Exchanges a name and a password for tokens. Starts a new family of refresh tokens. Needs no token.
 
     Errors: UNAUTHENTICATED with CREDENTIALS_INVALID or ACCOUNT_INACTIVE; RESOURCE_EXHAUSTED with LOGIN_THROTTLED.
     """
     RefreshToken: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.RefreshTokenRequest, _auth_service_pb2.RefreshTokenResponse]
     """Exchanges a refresh token for new tokens. The old one ends; used again within 30 s by the same client it
-    returns the same successor, later it revokes its whole family.
+    returns the same successor, later it revokes its whole family. Needs no token.
 
     Errors: UNAUTHENTICATED with REFRESH_TOKEN_INVALID, REFRESH_TOKEN_REUSED or ACCOUNT_INACTIVE.
     """
     Logout: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.LogoutRequest, _auth_service_pb2.LogoutResponse]
     """Revokes a refresh token with its family. Access tokens already given run until they expire. Logging out
-    twice is no error.
+    twice is no error. Needs no token.
     """
     GetMe: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.GetMeRequest, _user_pb2.User]
     """Returns the caller's account."""
@@ -73,24 +73,24 @@ class AuthServiceAsyncStub(AuthServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Register: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.RegisterRequest, _user_pb2.User]  # type: ignore[assignment]
-    """Creates an account and its personal organization.
+    """Creates an account and its personal organization. Needs no token.
 
     Errors: ALREADY_EXISTS with EMAIL_TAKEN or USERNAME_TAKEN.
     """
     Login: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.LoginRequest, _auth_service_pb2.LoginResponse]  # type: ignore[assignment]
-    """Exchanges a name and a password for tokens. Starts a new family of refresh tokens.
+    """Exchanges a name and a password for tokens. Starts a new family of refresh tokens. Needs no token.
 
     Errors: UNAUTHENTICATED with CREDENTIALS_INVALID or ACCOUNT_INACTIVE; RESOURCE_EXHAUSTED with LOGIN_THROTTLED.
     """
     RefreshToken: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.RefreshTokenRequest, _auth_service_pb2.RefreshTokenResponse]  # type: ignore[assignment]
     """Exchanges a refresh token for new tokens. The old one ends; used again within 30 s by the same client it
-    returns the same successor, later it revokes its whole family.
+    returns the same successor, later it revokes its whole family. Needs no token.
 
     Errors: UNAUTHENTICATED with REFRESH_TOKEN_INVALID, REFRESH_TOKEN_REUSED or ACCOUNT_INACTIVE.
     """
     Logout: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.LogoutRequest, _auth_service_pb2.LogoutResponse]  # type: ignore[assignment]
     """Revokes a refresh token with its family. Access tokens already given run until they expire. Logging out
-    twice is no error.
+    twice is no error. Needs no token.
     """
     GetMe: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.GetMeRequest, _user_pb2.User]  # type: ignore[assignment]
     """Returns the caller's account."""
@@ -110,7 +110,7 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _auth_service_pb2.RegisterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_user_pb2.User, _abc.Awaitable[_user_pb2.User]]:
-        """Creates an account and its personal organization.
+        """Creates an account and its personal organization. Needs no token.
 
         Errors: ALREADY_EXISTS with EMAIL_TAKEN or USERNAME_TAKEN.
         """
@@ -121,7 +121,7 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _auth_service_pb2.LoginRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_auth_service_pb2.LoginResponse, _abc.Awaitable[_auth_service_pb2.LoginResponse]]:
-        """Exchanges a name and a password for tokens. Starts a new family of refresh tokens.
+        """Exchanges a name and a password for tokens. Starts a new family of refresh tokens. Needs no token.
 
         Errors: UNAUTHENTICATED with CREDENTIALS_INVALID or ACCOUNT_INACTIVE; RESOURCE_EXHAUSTED with LOGIN_THROTTLED.
         """
@@ -133,7 +133,7 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_auth_service_pb2.RefreshTokenResponse, _abc.Awaitable[_auth_service_pb2.RefreshTokenResponse]]:
         """Exchanges a refresh token for new tokens. The old one ends; used again within 30 s by the same client it
-        returns the same successor, later it revokes its whole family.
+        returns the same successor, later it revokes its whole family. Needs no token.
 
         Errors: UNAUTHENTICATED with REFRESH_TOKEN_INVALID, REFRESH_TOKEN_REUSED or ACCOUNT_INACTIVE.
         """
@@ -145,7 +145,7 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_auth_service_pb2.LogoutResponse, _abc.Awaitable[_auth_service_pb2.LogoutResponse]]:
         """Revokes a refresh token with its family. Access tokens already given run until they expire. Logging out
-        twice is no error.
+        twice is no error. Needs no token.
         """
 
     @_abc_1.abstractmethod
