@@ -122,16 +122,20 @@ class Operations:
         if binding.body == "*":
             return
         for field in request.fields:
-            if field.name not in binding.variables and field.name != binding.body:
-                yield from self._query(field, field.name)
+            if field.name != binding.body:
+                yield from self._query(field, field.name, binding.variables)
 
-    def _query(self, field: FieldDescriptor, name: str) -> Iterator[dict[str, Any]]:
+    def _query(
+        self, field: FieldDescriptor, name: str, variables: tuple[str, ...]
+    ) -> Iterator[dict[str, Any]]:
+        if name in variables:
+            return
         message = field.message_type
         if message is not None and message.full_name not in _ONE_VALUE:
             if field.is_repeated or message.full_name in _NOT_IN_A_QUERY:
                 return
             for inner in message.fields:
-                yield from self._query(inner, f"{name}.{inner.name}")
+                yield from self._query(inner, f"{name}.{inner.name}", variables)
             return
         # What a nested message requires is required only if anything of the message is sent.
         required = "." not in name and self._schemas.is_required(field)

@@ -1,0 +1,32 @@
+"""The document as a whole, of the small contract and of the real one."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from protos.openapi import build_document, render
+
+pytestmark = pytest.mark.unit
+
+COMMITTED = Path(__file__).parents[3] / "protos" / "gen" / "openapi.json"
+
+
+def test_it_is_valid(document: dict[str, Any]) -> None:
+    OpenAPIV31SpecValidator(document).validate()
+
+
+def test_the_committed_one_is_valid() -> None:
+    document = json.loads(COMMITTED.read_text("utf-8"))
+    OpenAPIV31SpecValidator(document).validate()
+    identifiers = [
+        operation["operationId"] for verbs in document["paths"].values() for operation in verbs.values()
+    ]
+    assert len(identifiers) == len(set(identifiers)) > 20
+
+
+def test_the_same_contract_gives_the_same_bytes(library: FileDescriptorSet, document: dict[str, Any]) -> None:
+    assert render(build_document(library)) == render(document)
