@@ -58,38 +58,30 @@ async def acquire(connection: AsyncConnection, session_id: UUID, holder: str) ->
 async def renew(connection: AsyncConnection, leases: Sequence[Lease]) -> set[UUID]:
     """Renews leases that are still their holder's, even one that has run out but was not taken.
 
+    A head that is locked at this moment is left for the next time: its holder is writing, and an append renews.
+
     Args:
         connection: A system transaction, on a connection of its own so that no queue delays it.
         leases: The leases to renew.
 
     Returns:
-        The sessions whose lease was renewed; the others are lost.
+        The sessions whose lease is lost: another holder has a higher epoch, or the session is gone.
     """
     if not leases:
         return set()
-    held = sa.values(
-        sa.column("session_id", sa.Uuid), sa.column("epoch", sa.BigInteger), name="held"
-    ).data([(lease.session_id, lease.epoch) for lease in leases])
-    # Locked in one order, so that two replicas that renew at once cannot deadlock with an append or each other.
-    locked = (
-        sa.select(session_heads.c.session_id)
-        .join(
-            held,
-            sa.and_(
-                session_heads.c.session_id == held.c.session_id, session_heads.c.lease_epoch == held.c.epoch
-            ),
-        )
-        .order_by(session_heads.c.session_id)
-        .with_for_update(of=session_heads, skip_locked=False)
-        .cte("locked")
+    epochs = {lease.session_id: lease.epoch for lease in leases}
+    held = sa.and_(session_heads.c.session_id.in_(epochs), session_heads.c.lease_holder == leases[0].holder)
+    free = sa.select(session_heads.c.session_id).where(held).with_for_update(skip_locked=True)
+    await connection.execute(
+        sa.update(session_heads)
+        .where(session_heads.c.session_id.in_(free.scalar_subquery()))
+        .values(lease_expire_time=_NOW + LEASE_LIFE)
     )
     rows = await connection.execute(
-        sa.update(session_heads)
-        .where(session_heads.c.session_id.in_(sa.select(locked.c.session_id)))
-        .values(lease_expire_time=_NOW + LEASE_LIFE)
-        .returning(session_heads.c.session_id)
+        sa.select(session_heads.c.session_id, session_heads.c.lease_epoch).where(held)
     )
-    return {row.session_id for row in rows}
+    current = {row.session_id for row in rows if row.lease_epoch == epochs[row.session_id]}
+    return set(epochs) - current
 
 
 async def release(connection: AsyncConnection, lease: Lease) -> None:

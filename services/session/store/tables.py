@@ -126,12 +126,13 @@ turns = sa.Table(
     sa.Column("last_sequence", sa.BigInteger, nullable=False),
     # The attempt: stored before the executor is first called, so that a successor knows where to ask.
     sa.Column("attempt", sa.Integer, nullable=False, server_default="0"),
+    # Attempts that were lost without fault of the agent; parking loses none.
+    sa.Column("lost_attempts", sa.Integer, nullable=False, server_default="0"),
     sa.Column("applied_offset", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("executor_id", sa.Text),
     sa.Column("executor_target", sa.Text),
     sa.Column("executor_incarnation", _ID),
     sa.Column("heartbeat_time", _TIME),
-    sa.Column("not_before_time", _TIME),
     # A parked turn waits for a person without a process.
     sa.Column("parked", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("interrupt_time", _TIME),

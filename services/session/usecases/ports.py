@@ -39,6 +39,9 @@ class BlobStorePort(Protocol):
     async def put(self, session_id: UUID, content_id: UUID, data: bytes) -> None:
         """Stores `data` durably before it returns."""
 
+    async def get(self, session_id: UUID, content_id: UUID) -> bytes:
+        """Reads all of a text; at most 1 GiB by the writers' limits."""
+
     async def delete_session(self, session_id: UUID) -> None:
         """Removes everything of a session; nothing there is no error."""
 

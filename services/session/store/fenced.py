@@ -1,0 +1,257 @@
+"""One transaction of a driver: what it reads under the head's lock, and the single write of all its changes."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.session.domain.driving import Answer, Changes, DrivenTurn
+from services.session.domain.entities import Head, LogEvent, ToolUse
+from services.session.domain.errors import LeaseLost
+from services.session.domain.states import PermissionRequestState, ToolCallState, TurnState
+from services.session.store.columns import content_columns, content_of
+from services.session.store.event_log import append
+from services.session.store.leases import LEASE_LIFE
+from services.session.store.tables import (
+    event_contents,
+    messages,
+    permission_requests,
+    session_heads,
+    sessions,
+    tool_calls,
+    turns,
+)
+from services.session.usecases.driver.ports import OpenCall
+
+_NOW = sa.func.clock_timestamp()
+_OPEN_CALLS = ("REQUESTED", "WAITING", "RUNNING")
+
+
+class FencedConnection:
+    """See `usecases.driver.ports.FencedTransaction`."""
+
+    def __init__(self, connection: AsyncConnection, head: Head, now: datetime) -> None:
+        """Args: connection: the transaction; head: what its lock returned; now: the database's time."""
+        self._connection = connection
+        self._head = head
+        self.now = now
+        self.last_sequence = head.last_sequence
+
+    async def open_calls(self, turn_id: UUID) -> list[OpenCall]:
+        """Tool calls of the turn without a result."""
+        rows = await self._connection.execute(
+            sa.select(tool_calls).where(tool_calls.c.turn_id == turn_id, tool_calls.c.state.in_(_OPEN_CALLS))
+        )
+        return [
+            OpenCall(
+                tool_use=ToolUse(
+                    row.tool_use_id,
+                    row.tool_name,
+                    content_of(row, "input"),
+                    row.input_hash,
+                    row.parent_tool_use_id,
+                ),
+                attempt=row.attempt,
+                state=ToolCallState(row.state),
+                decision_allowed=row.decision_allowed,
+                decision_reason=row.decision_reason or "",
+            )
+            for row in rows
+        ]
+
+    async def answers(self, turn_id: UUID) -> list[Answer]:
+        """The turn's permission requests whose answer was not used, the oldest first."""
+        rows = await self._connection.execute(
+            sa.select(permission_requests)
+            .where(
+                permission_requests.c.turn_id == turn_id,
+                permission_requests.c.consume_time.is_(None),
+                permission_requests.c.state != "CANCELLED",
+            )
+            .order_by(permission_requests.c.id)
+        )
+        return [
+            Answer(
+                id=row.id,
+                tool_use_id=row.tool_use_id,
+                tool_name=row.tool_name,
+                input=content_of(row, "input"),
+                input_hash=row.input_hash,
+                state=PermissionRequestState(row.state),
+                reason=row.reason,
+                resolved_by=row.resolved_by,
+                expire_time=row.expire_time,
+                consumed=False,
+            )
+            for row in rows
+        ]
+
+    async def next_open_turn(self, after: UUID | None) -> tuple[UUID, TurnState] | None:
+        """The session's first open turn other than `after`."""
+        row = (
+            await self._connection.execute(
+                sa.select(turns.c.id, turns.c.state)
+                .where(
+                    turns.c.session_id == self._head.session_id,
+                    turns.c.state.in_(("QUEUED", "STARTING", "RUNNING", "WAITING")),
+                    turns.c.id != after,
+                )
+                .order_by(turns.c.number)
+                .limit(1)
+            )
+        ).one_or_none()
+        return (row.id, TurnState(row.state)) if row else None
+
+    async def refresh(self, turn: DrivenTurn) -> None:
+        """Rereads the wish to interrupt."""
+        turn.interrupt_time = (
+            await self._connection.execute(sa.select(turns.c.interrupt_time).where(turns.c.id == turn.id))
+        ).scalar_one_or_none()
+
+    async def commit(self, turn: DrivenTurn, changes: Changes, *, expected_offset: int) -> list[LogEvent]:
+        """Appends the events and writes every projection."""
+        events = await append(self._connection, self._head, changes.drafts)
+        first = self._head.last_sequence + 1
+        values = dict(changes.turn)
+        if events:
+            values["last_sequence"] = events[-1].sequence
+        if values:
+            moved = await self._connection.execute(
+                sa.update(turns)
+                .where(turns.c.id == turn.id, turns.c.applied_offset == expected_offset)
+                .values(values)
+            )
+            if moved.rowcount != 1:
+                raise LeaseLost(f"turn {turn.id} has moved on from offset {expected_offset}")
+        await self._insert(changes, first)
+        await self._update(changes)
+        # An append proves that the driver lives: it renews the lease on the way.
+        await self._connection.execute(
+            sa.update(session_heads)
+            .where(session_heads.c.session_id == self._head.session_id)
+            .values(lease_expire_time=_NOW + LEASE_LIFE)
+        )
+        self.last_sequence = events[-1].sequence if events else self._head.last_sequence
+        return events
+
+    def _row(self) -> dict[str, Any]:
+        return {
+            "session_id": self._head.session_id,
+            "organization_id": self._head.organization_id,
+        }
+
+    async def _insert(self, changes: Changes, first: int) -> None:
+        if changes.contents:
+            await self._connection.execute(
+                insert(event_contents).on_conflict_do_nothing(),
+                [
+                    {
+                        **self._row(),
+                        "content_id": content.content_id,
+                        "size_bytes": content.size_bytes,
+                        "sha256": content.sha256,
+                    }
+                    for content in changes.contents
+                ],
+            )
+        if changes.messages:
+            await self._connection.execute(
+                sa.insert(messages),
+                [
+                    {
+                        **self._row(),
+                        "id": message.id,
+                        "turn_id": message.turn_id,
+                        "sequence": first + message.draft,
+                        "role": "ASSISTANT",
+                        "type": "THINKING" if message.thinking else "TEXT",
+                        **content_columns("content", message.content),
+                        "model": message.model,
+                        "parent_tool_use_id": message.parent_tool_use_id,
+                    }
+                    for message in changes.messages
+                ],
+            )
+        if changes.tool_calls:
+            await self._connection.execute(
+                sa.insert(tool_calls),
+                [
+                    {
+                        **self._row(),
+                        "tool_use_id": call.tool_use.tool_use_id,
+                        "turn_id": call.turn_id,
+                        "attempt": call.attempt,
+                        "tool_name": call.tool_use.tool_name,
+                        **content_columns("input", call.tool_use.input_json),
+                        "input_hash": call.tool_use.input_hash,
+                        "parent_tool_use_id": call.tool_use.parent_tool_use_id,
+                        "state": ToolCallState.REQUESTED.value,
+                        "sequence": first + call.draft,
+                    }
+                    for call in changes.tool_calls
+                ],
+            )
+        if changes.permission_requests:
+            await self._connection.execute(
+                sa.insert(permission_requests),
+                [
+                    {
+                        **self._row(),
+                        "id": request.id,
+                        "user_id": request.user_id,
+                        "turn_id": request.turn_id,
+                        "tool_use_id": request.tool_use.tool_use_id,
+                        "tool_name": request.tool_use.tool_name,
+                        **content_columns("input", request.tool_use.input_json),
+                        "input_hash": request.tool_use.input_hash,
+                        "state": PermissionRequestState.PENDING.value,
+                        "expire_time": request.expire_time,
+                    }
+                    for request in changes.permission_requests
+                ],
+            )
+
+    async def _update(self, changes: Changes) -> None:
+        for update in changes.tool_call_updates:
+            values: dict[str, Any] = {"state": update.state.value}
+            if update.decision is not None:
+                values |= {
+                    "decision_allowed": update.decision.allowed,
+                    "decision_source": update.decision.source,
+                    "decision_reason": update.decision.reason,
+                    "decision_user_id": update.decision.user_id,
+                }
+            if update.result is not None:
+                values |= content_columns("result", update.result)
+                values["result_is_error"] = update.result_is_error
+            if update.ended:
+                values["end_time"] = _NOW
+            await self._connection.execute(
+                sa.update(tool_calls)
+                .where(
+                    tool_calls.c.session_id == self._head.session_id,
+                    tool_calls.c.tool_use_id == update.tool_use_id,
+                )
+                .values(values)
+            )
+        for question in changes.permission_updates:
+            values = {}
+            if question.state is not None:
+                values |= {"state": question.state.value, "resolve_time": _NOW}
+            if question.consumed:
+                values["consume_time"] = _NOW
+            await self._connection.execute(
+                sa.update(permission_requests).where(permission_requests.c.id == question.id).values(values)
+            )
+        if changes.session or changes.counters or changes.drafts:
+            values = dict(changes.session)
+            values |= {name: sessions.c[name] + by for name, by in changes.counters.items()}
+            values |= {"version": sessions.c.version + 1, "update_time": _NOW}
+            await self._connection.execute(
+                sa.update(sessions).where(sessions.c.id == self._head.session_id).values(values)
+            )

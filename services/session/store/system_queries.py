@@ -1,0 +1,221 @@
+"""The queries of the system role: the only ones that look across tenants.
+
+They serve drivers, which work for every organization. Each is a method of `DriverQueries` or a function of
+`leases`; a test lists them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Row
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.kernel.db import Database
+from services.session.domain.driving import DrivenSession, DrivenTurn, Work
+from services.session.domain.entities import Lease, Usage
+from services.session.domain.states import SessionState, TurnState
+from services.session.store import leases
+from services.session.store.columns import content_of
+from services.session.store.event_log import lock_head_fenced
+from services.session.store.fenced import FencedConnection
+from services.session.store.tables import permission_requests, session_heads, sessions, turns
+
+_NOW = sa.func.clock_timestamp()
+_OPEN = ("QUEUED", "STARTING", "RUNNING", "WAITING")
+
+# A parked turn has something to do only when it was interrupted, or a question of it has found its end.
+_ANSWERED = sa.exists().where(
+    permission_requests.c.turn_id == turns.c.id,
+    permission_requests.c.consume_time.is_(None),
+    sa.or_(
+        permission_requests.c.state.in_(("ALLOWED", "DENIED", "EXPIRED")),
+        sa.and_(permission_requests.c.state == "PENDING", permission_requests.c.expire_time < _NOW),
+    ),
+)
+_ACTIONABLE = sa.and_(
+    turns.c.state.in_(_OPEN),
+    sa.or_(turns.c.parked.is_(False), turns.c.interrupt_time.is_not(None), _ANSWERED),
+)
+
+
+class DriverQueries:
+    """See `usecases.driver.ports.DriverStore`."""
+
+    def __init__(self, database: Database) -> None:
+        """Args: database: its system role is used, and one dedicated connection for renewals."""
+        self._database = database
+
+    async def acquire(self, session_id: UUID, holder: str) -> Lease | None:
+        """Takes the session's lease if it is free or has run out."""
+        async with self._database.system() as connection:
+            return await leases.acquire(connection, session_id, holder)
+
+    async def renew(self, held: Sequence[Lease], turn_ids: Sequence[UUID]) -> set[UUID]:
+        """Renews leases on the dedicated connection; returns the sessions whose lease is lost."""
+        async with self._database.dedicated_system() as connection:
+            lost = await leases.renew(connection, held)
+            if turn_ids:
+                await connection.execute(
+                    sa.update(turns).where(turns.c.id.in_(turn_ids)).values(heartbeat_time=_NOW)
+                )
+            return lost
+
+    async def release(self, lease: Lease) -> None:
+        """Gives a lease back whatever is open."""
+        async with self._database.system() as connection:
+            await leases.release(connection, lease)
+
+    async def release_if_idle(self, lease: Lease) -> bool:
+        """Gives a lease back under the head's lock if there is nothing to do."""
+        async with self._database.system() as connection:
+            await lock_head_fenced(connection, lease)
+            if await self._has_work(connection, lease.session_id):
+                return False
+            await leases.release(connection, lease)
+            return True
+
+    async def _has_work(self, connection: AsyncConnection, session_id: UUID) -> bool:
+        open_turn = sa.exists().where(turns.c.session_id == session_id, _ACTIONABLE)
+        deleted = sa.exists().where(sessions.c.id == session_id, sessions.c.delete_time.is_not(None))
+        return bool((await connection.execute(sa.select(sa.or_(open_turn, deleted)))).scalar_one())
+
+    async def work(self, lease: Lease) -> Work | None:
+        """What the session has to do now: its removal, or its first actionable turn."""
+        async with self._database.system() as connection:
+            row = (
+                await connection.execute(
+                    sa.select(sessions, _NOW.label("now")).where(sessions.c.id == lease.session_id)
+                )
+            ).one_or_none()
+            if row is None:
+                return None
+            session = _driven_session(row)
+            # The turn that has begun comes before those that wait, and one that is parked holds them up: a
+            # session's turns run one after the other.
+            turn = (
+                await connection.execute(
+                    sa.select(turns, _ACTIONABLE.label("actionable"))
+                    .where(turns.c.session_id == lease.session_id, turns.c.state.in_(_OPEN))
+                    .order_by(sa.case((turns.c.state == "QUEUED", 1), else_=0), turns.c.number)
+                    .limit(1)
+                )
+            ).one_or_none()
+            if session.deleted:
+                return Work(session, _driven_turn(turn) if turn else None, row.now)
+            if turn is None or not turn.actionable:
+                return None
+            return Work(session, _driven_turn(turn), row.now)
+
+    async def with_commands(self, session_ids: Sequence[UUID]) -> set[UUID]:
+        """Those of the sessions for which an interrupt, an answer, an expiry or a deletion is waiting."""
+        if not session_ids:
+            return set()
+        async with self._database.system() as connection:
+            commanded = sa.select(turns.c.session_id).where(
+                turns.c.session_id.in_(session_ids),
+                turns.c.state.in_(_OPEN),
+                sa.or_(turns.c.interrupt_time.is_not(None), _ANSWERED),
+            )
+            deleted = sa.select(sessions.c.id).where(
+                sessions.c.id.in_(session_ids), sessions.c.delete_time.is_not(None)
+            )
+            return set((await connection.execute(sa.union(commanded, deleted))).scalars())
+
+    async def abandoned(self, limit: int) -> list[UUID]:
+        """Sessions that have work and no live lease, those waiting longest first."""
+        free = sa.or_(session_heads.c.lease_holder.is_(None), session_heads.c.lease_expire_time < _NOW)
+        # A session whose begun turn is parked has no work, even with others queued behind it.
+        held_up = sa.exists().where(
+            (parked := turns.alias("parked")).c.session_id == turns.c.session_id,
+            parked.c.parked.is_(True),
+            parked.c.state == "WAITING",
+            parked.c.id != turns.c.id,
+        )
+        with_turns = (
+            sa.select(turns.c.session_id, turns.c.create_time.label("since"))
+            .join(session_heads, session_heads.c.session_id == turns.c.session_id)
+            .where(free, _ACTIONABLE, sa.or_(turns.c.state != "QUEUED", sa.not_(held_up)))
+        )
+        deleted = (
+            sa.select(sessions.c.id, sessions.c.delete_time.label("since"))
+            .join(session_heads, session_heads.c.session_id == sessions.c.id)
+            .where(free, sessions.c.delete_time.is_not(None))
+        )
+        found = sa.union(with_turns, deleted).subquery()
+        async with self._database.system() as connection:
+            rows = await connection.execute(
+                sa.select(found.c.session_id)
+                .group_by(found.c.session_id)
+                .order_by(sa.func.min(found.c.since))
+                .limit(limit)
+            )
+            return list(rows.scalars())
+
+    async def purge(self, lease: Lease) -> None:
+        """Removes the rows of a deleted session; every other table follows by its foreign key."""
+        async with self._database.system() as connection:
+            await lock_head_fenced(connection, lease)
+            await connection.execute(
+                sa.delete(sessions).where(
+                    sessions.c.id == lease.session_id, sessions.c.delete_time.is_not(None)
+                )
+            )
+
+    @asynccontextmanager
+    async def fenced(self, lease: Lease) -> AsyncIterator[FencedConnection]:
+        """Opens a transaction that holds the head's lock."""
+        async with self._database.system() as connection:
+            head = await lock_head_fenced(connection, lease)
+            now: datetime = (await connection.execute(sa.select(_NOW))).scalar_one()
+            yield FencedConnection(connection, head, now)
+
+
+def _driven_session(row: Row[Any]) -> DrivenSession:
+    return DrivenSession(
+        id=row.id,
+        organization_id=row.organization_id,
+        user_id=row.user_id,
+        state=SessionState(row.state),
+        sdk_options=row.sdk_options,
+        permission_timeout=row.permission_timeout,
+        turn_timeout=row.turn_timeout,
+        cost_usd=float(row.cost_usd),
+        cli_session_id=row.cli_session_id,
+        deleted=row.delete_time is not None,
+    )
+
+
+def _driven_turn(row: Row[Any]) -> DrivenTurn:
+    return DrivenTurn(
+        id=row.id,
+        number=row.number,
+        user_id=row.user_id,
+        state=TurnState(row.state),
+        message_id=row.message_id,
+        message=content_of(row, "message"),
+        attempt=row.attempt,
+        lost_attempts=row.lost_attempts,
+        applied_offset=row.applied_offset,
+        executor_id=row.executor_id,
+        executor_target=row.executor_target,
+        executor_incarnation=row.executor_incarnation,
+        heartbeat_time=row.heartbeat_time,
+        parked=row.parked,
+        interrupt_time=row.interrupt_time,
+        active_ms=row.active_ms,
+        active_since=row.active_since,
+        start_time=row.start_time,
+        usage=Usage(
+            row.input_tokens, row.output_tokens, row.cache_read_tokens, row.cache_write_tokens
+        ),
+        cost_usd=float(row.cost_usd),
+        model_calls=row.model_calls,
+    )
+
+

@@ -1,0 +1,407 @@
+"""Drives one session under its lease, turn after turn, until nothing is left to do.
+
+What may die, and what happens then:
+
+* This process, anywhere: the lease runs out, a successor takes it, finds the attempt stored with the turn and attaches
+  to it after `applied_offset`. Decisions that were committed but perhaps not sent are sent again.
+* The executor: its restart (another incarnation), its word that it does not know the attempt, or 16 s without a
+  heartbeat prove that the attempt is gone; then there is another one, from the transcript.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime, timedelta
+
+import structlog
+
+from services.kernel.clock import Clock
+from services.kernel.errors import ErrorKind, ServiceError
+from services.session.domain import events
+from services.session.domain.driving import (
+    HEARTBEAT_GRACE,
+    Changes,
+    DrivenSession,
+    DrivenTurn,
+    ToolCallUpdate,
+    Work,
+)
+from services.session.domain.entities import Failure, Lease
+from services.session.domain.states import PermissionRequestState, ToolCallState, TurnState
+from services.session.domain.turn_items import (
+    AttemptKey,
+    AttemptPlan,
+    EarlierDecision,
+    ExecutorInfo,
+    TurnItem,
+)
+from services.session.usecases.driver.attempt import Attempt, AttemptRunner, DriverPorts
+from services.session.usecases.driver.decisions import Decider, Verdicts, decision_of, expire
+from services.session.usecases.driver.ending import end_turn, lose_attempt
+from services.session.usecases.driver.placement import choose_executor
+from services.session.usecases.ports import BlobStorePort, WorkspaceStorePort
+
+_log = structlog.get_logger(__name__)
+
+RETRY_SECONDS = 0.5
+"""Between two tries to place a turn, or to reach an executor."""
+INTERRUPT_GRACE_SECONDS = 10.0
+"""How long an executor may take to end an attempt it was told to stop, before the attempt counts as lost."""
+_GONE = frozenset({"ATTEMPT_UNKNOWN", "INCARNATION_MISMATCH", "ATTEMPT_BARRED", "OFFSET_GONE"})
+_NO_ROOM = frozenset({"EXECUTOR_FULL", "DRAINING"})
+
+
+class SessionDriver:
+    """Drives one session."""
+
+    def __init__(
+        self,
+        ports: DriverPorts,
+        lease: Lease,
+        *,
+        clock: Clock,
+        workspaces: WorkspaceStorePort,
+        blobs: BlobStorePort,
+        hold_seconds: float,
+    ) -> None:
+        """Takes up a session.
+
+        Args:
+            ports: What drivers work with.
+            lease: The lease, just taken.
+            clock: For waiting.
+            workspaces: The sessions' directories.
+            blobs: The sessions' large texts.
+            hold_seconds: How long a process is held while a person is asked; then the turn is parked.
+        """
+        self.lease = lease
+        self._ports = ports
+        self._clock = clock
+        self._workspaces = workspaces
+        self._blobs = blobs
+        self._hold_seconds = hold_seconds
+        self._decider = Decider(ports.ids, workspaces)
+        self._woken = asyncio.Event()
+        self.attempt: Attempt | None = None
+
+    def wake(self) -> None:
+        """Makes the driver look for commands: an interrupt, an answer, a new turn, a deletion."""
+        self._woken.set()
+
+    async def drive(self) -> None:
+        """Works until the session has nothing to do and its lease is given back.
+
+        Raises:
+            LeaseLost: The lease is another's by now.
+        """
+        while True:
+            self._woken.clear()
+            work = await self._ports.store.work(self.lease)
+            if work is None:
+                if await self._ports.store.release_if_idle(self.lease):
+                    return
+                continue
+            if work.session.deleted:
+                await self._remove(work)
+                return
+            if work.turn is not None:
+                await self._advance(work.session, work.turn, work.now)
+
+    async def _advance(self, session: DrivenSession, turn: DrivenTurn, now: datetime) -> None:
+        """Takes a turn one step: follows its attempt, starts one, or ends it."""
+        key = turn.key(session.id)
+        if key is not None:
+            await self._reattach(session, turn, key, now)
+        elif turn.interrupt_time is not None:
+            await self._end(session, turn, TurnState.INTERRUPTED, None)
+        elif turn.active_time(now) >= session.turn_timeout:
+            await self._end(session, turn, TurnState.TIMED_OUT, None)
+        elif session.budget_left_usd is not None and session.budget_left_usd <= 0:
+            spent = Failure("BUDGET_EXCEEDED", "the session has spent its budget")
+            await self._end(session, turn, TurnState.BUDGET_EXCEEDED, spent)
+        elif turn.parked and not await self._may_resume(session, turn):
+            return
+        else:
+            await self._start(session, turn, now)
+
+    async def _end(
+        self, session: DrivenSession, turn: DrivenTurn, state: TurnState, failure: Failure | None
+    ) -> None:
+        changes = Changes()
+        async with self._ports.store.fenced(self.lease) as transaction:
+            await end_turn(session, turn, state, failure, changes, transaction)
+            written = await transaction.commit(turn, changes, expected_offset=turn.applied_offset)
+        await self._ports.feed.publish_events(session.id, written)
+
+    async def _may_resume(self, session: DrivenSession, turn: DrivenTurn) -> bool:
+        """Lets questions of a parked turn expire; tells whether all of them have found their end."""
+        changes = Changes()
+        async with self._ports.store.fenced(self.lease) as transaction:
+            answers = expire(await transaction.answers(turn.id), turn.id, changes, transaction)
+            written = await transaction.commit(turn, changes, expected_offset=turn.applied_offset)
+        await self._ports.feed.publish_events(session.id, written)
+        if any(answer.state is PermissionRequestState.PENDING for answer in answers):
+            await self._pause()
+            return False
+        return True
+
+    async def _pause(self) -> None:
+        """Waits for a command, but not long."""
+        try:
+            async with asyncio.timeout(RETRY_SECONDS):
+                await self._woken.wait()
+        except TimeoutError:
+            return
+
+    # Starting
+
+    async def _start(self, session: DrivenSession, turn: DrivenTurn, now: datetime) -> None:
+        executors = await self._ports.executors.list_executors()
+        chosen = choose_executor(executors, session.id, turn.executor_id)
+        if chosen is None:
+            await self._pause()
+            return
+        plan, key = await self._plan(session, turn, chosen, now)
+        attempt = self.attempt = Attempt(session, turn, key, self.lease)
+        stream = self._ports.executors.run(key, self.lease.epoch, plan)
+        await self._follow(attempt, stream)
+
+    async def _plan(
+        self, session: DrivenSession, turn: DrivenTurn, chosen: ExecutorInfo, now: datetime
+    ) -> tuple[AttemptPlan, AttemptKey]:
+        """Stores the new attempt and its executor, before the executor is first called."""
+        left = session.turn_timeout - turn.active_time(now)
+        changes = Changes()
+        async with self._ports.store.fenced(self.lease) as transaction:
+            possibly_run = []
+            for call in await transaction.open_calls(turn.id):
+                running = call.state is ToolCallState.RUNNING
+                if running:
+                    possibly_run.append((call.tool_use.tool_name, call.tool_use.input_json))
+                state = ToolCallState.POSSIBLY_RUN if running else ToolCallState.ABANDONED
+                changes.tool_call_updates.append(
+                    ToolCallUpdate(call.tool_use.tool_use_id, state, ended=True)
+                )
+            earlier = [
+                (answer.tool_name, answer.input, decision_of(answer))
+                for answer in await transaction.answers(turn.id)
+                if answer.state is not PermissionRequestState.PENDING
+            ]
+            changes.move_turn(session, turn, TurnState.STARTING, transaction.now)
+            expected_offset, turn.applied_offset = turn.applied_offset, 0
+            turn.attempt += 1
+            turn.parked = False
+            turn.executor_id = chosen.executor_id
+            turn.executor_target = chosen.target
+            turn.executor_incarnation = chosen.incarnation
+            turn.heartbeat_time = transaction.now
+            if turn.start_time is None:
+                turn.start_time = transaction.now
+                changes.count("turns")
+            if turn.attempt > 1:
+                changes.count("retries")
+            changes.turn |= {
+                "attempt": turn.attempt,
+                "applied_offset": 0,
+                "parked": False,
+                "executor_id": turn.executor_id,
+                "executor_target": turn.executor_target,
+                "executor_incarnation": turn.executor_incarnation,
+                "heartbeat_time": turn.heartbeat_time,
+                "start_time": turn.start_time,
+            }
+            changes.session |= {"current_turn_id": turn.id}
+            changes.add(events.AttemptStarted(turn.attempt, chosen.executor_id), turn.id)
+            written = await transaction.commit(turn, changes, expected_offset=expected_offset)
+        await self._ports.feed.publish_events(session.id, written)
+        read = self._ports.contents.read
+        plan = AttemptPlan(
+            options=dict(session.sdk_options),
+            prompt=await read(session.id, turn.message),
+            prompt_id=turn.message_id,
+            cli_session_id=session.cli_session_id,
+            timeout_seconds=left.total_seconds(),
+            budget_usd=session.budget_left_usd or 0.0,
+            organization_id=session.organization_id,
+            earlier_decisions=tuple(
+                [
+                    EarlierDecision(
+                        name, await read(session.id, text), decision.allowed, decision.reason
+                    )
+                    for name, text, decision in earlier
+                ]
+            ),
+            possibly_run=tuple([(name, await read(session.id, text)) for name, text in possibly_run]),
+        )
+        key = turn.key(session.id)
+        if key is None:
+            raise AssertionError("a started attempt names its executor")
+        return plan, key
+
+    # Following
+
+    async def _reattach(
+        self, session: DrivenSession, turn: DrivenTurn, key: AttemptKey, now: datetime
+    ) -> None:
+        attempt = self.attempt
+        if attempt is None or attempt.key != key:
+            attempt = self.attempt = Attempt(session, turn, key, self.lease)
+            await self._recall(attempt)
+        else:
+            attempt.session, attempt.turn = session, turn
+        stream = self._ports.executors.attach(key, self.lease.epoch, turn.applied_offset)
+        await self._follow(attempt, stream)
+
+    async def _recall(self, attempt: Attempt) -> None:
+        """Learns from the log what a predecessor has done, and sends its decisions once more."""
+        verdicts = Verdicts()
+        async with self._ports.store.fenced(self.lease) as transaction:
+            attempt.last_sequence = transaction.last_sequence
+            for call in await transaction.open_calls(attempt.turn.id):
+                if call.attempt != attempt.key.attempt:
+                    continue
+                attempt.calls[call.tool_use.tool_use_id] = call.state
+                if call.decision_allowed is not None:
+                    verdicts.decided.append(
+                        (call.tool_use.tool_use_id, call.decision_allowed, call.decision_reason)
+                    )
+        runner = AttemptRunner(self._ports, self._decider, attempt)
+        try:
+            await runner.send(verdicts)
+        except ServiceError as error:
+            # Attaching, which follows, finds out what is the matter.
+            _log.info("decisions were not sent again", reason=error.reason)
+
+    async def _follow(self, attempt: Attempt, stream: AsyncIterator[Sequence[TurnItem]]) -> None:
+        runner = AttemptRunner(self._ports, self._decider, attempt)
+        try:
+            async with asyncio.TaskGroup() as group:
+                commands = group.create_task(self._obey(runner))
+                try:
+                    await runner.follow(stream)
+                finally:
+                    commands.cancel()
+        except* ServiceError as failures:
+            await self._broken(attempt, _first(failures))
+        else:
+            if attempt.outcome is None:
+                await self._pause()
+        if attempt.outcome is not None:
+            self.attempt = None
+
+    async def _broken(self, attempt: Attempt, error: ServiceError) -> None:
+        """The stream could not be had, or broke: looks at what that proves."""
+        session, turn = attempt.session, attempt.turn
+        _log.info("item stream broke", reason=error.reason, turn_id=str(turn.id), message=error.message)
+        if attempt.outcome is not None:
+            return
+        if error.reason in _NO_ROOM and turn.state is TurnState.STARTING and turn.applied_offset == 0:
+            await self._unplace(session, turn)
+            await self._pause()
+            return
+        proof = error.reason in _GONE
+        if not proof and error.kind in (ErrorKind.INVALID_ARGUMENT, ErrorKind.FAILED_PRECONDITION):
+            refused = Failure("EXECUTOR_REFUSED", f"the executor refused the turn: {error.message}")
+            await self._end(session, turn, TurnState.FAILED, refused)
+            self.attempt = None
+            return
+        if proof or await self._silent(turn):
+            changes = Changes()
+            async with self._ports.store.fenced(self.lease) as transaction:
+                await transaction.refresh(turn)
+                offset = turn.applied_offset
+                if turn.interrupt_time is not None:
+                    await end_turn(session, turn, TurnState.INTERRUPTED, None, changes, transaction)
+                else:
+                    gone = Failure("EXECUTOR_LOST", "the executor that ran the turn is gone")
+                    await lose_attempt(session, turn, gone, changes, transaction)
+                written = await transaction.commit(turn, changes, expected_offset=offset)
+            await self._ports.feed.publish_events(session.id, written)
+            self.attempt = None
+            return
+        await self._pause()
+
+    async def _silent(self, turn: DrivenTurn) -> bool:
+        """Whether the executor has been without a heartbeat for so long that it has ended the attempt."""
+        async with self._ports.store.fenced(self.lease) as transaction:
+            last = turn.heartbeat_time or transaction.now - HEARTBEAT_GRACE
+            return transaction.now - last >= HEARTBEAT_GRACE
+
+    async def _unplace(self, session: DrivenSession, turn: DrivenTurn) -> None:
+        """The executor had no room after all: the turn is queued again, and the attempt never was."""
+        changes = Changes()
+        async with self._ports.store.fenced(self.lease) as transaction:
+            changes.move_turn(session, turn, TurnState.QUEUED, transaction.now)
+            turn.executor_incarnation = None
+            changes.turn["executor_incarnation"] = None
+            written = await transaction.commit(turn, changes, expected_offset=turn.applied_offset)
+        await self._ports.feed.publish_events(session.id, written)
+        self.attempt = None
+
+    # Commands
+
+    async def _obey(self, runner: AttemptRunner) -> None:
+        """Looks for commands whenever it is woken, and keeps the turn's and the hold's time."""
+        attempt = runner.attempt
+        waiting_since: float | None = None
+        while True:
+            if attempt.turn.state is TurnState.WAITING:
+                waiting_since = waiting_since or self._clock.monotonic()
+            else:
+                waiting_since = None
+            self._woken.clear()
+            if await self._look(runner):
+                continue
+            held = self._clock.monotonic() - waiting_since if waiting_since is not None else 0.0
+            if held > self._hold_seconds and not attempt.interrupted:
+                attempt.interrupted = attempt.parking = True
+                await self._ports.executors.interrupt(attempt.key, self.lease.epoch, park=True)
+            try:
+                async with asyncio.timeout(1.0):
+                    await self._woken.wait()
+            except TimeoutError:
+                continue
+
+    async def _look(self, runner: AttemptRunner) -> bool:
+        """Carries out what has been asked for; True when something was written."""
+        attempt = runner.attempt
+        changes, verdicts = Changes(), Verdicts()
+        async with self._ports.store.fenced(self.lease) as transaction:
+            await transaction.refresh(attempt.turn)
+            if attempt.turn.state is TurnState.WAITING and not attempt.interrupted:
+                await self._decider.settle(attempt, changes, verdicts, transaction)
+            overdue = (
+                attempt.turn.active_time(transaction.now) >= attempt.session.turn_timeout + timedelta()
+            )
+            written = (
+                await transaction.commit(
+                    attempt.turn, changes, expected_offset=attempt.turn.applied_offset
+                )
+                if changes.drafts
+                else []
+            )
+        await runner.publish(written)
+        await runner.send(verdicts)
+        wanted = attempt.turn.interrupt_time is not None
+        if (wanted or overdue) and not (attempt.interrupted and not attempt.parking):
+            attempt.interrupted, attempt.parking = True, False
+            attempt.timed_out = overdue and not wanted
+            await self._ports.executors.interrupt(attempt.key, self.lease.epoch, park=False)
+        return bool(written)
+
+    # Removal
+
+    async def _remove(self, work: Work) -> None:
+        """Removes a deleted session: what runs, its files, then its rows. Each step may be repeated."""
+        session_id = work.session.id
+        await self._ports.executors.forget(session_id, self.lease.epoch)
+        await self._workspaces.delete(session_id)
+        await self._blobs.delete_session(session_id)
+        await self._ports.store.purge(self.lease)
+
+
+def _first(group: ExceptionGroup[ServiceError]) -> ServiceError:
+    for error in group.exceptions:
+        return _first(error) if isinstance(error, ExceptionGroup) else error
+    raise AssertionError("an exception group is never empty")

@@ -1,0 +1,171 @@
+"""All the drivers of one replica: takes leases, renews them together, sweeps for what nobody drives."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from uuid import UUID
+
+import structlog
+
+from services.kernel.clock import Clock
+from services.kernel.errors import ServiceError
+from services.session.domain.errors import LeaseLost
+from services.session.usecases.driver.attempt import Attempt, DriverPorts
+from services.session.usecases.driver.driver import SessionDriver
+from services.session.usecases.ports import BlobStorePort, WorkspaceStorePort
+
+_log = structlog.get_logger(__name__)
+
+TICK_SECONDS = 1.0
+"""Between two renewals, and between two sweeps."""
+SWEEP_LIMIT = 50
+"""Sessions taken up by one sweep."""
+
+
+class DriverPool:
+    """The drivers of one replica. `start` it before the server takes calls, `drain` it after."""
+
+    def __init__(
+        self,
+        ports: DriverPorts,
+        *,
+        holder: str,
+        clock: Clock,
+        workspaces: WorkspaceStorePort,
+        blobs: BlobStorePort,
+        hold_seconds: float = 600.0,
+        on_failure: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Composes the pool.
+
+        Args:
+            ports: What drivers work with.
+            holder: This process's name in leases, new at each start.
+            clock: For waiting.
+            workspaces: The sessions' directories.
+            blobs: The sessions' large texts.
+            hold_seconds: How long a process is held while a person is asked.
+            on_failure: Counts a driver that failed unexpectedly; its session is taken up again by a sweep.
+        """
+        self._ports = ports
+        self._holder = holder
+        self._clock = clock
+        self._workspaces = workspaces
+        self._blobs = blobs
+        self._hold_seconds = hold_seconds
+        self._on_failure = on_failure
+        self._drivers: dict[UUID, SessionDriver] = {}
+        self._tasks: dict[UUID, asyncio.Task[None]] = {}
+        self._loops: list[asyncio.Task[None]] = []
+        self._closing = False
+
+    async def start(self) -> None:
+        """Starts renewing and sweeping."""
+        self._loops = [
+            asyncio.create_task(self._repeat(self._renew), name="lease-renewal"),
+            asyncio.create_task(self._repeat(self._heartbeats), name="heartbeats"),
+            asyncio.create_task(self._repeat(self._sweep), name="lease-sweep"),
+        ]
+
+    async def drain(self) -> None:
+        """Stops driving and hands every lease over: another replica, or the next start, goes on at once."""
+        self._closing = True
+        for task in self._loops:
+            task.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
+        leases = [driver.lease for driver in self._drivers.values()]
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for lease in leases:
+            try:
+                await self._ports.store.release(lease)
+            except ServiceError as error:
+                _log.warning("lease not handed over; it will run out", reason=error.reason)
+
+    def wake(self, session_id: UUID) -> None:
+        """Tells the session's driver to look for commands; takes the session up if nobody drives it here."""
+        driver = self._drivers.get(session_id)
+        if driver is not None:
+            driver.wake()
+        elif not self._closing and session_id not in self._tasks:
+            self._tasks[session_id] = asyncio.create_task(
+                self._drive(session_id), name=f"driver-{session_id}"
+            )
+
+    @property
+    def driven(self) -> int:
+        """How many sessions this replica drives."""
+        return len(self._drivers)
+
+    async def _drive(self, session_id: UUID) -> None:
+        try:
+            lease = await self._ports.store.acquire(session_id, self._holder)
+            if lease is None:
+                return
+            driver = self._drivers[session_id] = SessionDriver(
+                self._ports,
+                lease,
+                clock=self._clock,
+                workspaces=self._workspaces,
+                blobs=self._blobs,
+                hold_seconds=self._hold_seconds,
+            )
+            await driver.drive()
+        except LeaseLost as lost:
+            _log.info("lease lost", session_id=str(session_id), why=str(lost))
+        except ServiceError as error:
+            # The database or another service is away: the lease runs out, a sweep takes the session up again.
+            _log.warning("driver stopped", session_id=str(session_id), reason=error.reason, why=str(error))
+        except Exception:
+            self._on_failure()
+            _log.exception("driver failed", session_id=str(session_id))
+        finally:
+            self._drivers.pop(session_id, None)
+            self._tasks.pop(session_id, None)
+
+    async def _repeat(self, step: Callable[[], object]) -> None:
+        while True:
+            try:
+                await step()  # type: ignore[misc]  # every step is a coroutine function
+            except ServiceError as error:
+                _log.warning("database not reached", step=step.__name__, reason=error.reason)
+            except Exception:
+                self._on_failure()
+                _log.exception("step failed", step=step.__name__)
+            await self._clock.sleep(TICK_SECONDS)
+
+    def _attempts(self) -> list[Attempt]:
+        return [driver.attempt for driver in self._drivers.values() if driver.attempt is not None]
+
+    async def _renew(self) -> None:
+        """Renews all leases with one statement; stops the drivers whose lease is another's."""
+        held = {driver.lease.session_id: driver.lease for driver in self._drivers.values()}
+        if not held:
+            return
+        turn_ids = [attempt.turn.id for attempt in self._attempts()]
+        for session_id in await self._ports.store.renew(list(held.values()), turn_ids):
+            driver, task = self._drivers.get(session_id), self._tasks.get(session_id)
+            if driver is not None and task is not None and driver.lease == held[session_id]:
+                _log.info("lease lost", session_id=str(session_id))
+                task.cancel()
+        for session_id in await self._ports.store.with_commands(list(held)):
+            self.wake(session_id)
+
+    async def _heartbeats(self) -> None:
+        """Tells the executors that the drivers of their attempts live."""
+        await asyncio.gather(*(self._heartbeat(attempt) for attempt in self._attempts()))
+
+    async def _heartbeat(self, attempt: Attempt) -> None:
+        try:
+            await self._ports.executors.heartbeat(attempt.key, attempt.lease.epoch)
+        except ServiceError as error:
+            # The item stream tells what is the matter; an executor that hears nothing ends the attempt itself.
+            _log.info("heartbeat failed", turn_id=str(attempt.turn.id), reason=error.reason)
+
+    async def _sweep(self) -> None:
+        """Takes up sessions that have work and no live lease."""
+        for session_id in await self._ports.store.abandoned(SWEEP_LIMIT):
+            self.wake(session_id)
