@@ -1,0 +1,81 @@
+"""Conventions about files."""
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).parents[3]
+MAX_LINES = 450
+NOT_OURS = ("protos/gen/", "protos/third_party/")
+DRAWERS = {"util", "utils", "helper", "helpers", "common", "misc", "stuff"}
+
+
+def tracked(*patterns: str) -> Iterator[Path]:
+    """Yields the files of the checkout, without those that git ignores and those of others."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *patterns]
+    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=30)
+    for name in listed.stdout.splitlines():
+        path = ROOT / name
+        if not name.startswith(NOT_OURS) and path.is_file():
+            yield path
+
+
+def test_no_file_outgrows_one_head() -> None:
+    long = {
+        path.relative_to(ROOT).as_posix(): count
+        for path in tracked("*.py", "*.ts", "*.tsx")
+        if (count := len(path.read_text("utf-8").splitlines())) > MAX_LINES
+    }
+    assert long == {}
+
+
+def test_nothing_is_called_a_drawer() -> None:
+    drawers = [
+        path.relative_to(ROOT).as_posix()
+        for path in tracked()
+        if {part.lower() for part in (*path.relative_to(ROOT).parts[:-1], path.stem)} & DRAWERS
+    ]
+    assert drawers == []
+
+
+def test_nothing_is_marked_unfinished() -> None:
+    marks = re.compile(r"\b(?:TODO|FIXME|XXX|HACK)\b|NotImplementedError")
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in tracked("services/*.py", "clients/*.py", "deploy/*.py", "protos/*.py", "protos/*.proto")
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1)
+        if marks.search(line)
+    ]
+    assert found == []
+
+
+def test_no_test_sleeps_for_a_fixed_time() -> None:
+    sleep = re.compile(r"\b(?:asyncio|time|anyio)\.sleep\(\s*[0-9.]*[1-9]")
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in tracked("tests/*.py")
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1)
+        if sleep.search(line)
+    ]
+    assert found == []
+
+
+def test_lock_files_name_no_package_host() -> None:
+    for lock in tracked("requirements*.lock"):
+        assert "://" not in lock.read_text("utf-8"), lock.name
+
+
+def test_the_generated_packages_import() -> None:
+    # In one process, so that two files that register the same name would be found.
+    modules = [
+        path.relative_to(ROOT / "protos/gen/python").with_suffix("").as_posix().replace("/", ".")
+        for path in sorted((ROOT / "protos/gen/python/aiagent").rglob("*_pb2*.py"))
+    ]
+    assert len(modules) > 10
+    for module in modules:
+        __import__(module)
