@@ -108,10 +108,14 @@ class FencedConnection:
         return (row.id, TurnState(row.state)) if row else None
 
     async def refresh(self, turn: DrivenTurn) -> None:
-        """Rereads the wish to interrupt."""
-        turn.interrupt_time = (
-            await self._connection.execute(sa.select(turns.c.interrupt_time).where(turns.c.id == turn.id))
-        ).scalar_one_or_none()
+        """Rereads the wish to interrupt and the time of the last heartbeat."""
+        row = (
+            await self._connection.execute(
+                sa.select(turns.c.interrupt_time, turns.c.heartbeat_time).where(turns.c.id == turn.id)
+            )
+        ).one()
+        turn.interrupt_time = row.interrupt_time
+        turn.heartbeat_time = row.heartbeat_time
 
     async def commit(self, turn: DrivenTurn, changes: Changes, *, expected_offset: int) -> list[LogEvent]:
         """Appends the events and writes every projection."""
@@ -120,6 +124,9 @@ class FencedConnection:
         values = dict(changes.turn)
         if events:
             values["last_sequence"] = events[-1].sequence
+        if "applied_offset" in values:
+            # The acknowledgement that follows counts as a heartbeat.
+            values["heartbeat_time"] = _NOW
         if values:
             moved = await self._connection.execute(
                 sa.update(turns)

@@ -38,9 +38,18 @@ _ANSWERED = sa.exists().where(
         sa.and_(permission_requests.c.state == "PENDING", permission_requests.c.expire_time < _NOW),
     ),
 )
+_ASKED = sa.exists().where(
+    permission_requests.c.turn_id == turns.c.id,
+    permission_requests.c.state == "PENDING",
+    permission_requests.c.expire_time >= _NOW,
+)
 _ACTIONABLE = sa.and_(
     turns.c.state.in_(_OPEN),
-    sa.or_(turns.c.parked.is_(False), turns.c.interrupt_time.is_not(None), _ANSWERED),
+    sa.or_(
+        turns.c.parked.is_(False),
+        turns.c.interrupt_time.is_not(None),
+        sa.and_(_ANSWERED, sa.not_(_ASKED)),
+    ),
 )
 
 

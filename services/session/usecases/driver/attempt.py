@@ -54,9 +54,9 @@ class Attempt:
 
     Attributes:
         calls: The tool calls known to the log, by id, with their state.
-        interrupted: The executor has been told to stop.
+        connected: Its items are being followed; heartbeats are sent only then.
+        interrupted: The executor has been told to stop it.
         timed_out: It was told so because the turn's time was up.
-        parking: It was told so because nobody answered while it was held.
         last_sequence: The last event this driver knows of; deltas are published as following it.
         outcome: Set when the attempt's end has been applied.
     """
@@ -66,9 +66,9 @@ class Attempt:
     key: AttemptKey
     lease: Lease
     calls: dict[str, ToolCallState] = field(default_factory=dict)
+    connected: bool = False
     interrupted: bool = False
     timed_out: bool = False
-    parking: bool = False
     last_sequence: int = 0
     outcome: Outcome | None = None
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import structlog
 
@@ -27,7 +27,8 @@ from services.session.domain.driving import (
     ToolCallUpdate,
     Work,
 )
-from services.session.domain.entities import Failure, Lease
+from services.session.domain.entities import Failure, Lease, LogEvent
+from services.session.domain.errors import LeaseLost
 from services.session.domain.states import PermissionRequestState, ToolCallState, TurnState
 from services.session.domain.turn_items import (
     AttemptKey,
@@ -46,8 +47,8 @@ _log = structlog.get_logger(__name__)
 
 RETRY_SECONDS = 0.5
 """Between two tries to place a turn, or to reach an executor."""
-INTERRUPT_GRACE_SECONDS = 10.0
-"""How long an executor may take to end an attempt it was told to stop, before the attempt counts as lost."""
+LOOK_SECONDS = 5.0
+"""Between two looks for commands when nothing wakes the driver; the pool wakes it within a second of one."""
 _GONE = frozenset({"ATTEMPT_UNKNOWN", "INCARNATION_MISMATCH", "ATTEMPT_BARRED", "OFFSET_GONE"})
 _NO_ROOM = frozenset({"EXECUTOR_FULL", "DRAINING"})
 
@@ -88,6 +89,11 @@ class SessionDriver:
     def wake(self) -> None:
         """Makes the driver look for commands: an interrupt, an answer, a new turn, a deletion."""
         self._woken.set()
+
+    @property
+    def woken(self) -> bool:
+        """Whether it was woken and has not looked since."""
+        return self._woken.is_set()
 
     async def drive(self) -> None:
         """Works until the session has nothing to do and its lease is given back.
@@ -162,14 +168,14 @@ class SessionDriver:
         if chosen is None:
             await self._pause()
             return
-        plan, key = await self._plan(session, turn, chosen, now)
-        attempt = self.attempt = Attempt(session, turn, key, self.lease)
-        stream = self._ports.executors.run(key, self.lease.epoch, plan)
+        plan, attempt = await self._plan(session, turn, chosen, now)
+        self.attempt = attempt
+        stream = self._ports.executors.run(attempt.key, self.lease.epoch, plan)
         await self._follow(attempt, stream)
 
     async def _plan(
         self, session: DrivenSession, turn: DrivenTurn, chosen: ExecutorInfo, now: datetime
-    ) -> tuple[AttemptPlan, AttemptKey]:
+    ) -> tuple[AttemptPlan, Attempt]:
         """Stores the new attempt and its executor, before the executor is first called."""
         left = session.turn_timeout - turn.active_time(now)
         changes = Changes()
@@ -237,7 +243,7 @@ class SessionDriver:
         key = turn.key(session.id)
         if key is None:
             raise AssertionError("a started attempt names its executor")
-        return plan, key
+        return plan, Attempt(session, turn, key, self.lease, last_sequence=written[-1].sequence)
 
     # Following
 
@@ -275,6 +281,8 @@ class SessionDriver:
 
     async def _follow(self, attempt: Attempt, stream: AsyncIterator[Sequence[TurnItem]]) -> None:
         runner = AttemptRunner(self._ports, self._decider, attempt)
+        broken: ServiceError | None = None
+        attempt.connected = True
         try:
             async with asyncio.TaskGroup() as group:
                 commands = group.create_task(self._obey(runner))
@@ -282,20 +290,24 @@ class SessionDriver:
                     await runner.follow(stream)
                 finally:
                     commands.cancel()
-        except* ServiceError as failures:
-            await self._broken(attempt, _first(failures))
-        else:
-            if attempt.outcome is None:
-                await self._pause()
+        except ExceptionGroup as failures:
+            broken = _cause(failures)
+        finally:
+            # Without heartbeats the executor ends the attempt by itself: so long as nobody follows it, none is sent.
+            attempt.connected = False
         if attempt.outcome is not None:
             self.attempt = None
+        elif broken is not None:
+            await self._broken(attempt, broken)
+        else:
+            await self._pause()
 
     async def _broken(self, attempt: Attempt, error: ServiceError) -> None:
         """The stream could not be had, or broke: looks at what that proves."""
         session, turn = attempt.session, attempt.turn
         _log.info("item stream broke", reason=error.reason, turn_id=str(turn.id), message=error.message)
-        if attempt.outcome is not None:
-            return
+        if error.reason == "LEASE_EPOCH_STALE":
+            raise LeaseLost(f"the executor has seen a higher epoch than {self.lease.epoch}")
         if error.reason in _NO_ROOM and turn.state is TurnState.STARTING and turn.applied_offset == 0:
             await self._unplace(session, turn)
             await self._pause()
@@ -325,6 +337,7 @@ class SessionDriver:
     async def _silent(self, turn: DrivenTurn) -> bool:
         """Whether the executor has been without a heartbeat for so long that it has ended the attempt."""
         async with self._ports.store.fenced(self.lease) as transaction:
+            await transaction.refresh(turn)
             last = turn.heartbeat_time or transaction.now - HEARTBEAT_GRACE
             return transaction.now - last >= HEARTBEAT_GRACE
 
@@ -346,49 +359,42 @@ class SessionDriver:
         attempt = runner.attempt
         waiting_since: float | None = None
         while True:
-            if attempt.turn.state is TurnState.WAITING:
-                waiting_since = waiting_since or self._clock.monotonic()
-            else:
-                waiting_since = None
             self._woken.clear()
-            if await self._look(runner):
-                continue
-            held = self._clock.monotonic() - waiting_since if waiting_since is not None else 0.0
-            if held > self._hold_seconds and not attempt.interrupted:
-                attempt.interrupted = attempt.parking = True
+            await self._look(runner)
+            if attempt.turn.state is not TurnState.WAITING:
+                waiting_since = None
+            elif waiting_since is None:
+                waiting_since = self._clock.monotonic()
+            elif self._clock.monotonic() - waiting_since >= self._hold_seconds:
                 await self._ports.executors.interrupt(attempt.key, self.lease.epoch, park=True)
             try:
-                async with asyncio.timeout(1.0):
+                async with asyncio.timeout(LOOK_SECONDS):
                     await self._woken.wait()
             except TimeoutError:
                 continue
 
-    async def _look(self, runner: AttemptRunner) -> bool:
-        """Carries out what has been asked for; True when something was written."""
-        attempt = runner.attempt
+    async def _look(self, runner: AttemptRunner) -> None:
+        """Carries out what has been asked for.
+
+        An interrupt is sent at every look until the attempt has ended: one that overtook the attempt's start on its
+        way to the executor was lost.
+        """
+        attempt, turn = runner.attempt, runner.attempt.turn
         changes, verdicts = Changes(), Verdicts()
+        written: list[LogEvent] = []
         async with self._ports.store.fenced(self.lease) as transaction:
-            await transaction.refresh(attempt.turn)
-            if attempt.turn.state is TurnState.WAITING and not attempt.interrupted:
+            await transaction.refresh(turn)
+            overdue = turn.active_time(transaction.now) >= attempt.session.turn_timeout
+            if turn.state is TurnState.WAITING and turn.interrupt_time is None:
                 await self._decider.settle(attempt, changes, verdicts, transaction)
-            overdue = (
-                attempt.turn.active_time(transaction.now) >= attempt.session.turn_timeout + timedelta()
-            )
-            written = (
-                await transaction.commit(
-                    attempt.turn, changes, expected_offset=attempt.turn.applied_offset
-                )
-                if changes.drafts
-                else []
-            )
+            if changes.drafts:
+                written = await transaction.commit(turn, changes, expected_offset=turn.applied_offset)
         await runner.publish(written)
         await runner.send(verdicts)
-        wanted = attempt.turn.interrupt_time is not None
-        if (wanted or overdue) and not (attempt.interrupted and not attempt.parking):
-            attempt.interrupted, attempt.parking = True, False
-            attempt.timed_out = overdue and not wanted
+        if turn.interrupt_time is not None or overdue:
+            attempt.interrupted = True
+            attempt.timed_out = overdue and turn.interrupt_time is None
             await self._ports.executors.interrupt(attempt.key, self.lease.epoch, park=False)
-        return bool(written)
 
     # Removal
 
@@ -401,7 +407,17 @@ class SessionDriver:
         await self._ports.store.purge(self.lease)
 
 
-def _first(group: ExceptionGroup[ServiceError]) -> ServiceError:
-    for error in group.exceptions:
-        return _first(error) if isinstance(error, ExceptionGroup) else error
-    raise AssertionError("an exception group is never empty")
+def _cause(group: ExceptionGroup[Exception]) -> ServiceError:
+    """Finds what broke a stream; what is no error of a service is raised on, a lost lease before all else."""
+    lost = group.subgroup(LeaseLost)
+    if lost is not None:
+        raise LeaseLost("the lease was lost while an attempt was followed") from group
+    failures, others = group.split(ServiceError)
+    if failures is None or others is not None:
+        raise group
+    cause: BaseException = failures
+    while isinstance(cause, BaseExceptionGroup):
+        cause = cause.exceptions[0]
+    if not isinstance(cause, ServiceError):
+        raise group
+    return cause

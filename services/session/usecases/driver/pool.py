@@ -64,7 +64,6 @@ class DriverPool:
         """Starts renewing and sweeping."""
         self._loops = [
             asyncio.create_task(self._repeat(self._renew), name="lease-renewal"),
-            asyncio.create_task(self._repeat(self._heartbeats), name="heartbeats"),
             asyncio.create_task(self._repeat(self._sweep), name="lease-sweep"),
         ]
 
@@ -123,8 +122,11 @@ class DriverPool:
             self._on_failure()
             _log.exception("driver failed", session_id=str(session_id))
         finally:
-            self._drivers.pop(session_id, None)
+            driver_now = self._drivers.pop(session_id, None)
             self._tasks.pop(session_id, None)
+            if driver_now is not None and driver_now.woken and not self._closing:
+                # It was woken after it had found nothing more to do.
+                self.wake(session_id)
 
     async def _repeat(self, step: Callable[[], object]) -> None:
         while True:
@@ -138,25 +140,30 @@ class DriverPool:
             await self._clock.sleep(TICK_SECONDS)
 
     def _attempts(self) -> list[Attempt]:
-        return [driver.attempt for driver in self._drivers.values() if driver.attempt is not None]
+        return [
+            driver.attempt
+            for driver in self._drivers.values()
+            if driver.attempt is not None and driver.attempt.connected
+        ]
 
     async def _renew(self) -> None:
-        """Renews all leases with one statement; stops the drivers whose lease is another's."""
+        """Renews all leases with one statement, stops the drivers whose lease is another's, and only then tells the
+        executors that the others live: the time of a heartbeat is in the database before it is sent."""
         held = {driver.lease.session_id: driver.lease for driver in self._drivers.values()}
         if not held:
             return
-        turn_ids = [attempt.turn.id for attempt in self._attempts()]
-        for session_id in await self._ports.store.renew(list(held.values()), turn_ids):
+        attempts = self._attempts()
+        lost = await self._ports.store.renew(list(held.values()), [attempt.turn.id for attempt in attempts])
+        for session_id in lost:
             driver, task = self._drivers.get(session_id), self._tasks.get(session_id)
             if driver is not None and task is not None and driver.lease == held[session_id]:
                 _log.info("lease lost", session_id=str(session_id))
                 task.cancel()
         for session_id in await self._ports.store.with_commands(list(held)):
             self.wake(session_id)
-
-    async def _heartbeats(self) -> None:
-        """Tells the executors that the drivers of their attempts live."""
-        await asyncio.gather(*(self._heartbeat(attempt) for attempt in self._attempts()))
+        await asyncio.gather(
+            *(self._heartbeat(attempt) for attempt in attempts if attempt.session.id not in lost)
+        )
 
     async def _heartbeat(self, attempt: Attempt) -> None:
         try:

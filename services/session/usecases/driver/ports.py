@@ -41,7 +41,7 @@ class FencedTransaction(Protocol):
         """The session's first open turn other than `after`."""
 
     async def refresh(self, turn: DrivenTurn) -> None:
-        """Rereads what others may change: the wish to interrupt."""
+        """Rereads what others may change: the wish to interrupt, and the time of the last heartbeat."""
 
     async def commit(self, turn: DrivenTurn, changes: Changes, *, expected_offset: int) -> list[LogEvent]:
         """Writes everything.
