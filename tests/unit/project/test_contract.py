@@ -192,6 +192,27 @@ def test_no_text_from_outside_is_without_a_limit(contract: Contract) -> None:
     assert [name for name, rules in found if not is_bounded(rules)] == []
 
 
+# Decoded, hashed or compared; never stored as they came.
+OPAQUE = (".page_token", ".refresh_token", ".etag")
+
+
+def refuses_nul(rules: Mapping[str, Any]) -> bool:
+    """Returns whether a text with U+0000 is refused: PostgreSQL takes it neither as text nor as JSON."""
+    text = rules.get("string", {})
+    if text.get("not_contains") == "\0" or {"uuid", "email", "uri", "in", "const"} & text.keys():
+        return True
+    return "pattern" in text and not any(
+        re.search(text["pattern"], sample) for sample in ("\0", "a\0", "a\0a")
+    )
+
+
+def test_no_text_from_outside_may_hold_nul(contract: Contract) -> None:
+    seen: set[str] = set()
+    found = [item for method in public_methods(contract) for item in texts(contract, method.input_type, seen)]
+    stored = [item for item in found if not item[0].endswith(OPAQUE)]
+    assert [name for name, rules in stored if not refuses_nul(rules)] == []
+
+
 def test_no_list_from_outside_is_without_a_limit(contract: Contract) -> None:
     requests = {method.input_type.full_name for method in public_methods(contract)}
     options = {"AgentOptions", "AgentDefinition", "McpServerConfig", "Stdio", "Remote"}

@@ -28,7 +28,7 @@ from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"aiagent/auth/v1/auth_service.proto\x12\x0f\x61iagent.auth.v1\x1a\x1a\x61iagent/auth/v1/user.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\"\x9b\x02\n\x0fRegisterRequest\x12$\n\x05\x65mail\x18\x01 \x01(\tB\x0e\xe2\x41\x01\x02\xbaH\x07r\x05\x18\xfe\x01`\x01R\x05\x65mail\x12H\n\x08username\x18\x02 \x01(\tB,\xe2\x41\x01\x02\xbaH%r#2!^[A-Za-z0-9][A-Za-z0-9._-]{2,63}$R\x08username\x12-\n\x08password\x18\x03 \x01(\tB\x11\xe2\x41\x01\x02\xbaH\nr\x08\x10\x08(H\xba\x01\x01\x00R\x08password\x12)\n\tfull_name\x18\x04 \x01(\tB\x0c\xbaH\tr\x07\x18\xc8\x01\xba\x01\x01\x00R\x08\x66ullName\x12>\n\nrequest_id\x18\x05 \x01(\tB\x1f\xbaH\x1cr\x1a\x32\x18^[A-Za-z0-9._:-]{0,128}$R\trequestId\"\xf5\x01\n\x0cLoginRequest\x12\"\n\x05\x65mail\x18\x01 \x01(\tB\x0c\xbaH\tr\x07\x18\xfe\x01\xba\x01\x01\x00R\x05\x65mail\x12(\n\x08username\x18\x02 \x01(\tB\x0c\xbaH\tr\x07\x18\xfe\x01\xba\x01\x01\x00R\x08username\x12*\n\x08password\x18\x03 \x01(\tB\x0e\xe2\x41\x01\x02\xbaH\x07r\x05\x10\x01(\x80\x08R\x08password:k\xbaHh\x1a\x66\n\nlogin.name\x12+exactly one of email and username is needed\x1a+(this.email == \'\') != (this.username == \'\')\"\xc3\x01\n\rLoginResponse\x12!\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\tR\x0b\x61\x63\x63\x65ssToken\x12#\n\rrefresh_token\x18\x02 \x01(\tR\x0crefreshToken\x12\x1d\n\ntoken_type\x18\x03 \x01(\tR\ttokenType\x12\x1d\n\nexpires_in\x18\x04 \x01(\x05R\texpiresIn\x12,\n\x12refresh_expires_in\x18\x05 \x01(\x05R\x10refreshExpiresIn\"J\n\x13RefreshTokenRequest\x12\x33\n\rrefresh_token\x18\x01 \x01(\tB\x0e\xe2\x41\x01\x02\xbaH\x07r\x05\x10\x01\x18\x80\x04R\x0crefreshToken\"\xca\x01\n\x14RefreshTokenResponse\x12!\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\tR\x0b\x61\x63\x63\x65ssToken\x12#\n\rrefresh_token\x18\x02 \x01(\tR\x0crefreshToken\x12\x1d\n\ntoken_type\x18\x03 \x01(\tR\ttokenType\x12\x1d\n\nexpires_in\x18\x04 \x01(\x05R\texpiresIn\x12,\n\x12refresh_expires_in\x18\x05 \x01(\x05R\x10refreshExpiresIn\"D\n\rLogoutRequest\x12\x33\n\rrefresh_token\x18\x01 \x01(\tB\x0e\xe2\x41\x01\x02\xbaH\x07r\x05\x10\x01\x18\x80\x04R\x0crefreshToken\"\x10\n\x0eLogoutResponse\"\x0e\n\x0cGetMeRequest\"\x10\n\x0eGetJwksRequest\"B\n\x0fGetJwksResponse\x12/\n\x04keys\x18\x01 \x03(\x0b\x32\x1b.aiagent.auth.v1.JsonWebKeyR\x04keys2\x8a\x05\n\x0b\x41uthService\x12\x65\n\x08Register\x12 .aiagent.auth.v1.RegisterRequest\x1a\x15.aiagent.auth.v1.User\" \x82\xd3\xe4\x93\x02\x1a\"\x15/api/v1/auth/register:\x01*\x12\x65\n\x05Login\x12\x1d.aiagent.auth.v1.LoginRequest\x1a\x1e.aiagent.auth.v1.LoginResponse\"\x1d\x82\xd3\xe4\x93\x02\x17\"\x12/api/v1/auth/login:\x01*\x12|\n\x0cRefreshToken\x12$.aiagent.auth.v1.RefreshTokenRequest\x1a%.aiagent.auth.v1.RefreshTokenResponse\"\x1f\x82\xd3\xe4\x93\x02\x19\"\x14/api/v1/auth/refresh:\x01*\x12i\n\x06Logout\x12\x1e.aiagent.auth.v1.LogoutRequest\x1a\x1f.aiagent.auth.v1.LogoutResponse\"\x1e\x82\xd3\xe4\x93\x02\x18\"\x13/api/v1/auth/logout:\x01*\x12V\n\x05GetMe\x12\x1d.aiagent.auth.v1.GetMeRequest\x1a\x15.aiagent.auth.v1.User\"\x17\x82\xd3\xe4\x93\x02\x11\x12\x0f/api/v1/auth/me\x12l\n\x07GetJwks\x12\x1f.aiagent.auth.v1.GetJwksRequest\x1a .aiagent.auth.v1.GetJwksResponse\"\x1e\x82\xd3\xe4\x93\x02\x18\x12\x16/.well-known/jwks.jsonb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"aiagent/auth/v1/auth_service.proto\x12\x0f\x61iagent.auth.v1\x1a\x1a\x61iagent/auth/v1/user.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\"\x9b\x02\n\x0fRegisterRequest\x12$\n\x05\x65mail\x18\x01 \x01(\tB\x0e\xe2\x41\x01\x02\xbaH\x07r\x05\x18\xfe\x01`\x01R\x05\x65mail\x12H\n\x08username\x18\x02 \x01(\tB,\xe2\x41\x01\x02\xbaH%r#2!^[A-Za-z0-9][A-Za-z0-9._-]{2,63}$R\x08username\x12-\n\x08password\x18\x03 \x01(\tB\x11\xe2\x41\x01\x02\xbaH\nr\x08\x10\x08(H\xba\x01\x01\x00R\x08password\x12)\n\tfull_name\x18\x04 \x01(\tB\x0c\xbaH\tr\x07\x18\xc8\x01\xba\x01\x01\x00R\x08\x66ullName\x12>\n\nrequest_id\x18\x05 \x01(\tB\x1f\xbaH\x1cr\x1a\x32\x18^[A-Za-z0-9._:-]{0,128}$R\trequestId\"\xf9\x01\n\x0cLoginRequest\x12\"\n\x05\x65mail\x18\x01 \x01(\tB\x0c\xbaH\tr\x07\x18\xfe\x01\xba\x01\x01\x00R\x05\x65mail\x12(\n\x08username\x18\x02 \x01(\tB\x0c\xbaH\tr\x07\x18\xfe\x01\xba\x01\x01\x00R\x08username\x12.\n\x08password\x18\x03 \x01(\tB\x12\xe2\x41\x01\x02\xbaH\x0br\t\x10\x01(\x80\x08\xba\x01\x01\x00R\x08password:k\xbaHh\x1a\x66\n\nlogin.name\x12+exactly one of email and username is needed\x1a+(this.email == \'\') != (this.username == \'\')\"\xc3\x01\n\rLoginResponse\x12!\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\tR\x0b\x61\x63\x63\x65ssToken\x12#\n\rrefresh_token\x18\x02 \x01(\tR\x0crefreshToken\x12\x1d\n\ntoken_type\x18\x03 \x01(\tR\ttokenType\x12\x1d\n\nexpires_in\x18\x04 \x01(\x05R\texpiresIn\x12,\n\x12refresh_expires_in\x18\x05 \x01(\x05R\x10refreshExpiresIn\"J\n\x13RefreshTokenRequest\x12\x33\n\rrefresh_token\x18\x01 \x01(\tB\x0e\xe2\x41\x01\x02\xbaH\x07r\x05\x10\x01\x18\x80\x04R\x0crefreshToken\"\xca\x01\n\x14RefreshTokenResponse\x12!\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\tR\x0b\x61\x63\x63\x65ssToken\x12#\n\rrefresh_token\x18\x02 \x01(\tR\x0crefreshToken\x12\x1d\n\ntoken_type\x18\x03 \x01(\tR\ttokenType\x12\x1d\n\nexpires_in\x18\x04 \x01(\x05R\texpiresIn\x12,\n\x12refresh_expires_in\x18\x05 \x01(\x05R\x10refreshExpiresIn\"D\n\rLogoutRequest\x12\x33\n\rrefresh_token\x18\x01 \x01(\tB\x0e\xe2\x41\x01\x02\xbaH\x07r\x05\x10\x01\x18\x80\x04R\x0crefreshToken\"\x10\n\x0eLogoutResponse\"\x0e\n\x0cGetMeRequest\"\x10\n\x0eGetJwksRequest\"B\n\x0fGetJwksResponse\x12/\n\x04keys\x18\x01 \x03(\x0b\x32\x1b.aiagent.auth.v1.JsonWebKeyR\x04keys2\x8a\x05\n\x0b\x41uthService\x12\x65\n\x08Register\x12 .aiagent.auth.v1.RegisterRequest\x1a\x15.aiagent.auth.v1.User\" \x82\xd3\xe4\x93\x02\x1a\"\x15/api/v1/auth/register:\x01*\x12\x65\n\x05Login\x12\x1d.aiagent.auth.v1.LoginRequest\x1a\x1e.aiagent.auth.v1.LoginResponse\"\x1d\x82\xd3\xe4\x93\x02\x17\"\x12/api/v1/auth/login:\x01*\x12|\n\x0cRefreshToken\x12$.aiagent.auth.v1.RefreshTokenRequest\x1a%.aiagent.auth.v1.RefreshTokenResponse\"\x1f\x82\xd3\xe4\x93\x02\x19\"\x14/api/v1/auth/refresh:\x01*\x12i\n\x06Logout\x12\x1e.aiagent.auth.v1.LogoutRequest\x1a\x1f.aiagent.auth.v1.LogoutResponse\"\x1e\x82\xd3\xe4\x93\x02\x18\"\x13/api/v1/auth/logout:\x01*\x12V\n\x05GetMe\x12\x1d.aiagent.auth.v1.GetMeRequest\x1a\x15.aiagent.auth.v1.User\"\x17\x82\xd3\xe4\x93\x02\x11\x12\x0f/api/v1/auth/me\x12l\n\x07GetJwks\x12\x1f.aiagent.auth.v1.GetJwksRequest\x1a .aiagent.auth.v1.GetJwksResponse\"\x1e\x82\xd3\xe4\x93\x02\x18\x12\x16/.well-known/jwks.jsonb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,7 +50,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOGINREQUEST'].fields_by_name['username']._loaded_options = None
   _globals['_LOGINREQUEST'].fields_by_name['username']._serialized_options = b'\272H\tr\007\030\376\001\272\001\001\000'
   _globals['_LOGINREQUEST'].fields_by_name['password']._loaded_options = None
-  _globals['_LOGINREQUEST'].fields_by_name['password']._serialized_options = b'\342A\001\002\272H\007r\005\020\001(\200\010'
+  _globals['_LOGINREQUEST'].fields_by_name['password']._serialized_options = b'\342A\001\002\272H\013r\t\020\001(\200\010\272\001\001\000'
   _globals['_LOGINREQUEST']._loaded_options = None
   _globals['_LOGINREQUEST']._serialized_options = b'\272Hh\032f\n\nlogin.name\022+exactly one of email and username is needed\032+(this.email == \'\') != (this.username == \'\')'
   _globals['_REFRESHTOKENREQUEST'].fields_by_name['refresh_token']._loaded_options = None
@@ -72,23 +72,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REGISTERREQUEST']._serialized_start=176
   _globals['_REGISTERREQUEST']._serialized_end=459
   _globals['_LOGINREQUEST']._serialized_start=462
-  _globals['_LOGINREQUEST']._serialized_end=707
-  _globals['_LOGINRESPONSE']._serialized_start=710
-  _globals['_LOGINRESPONSE']._serialized_end=905
-  _globals['_REFRESHTOKENREQUEST']._serialized_start=907
-  _globals['_REFRESHTOKENREQUEST']._serialized_end=981
-  _globals['_REFRESHTOKENRESPONSE']._serialized_start=984
-  _globals['_REFRESHTOKENRESPONSE']._serialized_end=1186
-  _globals['_LOGOUTREQUEST']._serialized_start=1188
-  _globals['_LOGOUTREQUEST']._serialized_end=1256
-  _globals['_LOGOUTRESPONSE']._serialized_start=1258
-  _globals['_LOGOUTRESPONSE']._serialized_end=1274
-  _globals['_GETMEREQUEST']._serialized_start=1276
-  _globals['_GETMEREQUEST']._serialized_end=1290
-  _globals['_GETJWKSREQUEST']._serialized_start=1292
-  _globals['_GETJWKSREQUEST']._serialized_end=1308
-  _globals['_GETJWKSRESPONSE']._serialized_start=1310
-  _globals['_GETJWKSRESPONSE']._serialized_end=1376
-  _globals['_AUTHSERVICE']._serialized_start=1379
-  _globals['_AUTHSERVICE']._serialized_end=2029
+  _globals['_LOGINREQUEST']._serialized_end=711
+  _globals['_LOGINRESPONSE']._serialized_start=714
+  _globals['_LOGINRESPONSE']._serialized_end=909
+  _globals['_REFRESHTOKENREQUEST']._serialized_start=911
+  _globals['_REFRESHTOKENREQUEST']._serialized_end=985
+  _globals['_REFRESHTOKENRESPONSE']._serialized_start=988
+  _globals['_REFRESHTOKENRESPONSE']._serialized_end=1190
+  _globals['_LOGOUTREQUEST']._serialized_start=1192
+  _globals['_LOGOUTREQUEST']._serialized_end=1260
+  _globals['_LOGOUTRESPONSE']._serialized_start=1262
+  _globals['_LOGOUTRESPONSE']._serialized_end=1278
+  _globals['_GETMEREQUEST']._serialized_start=1280
+  _globals['_GETMEREQUEST']._serialized_end=1294
+  _globals['_GETJWKSREQUEST']._serialized_start=1296
+  _globals['_GETJWKSREQUEST']._serialized_end=1312
+  _globals['_GETJWKSRESPONSE']._serialized_start=1314
+  _globals['_GETJWKSRESPONSE']._serialized_end=1380
+  _globals['_AUTHSERVICE']._serialized_start=1383
+  _globals['_AUTHSERVICE']._serialized_end=2033
 # @@protoc_insertion_point(module_scope)
