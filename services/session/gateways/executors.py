@@ -118,7 +118,10 @@ class ExecutorGateway:
         request.options.SetInParent()
         request.timeout.FromMilliseconds(max(1, int(plan.timeout_seconds * 1000)))
         try:
-            async for response in self._stub(key.target).RunTurn(request):
+            call = self._stub(key.target).RunTurn(request)
+            await call.initial_metadata()
+            yield []
+            async for response in call:
                 yield [_item(item) for item in response.items]
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error) from error
@@ -129,7 +132,10 @@ class ExecutorGateway:
         """See ExecutorPort."""
         request = pb.AttachTurnRequest(fence=_fence(key, lease_epoch), after_offset=after_offset)
         try:
-            async for response in self._stub(key.target).AttachTurn(request):
+            call = self._stub(key.target).AttachTurn(request)
+            await call.initial_metadata()
+            yield []
+            async for response in call:
                 yield [_item(item) for item in response.items]
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error) from error

@@ -63,7 +63,7 @@ class ExecutorPort(Protocol):
         """Asks all configured executors; those that do not answer within a second are left out."""
 
     def run(self, key: AttemptKey, lease_epoch: int, plan: AttemptPlan) -> AsyncIterator[Sequence[TurnItem]]:
-        """Starts an attempt and streams its items.
+        """Starts an attempt and streams its items; an empty batch first, once the executor has taken the call.
 
         Raises:
             ServiceError: as documented at ExecutorService.RunTurn.
@@ -72,7 +72,7 @@ class ExecutorPort(Protocol):
     def attach(
         self, key: AttemptKey, lease_epoch: int, after_offset: int
     ) -> AsyncIterator[Sequence[TurnItem]]:
-        """Takes up the items of an attempt after an offset.
+        """Takes up the items of an attempt after an offset; an empty batch first, as with `run`.
 
         Raises:
             ServiceError: as documented at ExecutorService.AttachTurn.

@@ -90,6 +90,8 @@ class AttemptRunner:
             LeaseLost: The lease is another's by now.
         """
         async for batch in stream:
+            # The first batch is empty: it says that the executor has taken the call.
+            self.attempt.connected = True
             durable: list[TurnItem] = []
             for item in batch:
                 if item.offset <= self.attempt.turn.applied_offset:

@@ -282,7 +282,6 @@ class SessionDriver:
     async def _follow(self, attempt: Attempt, stream: AsyncIterator[Sequence[TurnItem]]) -> None:
         runner = AttemptRunner(self._ports, self._decider, attempt)
         broken: ServiceError | None = None
-        attempt.connected = True
         try:
             async with asyncio.TaskGroup() as group:
                 commands = group.create_task(self._obey(runner))
