@@ -21,7 +21,11 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class RegisterRequest(_message.Message):
-    """Request of Register."""
+    """Request of Register.
+
+    Example: {"email": "ada@example.org", "username": "ada", "password": "correct horse battery",
+    "full_name": "Ada Lovelace"}.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -59,7 +63,10 @@ Global___RegisterRequest: _TypeAlias = RegisterRequest  # noqa: Y015
 
 @_typing.final
 class LoginRequest(_message.Message):
-    """Request of Login."""
+    """Request of Login.
+
+    Example: {"username": "ada", "password": "correct horse battery"}.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

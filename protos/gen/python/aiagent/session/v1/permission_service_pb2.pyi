@@ -86,7 +86,10 @@ Global___ListPermissionRequestsResponse: _TypeAlias = ListPermissionRequestsResp
 
 @_typing.final
 class ResolvePermissionRequest(_message.Message):
-    """Request of ResolvePermission."""
+    """Request of ResolvePermission.
+
+    Example: {"decision": "ALLOW_ONCE", "reason": "Only reads."}.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -28,7 +28,11 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class CreateSessionRequest(_message.Message):
-    """Request of CreateSession."""
+    """Request of CreateSession.
+
+    Example: {"name": "Fix the tests", "mode": "INTERACTIVE", "sdk_options": {"permission_mode": "DEFAULT",
+    "allowed_tools": ["Read", "Grep", "Bash(git log:*)"], "max_turns": 20}, "turn_timeout": "1800s"}.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -206,7 +210,10 @@ Global___ListSessionsResponse: _TypeAlias = ListSessionsResponse  # noqa: Y015
 
 @_typing.final
 class UpdateSessionRequest(_message.Message):
-    """Request of UpdateSession."""
+    """Request of UpdateSession.
+
+    Example: {"name": "Fix the build", "update_mask": "name"}.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -381,7 +388,10 @@ Global___WhenBusy: _TypeAlias = WhenBusy  # noqa: Y015
 
 @_typing.final
 class SendMessageRequest(_message.Message):
-    """Request of SendMessage."""
+    """Request of SendMessage.
+
+    Example: {"message": "Run the tests and fix what fails.", "request_id": "0b6e1c"}.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -415,7 +425,10 @@ Global___SendMessageRequest: _TypeAlias = SendMessageRequest  # noqa: Y015
 
 @_typing.final
 class QuerySessionRequest(_message.Message):
-    """Request of QuerySession."""
+    """Request of QuerySession.
+
+    Example: {"message": "Which test failed last, and why?", "wait_seconds": 120}.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
