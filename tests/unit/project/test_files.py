@@ -1,5 +1,6 @@
 """Conventions about files."""
 
+import ast
 import re
 import subprocess
 from collections.abc import Iterator
@@ -52,6 +53,36 @@ def test_nothing_is_marked_unfinished() -> None:
         if marks.search(line)
     ]
     assert found == []
+
+
+LOUD = {"critical", "error", "exception", "warning"}
+
+
+def is_silent(handler: ast.ExceptHandler) -> bool:
+    """Returns whether a handler catches everything, and neither raises nor logs nor passes the error on."""
+    broad = handler.type is None or (
+        isinstance(handler.type, ast.Name) and handler.type.id in ("Exception", "BaseException")
+    )
+    if not broad:
+        return False
+    for node in ast.walk(handler):
+        if isinstance(node, ast.Raise):
+            return False
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in LOUD:
+            return False
+        if handler.name is not None and isinstance(node, ast.Name) and node.id == handler.name:
+            return False
+    return True
+
+
+def test_nothing_swallows_every_error_in_silence() -> None:
+    silent = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in tracked("services/*.py", "clients/*.py", "deploy/*.py", "protos/*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.ExceptHandler) and is_silent(node)
+    ]
+    assert silent == []
 
 
 def test_no_test_sleeps_for_a_fixed_time() -> None:
