@@ -109,9 +109,7 @@ def not_found(
     reason: str, message: str, *, domain: str, metadata: Mapping[str, str] = _NO_METADATA
 ) -> ServiceError:
     """NOT_FOUND: it is not there, or it is not the caller's. The two are the same answer."""
-    return ServiceError(
-        ErrorKind.NOT_FOUND, reason=reason, domain=domain, message=message, metadata=metadata
-    )
+    return ServiceError(ErrorKind.NOT_FOUND, reason=reason, domain=domain, message=message, metadata=metadata)
 
 
 def failed_precondition(

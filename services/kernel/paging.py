@@ -1,68 +1,105 @@
-"""Keyset pages: a token carries the sort keys of the last row, and a hash of what the list was asked for.
+"""Keyset page tokens: where the next page begins, bound to the list that they came from.
 
-A token is opaque, not secret: what it may reach is decided by the query it comes with, as for any other page.
+A token is no secret and grants nothing: rows are still chosen by the caller's rights. It carries a hash of method,
+filters and organization, so that a token of another list is refused instead of giving wrong pages.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
 
-from services.kernel.errors import ServiceError, invalid_argument
+from services.kernel.errors import FieldViolation, ServiceError, invalid_argument
+from services.kernel.identity.keys import base64url_decode, base64url_encode
 
-DEFAULT_PAGE_SIZE = 50
-MAX_PAGE_SIZE = 1000
+DEFAULT_PAGE_SIZE: Final = 50
+MAX_PAGE_SIZE: Final = 1000
+_HASH_BYTES: Final = 12
+_MAX_TOKEN_CHARACTERS: Final = 2048
 
-
-def page_size(asked: int, *, default: int = DEFAULT_PAGE_SIZE) -> int:
-    """Returns the number of rows for a request's `page_size`; 0 means the default."""
-    return min(asked, MAX_PAGE_SIZE) if asked > 0 else default
-
-
-def filter_hash(*parts: object) -> str:
-    """Hashes what makes a list that list: its method, its filters, its caller's organization."""
-    return hashlib.sha256(json.dumps(parts, default=str, sort_keys=True).encode()).hexdigest()[:16]
+Key = str | int | float | bool | None | datetime | UUID
 
 
-def encode(list_hash: str, keys: Sequence[str | int]) -> str:
-    """Makes the token of the page after the row with these sort keys."""
-    text = json.dumps([list_hash, *keys], separators=(",", ":"))
-    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
-
-
-def decode(token: str, list_hash: str, kinds: Sequence[type]) -> tuple[str | int, ...] | None:
-    """Reads a token.
+def filter_hash(method: str, organization_id: UUID, filters: Mapping[str, object]) -> bytes:
+    """Returns what a token of this list is bound to.
 
     Args:
-        token: The token; empty for the first page.
-        list_hash: `filter_hash` of the list it is used with.
-        kinds: The types of the sort keys.
+        method: name of the method that lists.
+        organization_id: the caller's.
+        filters: everything that chooses or orders rows; not page_size. Values are compared as text.
+    """
+    text = json.dumps(
+        [method, str(organization_id), sorted((name, str(value)) for name, value in filters.items())],
+        ensure_ascii=True,
+    )
+    return hashlib.sha256(text.encode()).digest()[:_HASH_BYTES]
 
-    Returns:
-        The sort keys, or None for the first page.
+
+def encode(filter_hash: bytes, keys: Sequence[Key]) -> str:
+    """Returns the token of the page that follows the row with these keys."""
+    body = json.dumps([_to_json(key) for key in keys], separators=(",", ":")).encode()
+    return base64url_encode(filter_hash + body)
+
+
+def decode(token: str, filter_hash: bytes, *, domain: str) -> tuple[Key, ...]:
+    """Returns the keys of a token; callers check that their number and types are what the list sorts by.
+
+    Args:
+        domain: `<service>.aiagent`, of the error.
 
     Raises:
-        ServiceError: INVALID_ARGUMENT for the field `page_token`: it is broken, or another list's.
+        ServiceError: INVALID_ARGUMENT, INVALID_REQUEST, field `page_token`.
     """
-    if not token:
-        return None
+    if len(token) > _MAX_TOKEN_CHARACTERS:
+        raise invalid_page_token(domain)
     try:
-        padded = token + "=" * (-len(token) % 4)
-        found = json.loads(base64.b64decode(padded.encode(), altchars=b"-_", validate=True))
-    except (ValueError, binascii.Error, UnicodeError, RecursionError):
-        raise _invalid("it is not a token of this server") from None
-    if not isinstance(found, list) or len(found) != len(kinds) + 1:
-        raise _invalid("it is not a token of this server")
-    if found[0] != list_hash:
-        raise _invalid("it belongs to another list, or to other filters")
-    keys = found[1:]
-    if any(type(key) is not kind for key, kind in zip(keys, kinds, strict=True)):
-        raise _invalid("it is not a token of this server")
-    return tuple(keys)
+        raw = base64url_decode(token)
+        if raw[:_HASH_BYTES] != filter_hash:
+            raise invalid_page_token(domain)
+        keys = json.loads(raw[_HASH_BYTES:])
+        if not isinstance(keys, list):
+            raise invalid_page_token(domain)
+        return tuple(_from_json(key) for key in keys)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise invalid_page_token(domain) from None
 
 
-def _invalid(why: str) -> ServiceError:
-    return invalid_argument("page_token", why)
+def page_size(requested: int, *, default: int = DEFAULT_PAGE_SIZE, maximum: int = MAX_PAGE_SIZE) -> int:
+    """Returns how many rows to give; zero means the default, too many mean the maximum (AIP-158)."""
+    return min(requested, maximum) if requested > 0 else default
+
+
+def invalid_page_token(domain: str) -> ServiceError:
+    """INVALID_ARGUMENT: the token was not given by this list."""
+    description = "not a token of this list with these filters"
+    return invalid_argument(
+        "INVALID_REQUEST",
+        f"page_token: {description}",
+        domain=domain,
+        violations=(FieldViolation("page_token", description, "PAGE_TOKEN_INVALID"),),
+    )
+
+
+def _to_json(key: Key) -> Any:
+    if isinstance(key, datetime):
+        return {"t": key.isoformat()}
+    if isinstance(key, UUID):
+        return {"u": key.hex}
+    return key
+
+
+def _from_json(value: Any) -> Key:
+    if isinstance(value, dict):
+        if "t" in value:
+            moment = datetime.fromisoformat(value["t"])
+            if moment.tzinfo is None:
+                raise ValueError("a time without zone")
+            return moment
+        return UUID(value["u"])
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    raise ValueError("not a key")

@@ -1,51 +1,60 @@
-"""The settings every service has. Environment variables with the prefix AIAGENT_, then the file `.env`."""
+"""The settings that every service has; each service's own class adds to it."""
 
 from __future__ import annotations
 
-import base64
-import json
-from pathlib import Path
-from typing import Annotated
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from services.kernel.identity.keys import private_key_from_text, public_key_from_text
 
 
 class KernelSettings(BaseSettings):
-    """What every service needs; each service adds its own."""
+    """Read from the environment (prefix `AIAGENT_`), then from `.env` in the working directory."""
 
     model_config = SettingsConfigDict(
-        env_prefix="AIAGENT_", env_file=".env", env_file_encoding="utf-8", extra="ignore", populate_by_name=True
+        env_prefix="AIAGENT_",
+        env_file=".env",
+        env_file_encoding="utf-8",
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+        populate_by_name=True,
     )
 
-    state_dir: Path = Path(".aiagent")
     log_level: str = "INFO"
-    redis_url: SecretStr | None = None
-    service_key: SecretStr
-    """This service's Ed25519 private key: 32 bytes, base64url without padding."""
-    service_trust: Annotated[dict[str, str], NoDecode] = Field(default_factory=dict)
-    """Public keys of the services whose tokens are accepted, by service, each base64url without padding."""
-    metrics_listen: str = ""
-    """`host:port` of the Prometheus listener; empty for none."""
+    drain_seconds: float = Field(
+        default=20.0, ge=0, description="How long calls may take to end after SIGTERM."
+    )
     reflection: bool = True
-    drain_seconds: float = 10.0
-    """How long calls may take to end when the service is asked to stop."""
+    metrics_listen: str = Field(default="", description="host:port of /metrics; empty for none.")
+    service_key: SecretStr = Field(
+        default=SecretStr(""), description="This service's Ed25519 private key, base64url of 32 bytes."
+    )
+    service_trust: dict[str, str] = Field(
+        default_factory=dict, description="Public keys of the services that may call, base64url of 32 bytes."
+    )
 
-    @field_validator("service_trust", mode="before")
-    @classmethod
-    def _parse_trust(cls, value: object) -> object:
-        return json.loads(value) if isinstance(value, str) else value
+    def private_key(self) -> Ed25519PrivateKey:
+        """The service's own key.
 
-    def private_key(self) -> bytes:
-        """The service's private key, raw."""
-        return unpadded(self.service_key.get_secret_value())
+        Raises:
+            ValueError: AIAGENT_SERVICE_KEY is missing or no key.
+        """
+        text = self.service_key.get_secret_value()
+        if not text:
+            raise ValueError("AIAGENT_SERVICE_KEY is not set")
+        return private_key_from_text(text)
 
+    def trusted_keys(self) -> dict[str, Ed25519PublicKey]:
+        """The public key of each service that may call.
 
-def unpadded(text: str) -> bytes:
-    """Decodes base64url without padding."""
-    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+        Raises:
+            ValueError: one of AIAGENT_SERVICE_TRUST is no key.
+        """
+        return {name: public_key_from_text(text) for name, text in self.service_trust.items()}
 
 
 def targets(text: str) -> tuple[str, ...]:
-    """Splits a comma-separated list of `host:port`."""
+    """Splits a comma list of `host:port`; empty parts are left out."""
     return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -1,71 +1,125 @@
-"""Logs and metrics: structlog as JSON lines, Prometheus counters in one registry."""
+"""Logs as JSON lines and metrics for Prometheus."""
 
 from __future__ import annotations
 
 import logging
 import sys
-from typing import TextIO
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Any, Final, TextIO
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from aiohttp import web
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from services.kernel.context import current_request_id
-
-REGISTRY = CollectorRegistry()
-GRPC_REQUESTS = Counter(
-    "aiagent_grpc_requests", "Calls served, by their outcome.", ("service", "method", "code"), registry=REGISTRY
+registry: Final = CollectorRegistry(auto_describe=True)
+GRPC_REQUESTS: Final = Counter(
+    "aiagent_grpc_requests_total",
+    "Calls that have ended.",
+    ("service", "method", "code"),
+    registry=registry,
 )
-GRPC_SECONDS = Histogram(
+GRPC_REQUEST_SECONDS: Final = Histogram(
     "aiagent_grpc_request_seconds",
-    "Duration of calls; of a stream, of the whole of it.",
+    "How long calls took, streams included.",
     ("service", "method"),
-    registry=REGISTRY,
-    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 600),
+    registry=registry,
+    buckets=(0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800),
 )
-FAILURES = Counter(
-    "aiagent_failures", "Unexpected errors that were caught and logged.", ("where",), registry=REGISTRY
-)
+_SECRET_WORDS: Final = ("password", "token", "secret", "authorization", "api_key", "private_key", "cookie")
+# Counts of tokens are no secrets.
+_HARMLESS: Final = ("_tokens", "tokens", "max_tokens")
 
 
-def _add_request_id(_: object, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
-    request_id = current_request_id()
-    if request_id:
-        event.setdefault("request_id", request_id)
-    return event
-
-
-def configure_logging(level: str = "INFO", stream: TextIO | None = None) -> None:
-    """Sends structlog's and the standard library's logs to one stream, one JSON object a line.
+def configure_logging(level: str = "INFO", *, stream: TextIO | None = None, file: Path | None = None) -> None:
+    """Sends structlog and the standard library's logging to one place as JSON lines.
 
     Args:
-        level: The lowest level to write, by name.
-        stream: Where to; standard error if left out.
+        level: name of the lowest level shown.
+        stream: where to write; standard error by default.
+        file: append here instead; created readable by its owner only.
     """
+    number = logging.getLevelNamesMapping().get(level.upper())
+    if number is None:
+        raise ValueError(f"no log level is called {level}")
+    if file is not None:
+        file.touch(mode=0o600, exist_ok=True)
+        handler: logging.Handler = logging.FileHandler(file, encoding="utf-8")
+    else:
+        handler = logging.StreamHandler(stream or sys.stderr)
     shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        _add_request_id,
-        structlog.processors.format_exc_info,
+        structlog.stdlib.ExtraAdder(),
+        hide_secrets,
     ]
-    structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=True,
-    )
-    handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.JSONRenderer(),
+                structlog.processors.dict_tracebacks,
+                structlog.processors.JSONRenderer(ensure_ascii=False),
             ],
         )
     )
     root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(level.upper())
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(number)
+    # Every statement, and every request of a client, is too much at these levels.
+    for noisy in ("sqlalchemy.engine", "httpx", "httpcore", "asyncio", "aiohttp.access"):
+        logging.getLogger(noisy).setLevel(max(number, logging.WARNING))
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+
+
+def hide_secrets(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Replaces the values of keys that sound like secrets; values without such a key are the author's duty."""
+    for key in event:
+        lowered = key.lower()
+        if any(word in lowered for word in _SECRET_WORDS) and not lowered.endswith(_HARMLESS):
+            event[key] = "[hidden]"
+    return event
+
+
+class MetricsServer:
+    """Answers `GET /metrics` with the registry."""
+
+    def __init__(self, host: str, port: int) -> None:
+        """Args: port: 0 takes a free one."""
+        self._host = host
+        self.port = port
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> int:
+        """Listens; returns the port."""
+        application = web.Application()
+        application.router.add_get("/metrics", self._metrics)
+        self._runner = web.AppRunner(application, access_log=None)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, self._host, self.port)
+        await site.start()
+        self.port = int(self._runner.addresses[0][1])
+        return self.port
+
+    async def stop(self) -> None:
+        """Closes the port."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    async def _metrics(self, _request: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -1,5 +1,5 @@
-"""PostgreSQL: tenant and system transactions, idempotency, the outbox, migrations."""
+"""PostgreSQL: connections by role and tenant, row-level security, idempotency, outbox, migrations."""
 
-from services.kernel.db.engine import Database
+from services.kernel.db.database import Database
 
 __all__ = ["Database"]

@@ -1,42 +1,38 @@
-"""Idempotent mutations (AIP-155): the same request id answers as it did the first time.
-
-The row is inserted first, in the use case's own transaction: a second call with the same id waits on the unique index
-until the first has ended, then finds its response, or, when the first was rolled back, does the work itself.
-"""
+"""A mutation with a `request_id` happens once: the second one gets the first one's answer."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import BYTEA, TIMESTAMP, insert
-from sqlalchemy.dialects.postgresql import UUID as PgUuid
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.kernel.errors import ErrorKind, FieldViolation, ServiceError
+from services.kernel.errors import FieldViolation, ServiceError, invalid_argument
 
-DAY = timedelta(hours=24)
-"""How long request ids are kept, unless a use case says otherwise."""
+_NOW = sa.func.clock_timestamp()
 
 
 def idempotency_table(metadata: sa.MetaData, schema: str) -> sa.Table:
-    """The table `idempotency_keys` of a service's schema."""
+    """Declares `<schema>.idempotency_keys`. The migration gives it row-level security by organization."""
     return sa.Table(
         "idempotency_keys",
         metadata,
-        sa.Column("caller_id", PgUuid(as_uuid=True), nullable=False),
-        sa.Column("organization_id", PgUuid(as_uuid=True), nullable=False),
-        sa.Column("method", sa.Text, nullable=False),
-        sa.Column("request_id", sa.Text, nullable=False),
-        sa.Column("request_hash", sa.Text, nullable=False),
-        sa.Column("response", BYTEA),
-        sa.Column("create_time", TIMESTAMP(timezone=True), nullable=False, server_default=sa.func.now()),
-        sa.Column("expire_time", TIMESTAMP(timezone=True)),
-        sa.PrimaryKeyConstraint("caller_id", "method", "request_id", name="idempotency_keys_pkey"),
-        sa.Index("idempotency_keys_expired", "expire_time"),
+        sa.Column("organization_id", postgresql.UUID(as_uuid=True), primary_key=True),
+        sa.Column("caller_id", postgresql.UUID(as_uuid=True), primary_key=True),
+        sa.Column("method", sa.Text, primary_key=True),
+        sa.Column("request_id", sa.Text, primary_key=True),
+        sa.Column("request_hash", postgresql.BYTEA, nullable=False),
+        sa.Column("response", postgresql.BYTEA),
+        sa.Column(
+            "create_time", postgresql.TIMESTAMP(timezone=True), nullable=False, server_default=sa.func.now()
+        ),
+        sa.Column("expire_time", postgresql.TIMESTAMP(timezone=True)),
+        sa.Index("idempotency_keys_expire_time", "expire_time"),
         schema=schema,
     )
 
@@ -50,80 +46,86 @@ async def once(
     method: str,
     request_id: str,
     request: bytes,
+    expire_after: timedelta | None,
     run: Callable[[], Awaitable[bytes]],
-    expire_after: timedelta | None = DAY,
 ) -> bytes:
-    """Does a mutation once for each request id.
+    """Runs `run` unless this caller has done so with this id; returns its answer, or the one it gave then.
+
+    The id is written in the caller's transaction before anything else, so a concurrent duplicate waits for the first
+    one's commit (or does the work itself if that rolls back). Whatever `run` writes commits with the id or not at all.
 
     Args:
-        connection: The use case's transaction.
-        table: The service's `idempotency_keys`.
-        caller_id: Whose request id it is.
-        organization_id: The caller's organization.
-        method: The method's name; ids of different methods are different ids.
-        request_id: The id; when empty, the work is simply done.
-        request: The request in a canonical form, without its request id.
-        run: Does the work in this transaction and returns the serialized response.
-        expire_after: How long the id is kept; None for ever (its row goes with what it made).
-
-    Returns:
-        The response, of this call or of the first one.
+        connection: the transaction of the mutation.
+        table: what `idempotency_table` returned for the schema.
+        caller_id: whose id it is: the user, or a fixed UUID for calls without one.
+        organization_id: the tenant.
+        method: name of the method; an id counts for one method.
+        request_id: as sent; empty means that the caller wants no such promise.
+        request: the request in a canonical form without the `request_id` itself, e.g. the deterministic serialization
+            of a copy whose field is cleared.
+        expire_after: after this the id may be used anew; None keeps it for good.
+        run: does the work on the same connection; returns the serialized answer.
 
     Raises:
-        ServiceError: INVALID_ARGUMENT with REQUEST_ID_REUSED when the id came with another request before.
+        ServiceError: INVALID_ARGUMENT, REQUEST_ID_REUSED, when the id came with another request before.
     """
     if not request_id:
         return await run()
-    request_hash = hashlib.sha256(request).hexdigest()
-    key = sa.and_(
-        table.c.caller_id == caller_id, table.c.method == method, table.c.request_id == request_id
-    )
-    values = {
-        "caller_id": caller_id,
+    digest = hashlib.sha256(request).digest()
+    key: dict[str, Any] = {
         "organization_id": organization_id,
+        "caller_id": caller_id,
         "method": method,
         "request_id": request_id,
-        "request_hash": request_hash,
-        "response": None,
-        "create_time": sa.func.now(),
-        "expire_time": sa.func.now() + expire_after if expire_after is not None else None,
     }
-    statement = insert(table).values(values)
-    inserted = await connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=["caller_id", "method", "request_id"],
-            set_={name: statement.excluded[name] for name in values if name not in _KEY},
-            # An id whose time is over may be used anew.
-            where=table.c.expire_time < sa.func.now(),
-        ).returning(table.c.request_id)
+    values: dict[str, Any] = {
+        "request_hash": digest,
+        "response": None,
+        "create_time": _NOW,
+        "expire_time": _NOW + expire_after if expire_after is not None else None,
+    }
+    claim = (
+        postgresql.insert(table)
+        .values(key | values)
+        .on_conflict_do_update(index_elements=list(key), set_=values, where=table.c.expire_time <= _NOW)
+        .returning(sa.literal(1))
     )
-    if inserted.one_or_none() is not None:
-        response = await run()
-        await connection.execute(sa.update(table).where(key).values(response=response))
-        return response
-    known = (
-        await connection.execute(sa.select(table.c.request_hash, table.c.response).where(key))
-    ).one()
-    if known.request_hash != request_hash:
-        raise ServiceError(
-            ErrorKind.INVALID_ARGUMENT,
-            reason="REQUEST_ID_REUSED",
-            message="the request_id was used before with another request",
-            metadata={"request_id": request_id},
-            violations=(
-                FieldViolation(
-                    "request_id", "was used before with another request", "REQUEST_ID_REUSED"
-                ),
-            ),
+    matches = sa.and_(*(table.c[name] == value for name, value in key.items()))
+    if (await connection.execute(claim)).first() is None:
+        stored = (await connection.execute(sa.select(table).where(matches))).one()
+        if stored.request_hash != digest:
+            raise _reused(request_id, f"{table.schema}.aiagent")
+        return bytes(stored.response)
+    response = await run()
+    await connection.execute(sa.update(table).where(matches).values(response=response))
+    return response
+
+
+async def purge_expired(connection: AsyncConnection, table: sa.Table, *, limit: int = 1000) -> int:
+    """Deletes ids that have expired, at most `limit`; returns how many. For the system role."""
+    names = [column.name for column in table.primary_key.columns]
+    expired = (
+        sa.select(*(table.c[name] for name in names))
+        .where(table.c.expire_time <= _NOW)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+        .subquery()
+    )
+    outcome = await connection.execute(
+        sa.delete(table).where(
+            sa.tuple_(*(table.c[name] for name in names)).in_(sa.select(*(expired.c[name] for name in names)))
         )
-    return bytes(known.response)
+    )
+    return outcome.rowcount
 
 
-_KEY = frozenset({"caller_id", "method", "request_id"})
-
-
-async def forget_expired(connection: AsyncConnection, table: sa.Table) -> int:
-    """Removes request ids whose time is over; returns how many."""
-    return (
-        await connection.execute(sa.delete(table).where(table.c.expire_time < sa.func.now()))
-    ).rowcount
+def _reused(request_id: str, domain: str) -> ServiceError:
+    description = "was used before with another request"
+    return invalid_argument(
+        "REQUEST_ID_REUSED",
+        f"request_id: {description}",
+        domain=domain,
+        violations=(FieldViolation("request_id", description, "REQUEST_ID_REUSED"),),
+        # The id of the call itself goes under `request_id`, in every error.
+        metadata={"reused_request_id": request_id},
+    )

@@ -1,6 +1,20 @@
-"""gRPC for every service: the server with its interceptors, channels to other services, errors as statuses."""
+"""gRPC server and channel as every service uses them."""
 
-import os
+from services.kernel.grpc.authentication import PUBLIC, USER, MethodPolicy, services, user_or_services
+from services.kernel.grpc.channel import open_channel
+from services.kernel.grpc.pipeline import accept_stream
+from services.kernel.grpc.server import KernelServer, build_server
+from services.kernel.grpc.status import error_from_rpc
 
-# Before grpc is imported anywhere: its fork handlers and child processes have deadlocked (grpc#22624).
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+__all__ = [
+    "PUBLIC",
+    "USER",
+    "KernelServer",
+    "MethodPolicy",
+    "accept_stream",
+    "build_server",
+    "error_from_rpc",
+    "open_channel",
+    "services",
+    "user_or_services",
+]

@@ -84,9 +84,7 @@ class AccessTokenIssuer:
 class JwksVerifier:
     """Verifies access tokens; fetches the keys when it meets one that it does not know."""
 
-    def __init__(
-        self, fetch: Callable[[], Awaitable[JwksDocument]], *, clock: Clock | None = None
-    ) -> None:
+    def __init__(self, fetch: Callable[[], Awaitable[JwksDocument]], *, clock: Clock | None = None) -> None:
         """Args: fetch: reads the key set from auth; may raise, the verifier then tries again later."""
         self._fetch = fetch
         self._clock = clock or SystemClock()

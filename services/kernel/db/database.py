@@ -1,0 +1,174 @@
+"""Transactions, each under one of a schema's two roles.
+
+The application role sees what row-level security lets the tenant see; the system role, for work that serves every
+tenant, sees all. Which rows a statement can reach is decided by the connection, not by its WHERE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy import event, exc
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from services.kernel.db.failures import database_failure, is_stale
+from services.kernel.identity.caller import Caller
+
+_TENANT: Final = sa.text(
+    "SELECT set_config('aiagent.organization_id', :organization_id, true),"
+    " set_config('aiagent.user_id', :user_id, true), set_config('aiagent.role', :role, true)"
+)
+_PROBE: Final = sa.text("SELECT 1")
+
+
+class Database:
+    """The connections of one service to its own schema."""
+
+    def __init__(
+        self,
+        application_url: str,
+        system_url: str,
+        *,
+        pool_size: int = 8,
+        system_pool_size: int = 4,
+        dedicated_pool_size: int = 1,
+        connect_timeout_seconds: float = 5.0,
+        pool_timeout_seconds: float = 5.0,
+        lock_timeout_seconds: float = 5.0,
+        statement_timeout_seconds: float = 15.0,
+        application_name: str = "aiagent",
+    ) -> None:
+        """Connects to nothing yet.
+
+        Args:
+            application_url: `postgresql://user:password@host:port/database` of the role `<schema>_application`.
+            system_url: the same of `<schema>_system`.
+            pool_size: most connections of the application role.
+            system_pool_size: most connections of the system role.
+            dedicated_pool_size: most connections of `dedicated_system`.
+            connect_timeout_seconds: for a new connection.
+            pool_timeout_seconds: how long to wait for a free connection.
+            lock_timeout_seconds: how long a statement waits for a lock.
+            statement_timeout_seconds: how long a statement may run.
+            application_name: shown in pg_stat_activity.
+        """
+
+        def engine(url: str, size: int, name: str) -> AsyncEngine:
+            created = create_async_engine(
+                driver_url(url),
+                pool_size=size,
+                max_overflow=0,
+                pool_timeout=pool_timeout_seconds,
+                pool_use_lifo=True,
+                pool_reset_on_return="rollback",
+                # A statement's parameters may be a person's text: they belong neither in logs nor in errors.
+                hide_parameters=True,
+                connect_args={
+                    "timeout": connect_timeout_seconds,
+                    "server_settings": {
+                        "application_name": f"{application_name}/{name}",
+                        "lock_timeout": _milliseconds(lock_timeout_seconds),
+                        "statement_timeout": _milliseconds(statement_timeout_seconds),
+                        "idle_in_transaction_session_timeout": _milliseconds(
+                            max(60.0, statement_timeout_seconds)
+                        ),
+                        "timezone": "UTC",
+                    },
+                },
+            )
+            event.listen(created.sync_engine, "checkout", _refuse_closed)
+            return created
+
+        self._application = engine(application_url, pool_size, "application")
+        self._system = engine(system_url, system_pool_size, "system")
+        self._dedicated = engine(system_url, dedicated_pool_size, "dedicated")
+
+    def tenant(self, caller: Caller) -> AbstractAsyncContextManager[AsyncConnection]:
+        """One transaction that sees only the caller's rows: commit at the end, rollback on any error.
+
+        Raises:
+            ServiceError: UNAVAILABLE, DATABASE_UNAVAILABLE or DATABASE_BUSY.
+        """
+        return _transaction(
+            self._application,
+            _TENANT,
+            {
+                "organization_id": str(caller.organization_id),
+                "user_id": str(caller.user_id),
+                "role": caller.role.value,
+            },
+        )
+
+    def system(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """One transaction of the system role, across all tenants; otherwise as `tenant`."""
+        return _transaction(self._system, _PROBE, {})
+
+    def dedicated_system(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """As `system`, on a connection kept for it: what renews leases must not queue behind other work."""
+        return _transaction(self._dedicated, _PROBE, {})
+
+    async def check(self) -> None:
+        """Raises ServiceError UNAVAILABLE unless both roles can be reached."""
+        async with self.system():
+            pass
+        async with _transaction(self._application, _PROBE, {}):
+            pass
+
+    async def close(self) -> None:
+        """Closes every connection."""
+        for engine in (self._application, self._system, self._dedicated):
+            await engine.dispose()
+
+
+@asynccontextmanager
+async def _transaction(
+    engine: AsyncEngine, opening: sa.TextClause, parameters: dict[str, str]
+) -> AsyncIterator[AsyncConnection]:
+    try:
+        connection = await _begin(engine, opening, parameters)
+        try:
+            yield connection
+            await connection.commit()
+        finally:
+            # Without a commit this rolls back.
+            await connection.close()
+    except (exc.SQLAlchemyError, OSError) as error:
+        failure = database_failure(error)
+        if failure is None:
+            raise
+        raise failure from error
+
+
+async def _begin(engine: AsyncEngine, opening: sa.TextClause, parameters: dict[str, str]) -> AsyncConnection:
+    """Opens a transaction with its first statement; once more if the pool's connection turns out to be dead."""
+    for last in (False, True):
+        connection = engine.connect()
+        await connection.start()
+        try:
+            await connection.execute(opening, parameters)
+        except BaseException as error:
+            await connection.close()
+            if last or not is_stale(error):
+                raise
+            continue
+        return connection
+    raise AssertionError("unreachable")
+
+
+def _refuse_closed(dbapi_connection: Any, _record: object, _proxy: object) -> None:
+    # The loop has seen the server's farewell already: the pool replaces the connection without a round trip.
+    if dbapi_connection.driver_connection.is_closed():
+        raise exc.DisconnectionError
+
+
+def driver_url(url: str) -> sa.URL:
+    """Returns the URL with the asyncpg driver; `ssl` and the like stay as they are."""
+    return make_url(url).set(drivername="postgresql+asyncpg")
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(round(seconds * 1000))
