@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from uuid import UUID
 
-from aiagent.events.v1 import content_pb2, session_event_pb2
 from google.protobuf import struct_pb2
 
+from aiagent.events.v1 import content_pb2, session_event_pb2
 from services.session.domain import events
 from services.session.domain.entities import Content, Failure, LogEvent, ToolUse, Usage
 

@@ -224,9 +224,7 @@ class Changes:
         self.session["state"] = to_state.value
         session.state = to_state
 
-    def move_turn(
-        self, session: DrivenSession, turn: DrivenTurn, to_state: TurnState, now: datetime
-    ) -> None:
+    def move_turn(self, session: DrivenSession, turn: DrivenTurn, to_state: TurnState, now: datetime) -> None:
         """Changes the turn's state, with its event, and the session's state after it.
 
         The clock of the turn's time limit stops while a person is asked.

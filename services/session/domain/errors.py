@@ -184,9 +184,7 @@ def session_deleted(session_id: UUID) -> ServiceError:
 
 def role_not_allowed(role: str) -> ServiceError:
     """PERMISSION_DENIED: viewers read only."""
-    return _error(
-        ErrorKind.PERMISSION_DENIED, "ROLE_NOT_ALLOWED", f"the role {role} reads only", role=role
-    )
+    return _error(ErrorKind.PERMISSION_DENIED, "ROLE_NOT_ALLOWED", f"the role {role} reads only", role=role)
 
 
 class LeaseLost(Exception):

@@ -24,7 +24,16 @@ from urllib.parse import urlsplit
 READ_TOOLS = frozenset({"Read", "Glob", "Grep", "LS", "NotebookRead", "BashOutput", "TaskOutput"})
 """Tools that only read the workspace."""
 HARMLESS_TOOLS = frozenset(
-    {"TodoWrite", "TodoRead", "Task", "Agent", "ExitPlanMode", "EnterPlanMode", "StructuredOutput", "ToolSearch"}
+    {
+        "TodoWrite",
+        "TodoRead",
+        "Task",
+        "Agent",
+        "ExitPlanMode",
+        "EnterPlanMode",
+        "StructuredOutput",
+        "ToolSearch",
+    }
     | {"TaskCreate", "TaskGet", "TaskList", "TaskUpdate"}
 )
 """Tools that touch nothing themselves: what a subagent calls is decided call by call."""
@@ -133,9 +142,7 @@ class PermissionRules:
                 return rule
         return None
 
-    def _matches(
-        self, rule: str, tool_name: str, tool_input: Mapping[str, Any], *, allowing: bool
-    ) -> bool:
+    def _matches(self, rule: str, tool_name: str, tool_input: Mapping[str, Any], *, allowing: bool) -> bool:
         parsed = _RULE.match(rule.strip())
         if parsed is None:
             return False
@@ -206,7 +213,7 @@ def _command_matches(pattern: str, command: str, *, allowing: bool) -> bool:
 
 
 def _begins_with(command: str, prefix: str) -> bool:
-    return command == prefix or command.startswith(f"{prefix} ") or command.startswith(f"{prefix}\t")
+    return command == prefix or command.startswith((f"{prefix} ", f"{prefix}\t"))
 
 
 def _command_parts(command: str) -> list[str]:
@@ -218,7 +225,9 @@ def _command_parts(command: str) -> list[str]:
         except ValueError:
             words = part.split()
         # Assignments and wrappers before the program do not hide it; neither does a path to it.
-        while words and (re.fullmatch(r"\w+=.*", words[0]) or words[0] in _WRAPPERS or words[0].startswith("-")):
+        while words and (
+            re.fullmatch(r"\w+=.*", words[0]) or words[0] in _WRAPPERS or words[0].startswith("-")
+        ):
             words = words[1:]
         if words:
             parts.append(" ".join(words))
@@ -226,7 +235,9 @@ def _command_parts(command: str) -> list[str]:
     return [part.strip() for part in parts]
 
 
-_WRAPPERS = frozenset({"env", "exec", "command", "nohup", "sudo", "time", "nice", "xargs", "then", "do", "else", "!"})
+_WRAPPERS = frozenset(
+    {"env", "exec", "command", "nohup", "sudo", "time", "nice", "xargs", "then", "do", "else", "!"}
+)
 
 
 def _glob(pattern: str) -> re.Pattern[str]:

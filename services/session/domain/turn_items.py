@@ -128,7 +128,14 @@ class AttemptEnded:
 
 
 TurnItem = (
-    AgentStarted | BlockDelta | BlockCompleted | ToolUsed | DecisionNeeded | ToolEnded | Noticed | AttemptEnded
+    AgentStarted
+    | BlockDelta
+    | BlockCompleted
+    | ToolUsed
+    | DecisionNeeded
+    | ToolEnded
+    | Noticed
+    | AttemptEnded
 )
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from uuid import UUID
 
 import grpc
 import structlog
+from google.protobuf import json_format
+
 from aiagent.events.v1 import content_pb2
 from aiagent.executor.v1 import executor_service_pb2 as pb
 from aiagent.executor.v1 import executor_service_pb2_grpc, turn_item_pb2
 from aiagent.session.v1 import agent_options_pb2
-from google.protobuf import json_format
-
 from services.kernel.errors import ErrorKind, ServiceError
 from services.kernel.grpc.status import error_from_rpc
 from services.session.domain.entities import Failure, Usage
@@ -86,7 +86,7 @@ class ExecutorGateway:
                 domain="session.aiagent",
                 message="the executor is not configured any more",
             )
-        return stub  # type: ignore[return-value]  # the stub class is typed for both sync and aio channels
+        return stub
 
     async def run(
         self, key: AttemptKey, lease_epoch: int, plan: AttemptPlan
@@ -162,9 +162,7 @@ class ExecutorGateway:
     async def heartbeat(self, key: AttemptKey, lease_epoch: int) -> None:
         """See ExecutorPort."""
         request = pb.HeartbeatTurnRequest(fence=_fence(key, lease_epoch))
-        await self._call(
-            self._stub(key.target).HeartbeatTurn(request, timeout=_HEARTBEAT_TIMEOUT_SECONDS)
-        )
+        await self._call(self._stub(key.target).HeartbeatTurn(request, timeout=_HEARTBEAT_TIMEOUT_SECONDS))
 
     async def forget(self, session_id: UUID, lease_epoch: int) -> None:
         """See ExecutorPort."""
@@ -176,7 +174,7 @@ class ExecutorGateway:
             )
         )
 
-    async def _call(self, call: grpc.aio.UnaryUnaryCall[object, object]) -> None:
+    async def _call(self, call: Awaitable[object]) -> None:
         try:
             await call
         except grpc.aio.AioRpcError as error:
@@ -239,9 +237,7 @@ def _item(message: turn_item_pb2.TurnItem) -> TurnItem:
             return ToolEnded(offset, result.tool_use_id, result.content.text, result.is_error)
         case "agent_started":
             started = message.agent_started
-            return AgentStarted(
-                offset, _uuid(started.cli_session_id), started.model, started.offline_model
-            )
+            return AgentStarted(offset, _uuid(started.cli_session_id), started.model, started.offline_model)
         case "notice":
             return Noticed(offset, message.notice.code, message.notice.message)
         case "attempt_ended":

@@ -12,7 +12,6 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.session import codec
@@ -31,7 +30,7 @@ _HEAD_COLUMNS = (
 )
 
 
-def _head(row: Row[Any]) -> Head:
+def _head(row: Any) -> Head:
     return Head(
         session_id=row.session_id,
         organization_id=row.organization_id,
@@ -93,9 +92,7 @@ async def lock_head_fenced(connection: AsyncConnection, lease: Lease) -> Head:
     return _head(row)
 
 
-async def append(
-    connection: AsyncConnection, head: Head, drafts: Sequence[EventDraft]
-) -> list[LogEvent]:
+async def append(connection: AsyncConnection, head: Head, drafts: Sequence[EventDraft]) -> list[LogEvent]:
     """Appends events to a log whose head this transaction has locked.
 
     Args:
@@ -166,9 +163,7 @@ async def read(
         The events; fewer than `limit` when the log ends.
     """
     query = (
-        sa.select(
-            events.c.sequence, events.c.turn_id, events.c.kind, events.c.payload, events.c.create_time
-        )
+        sa.select(events.c.sequence, events.c.turn_id, events.c.kind, events.c.payload, events.c.create_time)
         .where(events.c.session_id == session_id, events.c.sequence > after_sequence)
         .order_by(events.c.sequence)
         .limit(limit)

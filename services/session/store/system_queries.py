@@ -220,11 +220,7 @@ def _driven_turn(row: Row[Any]) -> DrivenTurn:
         active_ms=row.active_ms,
         active_since=row.active_since,
         start_time=row.start_time,
-        usage=Usage(
-            row.input_tokens, row.output_tokens, row.cache_read_tokens, row.cache_write_tokens
-        ),
+        usage=Usage(row.input_tokens, row.output_tokens, row.cache_read_tokens, row.cache_write_tokens),
         cost_usd=float(row.cost_usd),
         model_calls=row.model_calls,
     )
-
-

@@ -6,6 +6,8 @@ application role rests on those two columns.
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import BYTEA, JSONB, TIMESTAMP, UUID
 
@@ -19,7 +21,7 @@ _TIME = TIMESTAMP(timezone=True)
 _ID = UUID(as_uuid=True)
 
 
-def _content(prefix: str) -> list[sa.Column[object]]:
+def _content(prefix: str) -> list[sa.Column[Any]]:
     """The four columns of a `Content`: the text in place, and where the whole of it lies when it is large."""
     return [
         sa.Column(f"{prefix}_text", sa.Text),
@@ -33,7 +35,7 @@ def _counter(name: str) -> sa.Column[int]:
     return sa.Column(name, sa.BigInteger, nullable=False, server_default="0")
 
 
-def _usage() -> list[sa.Column[object]]:
+def _usage() -> list[sa.Column[Any]]:
     return [
         *[
             _counter(name)
@@ -43,7 +45,7 @@ def _usage() -> list[sa.Column[object]]:
     ]
 
 
-def _session_reference() -> sa.Column[object]:
+def _session_reference() -> sa.Column[Any]:
     return sa.Column(
         "session_id", _ID, sa.ForeignKey("session.sessions.id", ondelete="CASCADE"), nullable=False
     )
@@ -92,9 +94,7 @@ sessions = sa.Table(
 session_heads = sa.Table(
     "session_heads",
     metadata,
-    sa.Column(
-        "session_id", _ID, sa.ForeignKey("session.sessions.id", ondelete="CASCADE"), primary_key=True
-    ),
+    sa.Column("session_id", _ID, sa.ForeignKey("session.sessions.id", ondelete="CASCADE"), primary_key=True),
     sa.Column("organization_id", _ID, nullable=False),
     sa.Column("last_sequence", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("lease_holder", sa.Text),
@@ -253,9 +253,7 @@ permission_requests = sa.Table(
     ),
     sa.Index("permission_requests_by_session", "session_id", "id"),
     sa.Index("permission_requests_by_owner", "organization_id", "user_id", "id"),
-    sa.Index(
-        "permission_requests_pending", "expire_time", postgresql_where=sa.text("state = 'PENDING'")
-    ),
+    sa.Index("permission_requests_pending", "expire_time", postgresql_where=sa.text("state = 'PENDING'")),
 )
 
 event_contents = sa.Table(

@@ -257,7 +257,5 @@ class AttemptRunner:
             ended = ToolCallState.FAILED if item.is_error else ToolCallState.SUCCEEDED
         self.attempt.calls[item.tool_use_id] = ended
         changes.tool_call_updates.append(
-            ToolCallUpdate(
-                item.tool_use_id, ended, result=content, result_is_error=item.is_error, ended=True
-            )
+            ToolCallUpdate(item.tool_use_id, ended, result=content, result_is_error=item.is_error, ended=True)
         )

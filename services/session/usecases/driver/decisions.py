@@ -56,9 +56,7 @@ class Decider:
     ) -> ToolUse:
         """Notes a tool call, once: the call itself and the question about it may come in either order."""
         kept = input_json if input_json is not None else Content(raw.input_json)
-        tool_use = ToolUse(
-            raw.tool_use_id, raw.tool_name, kept, raw.input_hash, raw.parent_tool_use_id
-        )
+        tool_use = ToolUse(raw.tool_use_id, raw.tool_name, kept, raw.input_hash, raw.parent_tool_use_id)
         if raw.tool_use_id in attempt.calls:
             return tool_use
         attempt.calls[raw.tool_use_id] = ToolCallState.REQUESTED
@@ -111,9 +109,7 @@ class Decider:
             expire_time=transaction.now + attempt.session.permission_timeout,
         )
         changes.permission_requests.append(request)
-        changes.add(
-            events.PermissionRequested(request.id, tool_use, request.expire_time), attempt.turn.id
-        )
+        changes.add(events.PermissionRequested(request.id, tool_use, request.expire_time), attempt.turn.id)
         attempt.calls[tool_use.tool_use_id] = ToolCallState.WAITING
         changes.tool_call_updates.append(ToolCallUpdate(tool_use.tool_use_id, ToolCallState.WAITING))
         changes.move_turn(attempt.session, attempt.turn, TurnState.WAITING, transaction.now)
@@ -155,9 +151,7 @@ class Decider:
     ) -> None:
         state = ToolCallState.RUNNING if decision.allowed else ToolCallState.DENIED
         attempt.calls[tool_use.tool_use_id] = state
-        changes.add(
-            events.ToolDecided(tool_use, decision, answer.id if answer else None), attempt.turn.id
-        )
+        changes.add(events.ToolDecided(tool_use, decision, answer.id if answer else None), attempt.turn.id)
         changes.tool_call_updates.append(ToolCallUpdate(tool_use.tool_use_id, state, decision=decision))
         verdicts.decided.append((tool_use.tool_use_id, decision.allowed, decision.reason))
 

@@ -186,9 +186,7 @@ class SessionDriver:
                 if running:
                     possibly_run.append((call.tool_use.tool_name, call.tool_use.input_json))
                 state = ToolCallState.POSSIBLY_RUN if running else ToolCallState.ABANDONED
-                changes.tool_call_updates.append(
-                    ToolCallUpdate(call.tool_use.tool_use_id, state, ended=True)
-                )
+                changes.tool_call_updates.append(ToolCallUpdate(call.tool_use.tool_use_id, state, ended=True))
             earlier = [
                 (answer.tool_name, answer.input, decision_of(answer))
                 for answer in await transaction.answers(turn.id)
@@ -232,9 +230,7 @@ class SessionDriver:
             organization_id=session.organization_id,
             earlier_decisions=tuple(
                 [
-                    EarlierDecision(
-                        name, await read(session.id, text), decision.allowed, decision.reason
-                    )
+                    EarlierDecision(name, await read(session.id, text), decision.allowed, decision.reason)
                     for name, text, decision in earlier
                 ]
             ),

@@ -146,7 +146,9 @@ async def end_turn(
     states |= {update.tool_use_id: update.state for update in changes.tool_call_updates}
     for tool_use_id, call_state in states.items():
         if call_state in _OPEN_CALLS:
-            left = ToolCallState.POSSIBLY_RUN if call_state is ToolCallState.RUNNING else ToolCallState.ABANDONED
+            left = (
+                ToolCallState.POSSIBLY_RUN if call_state is ToolCallState.RUNNING else ToolCallState.ABANDONED
+            )
             changes.tool_call_updates.append(ToolCallUpdate(tool_use_id, left, ended=True))
     changes.end_turn(
         session, turn, state, failure, transaction.now, structured_output_json=structured_output_json
