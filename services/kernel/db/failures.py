@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import asyncpg
@@ -13,6 +14,7 @@ from services.kernel.errors import ServiceError, unavailable
 _GONE_CLASSES: Final = ("08", "57P")
 _GONE_CODES: Final = frozenset({"53300"})  # too many connections
 _BUSY_CODES: Final = frozenset({"55P03", "57014", "40001", "40P01", "53200", "25P03"})
+_CLOSED: Final = re.compile(r"connection (is|was) closed|connection has been released")
 _RETRY_SECONDS: Final = 1.0
 
 
@@ -34,10 +36,11 @@ def database_failure(error: BaseException) -> ServiceError | None:
             return _busy()
     if isinstance(error, exc.DBAPIError) and error.connection_invalidated:
         return _gone()
-    if isinstance(cause, (OSError, asyncpg.InterfaceError)) and (
-        isinstance(error, exc.DBAPIError) or isinstance(cause, OSError)
+    # A refused or timed-out connect reaches us as it is, a connection closed under our feet as the driver's own error.
+    if isinstance(cause, OSError) or (
+        isinstance(cause, asyncpg.InterfaceError) and _CLOSED.search(str(cause)) is not None
     ):
-        return _gone() if _is_connection_trouble(cause) else None
+        return _gone()
     return None
 
 
@@ -52,13 +55,6 @@ def _cause(error: BaseException) -> BaseException:
     if isinstance(error, exc.DBAPIError) and error.orig is not None:
         return error.orig.__cause__ or error.orig
     return error
-
-
-def _is_connection_trouble(error: BaseException) -> bool:
-    if isinstance(error, asyncpg.InterfaceError):
-        text = str(error)
-        return "connection is closed" in text or "connection was closed" in text or "released back" in text
-    return isinstance(error, (ConnectionError, TimeoutError)) or isinstance(error, OSError)
 
 
 def _gone() -> ServiceError:

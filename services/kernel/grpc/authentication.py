@@ -114,6 +114,6 @@ class Authenticator:
 def _is_service_token(token: str) -> bool:
     # Only chooses the verifier; each of them trusts its own keys alone.
     try:
-        return jwt.get_unverified_header(token).get("typ") == TOKEN_TYPE
+        return bool(jwt.get_unverified_header(token).get("typ") == TOKEN_TYPE)
     except (jwt.PyJWTError, ValueError):
         return False

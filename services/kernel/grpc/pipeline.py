@@ -233,7 +233,8 @@ async def _abort(error: ServiceError, call: _Call, servicer_context: Context) ->
 
 
 def _name(servicer_context: Context) -> str:
-    code = servicer_context.code()
+    # The stubs promise a StatusCode; grpc.aio keeps the number.
+    code: Any = servicer_context.code()
     if isinstance(code, grpc.StatusCode):
         return code.name
     return next((known.name for known in grpc.StatusCode if known.value[0] == code), "UNKNOWN")

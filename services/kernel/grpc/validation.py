@@ -49,7 +49,7 @@ class RequestValidator:
 def field_path(violation: protovalidate.ViolationPb) -> str:
     """The violated field as the contract spells it: `a.b[2].c`, `labels["key"]`; empty for a rule on the message."""
     parts = []
-    for element in violation.field.elements if violation.has_field("field") else ():
+    for element in violation.field.elements if violation.field is not None else ():
         text = element.field_name
         if element.subscript is not None:
             value = element.subscript.value

@@ -1,4 +1,4 @@
-"""The verified caller of a call."""
+"""The verified caller."""
 
 from __future__ import annotations
 
@@ -9,33 +9,29 @@ from uuid import UUID
 
 
 class Role(StrEnum):
-    """What a user may do on the platform."""
+    """What a user may do in the organization; the words stand in tokens and in row-level security."""
 
-    ADMIN = "ADMIN"
-    USER = "USER"
-    VIEWER = "VIEWER"
+    ADMIN = "admin"
+    USER = "user"
+    VIEWER = "viewer"
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls.
+    """An end user, as a verified token names them.
 
-    Attributes:
-        user_id: The user; the nil UUID when a service calls for itself.
-        organization_id: Whose resources the call works with; nil likewise.
-        email: The user's e-mail address; empty likewise.
-        role: The user's role.
-        token_expire_time: When the proof of this expires: no stream outlives it.
-        service: The service that calls, for itself or in a user's place; None for an end user.
+    Args:
+        user_id: the user.
+        organization_id: the tenant; every row they may see carries it.
+        email: for logs and display.
+        role: what they may do.
+        service: the service that calls on the user's behalf, None when the user calls.
+        token_expire_time: UTC; streams end then.
     """
 
     user_id: UUID
     organization_id: UUID
     email: str
     role: Role
+    service: str | None
     token_expire_time: datetime
-    service: str | None = None
-
-
-NOBODY = UUID(int=0)
-"""The user of a service that calls for itself."""

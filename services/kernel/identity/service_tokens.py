@@ -1,138 +1,166 @@
-"""Service tokens: one service proves to another who it is, and in whose place it acts.
+"""Service tokens: each service signs with its own Ed25519 key, for one audience, for a minute.
 
-Each service has an Ed25519 key of its own; the others know its public half. Tokens live a minute and are bound to
-their audience, so that one that leaks opens one service, briefly.
+They are asked for on loopback too: an agent's shell must not be able to call an internal method.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from uuid import UUID, uuid4
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
 
 import jwt
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from services.kernel.errors import unauthenticated
-from services.kernel.identity.caller import NOBODY, Caller, Role
+from services.kernel.clock import Clock, SystemClock
+from services.kernel.errors import ServiceError, unauthenticated
+from services.kernel.identity.caller import Caller, Role
+from services.kernel.identity.verified_cache import VerifiedCache
 
-LIFE_SECONDS = 60
-_RENEW_SECONDS = 20
-_TYPE = "service+jwt"
+TOKEN_TYPE: Final = "service"  # noqa: S105  # the `typ` of the header, no secret
+_ALGORITHM: Final = "EdDSA"
+_LIFETIME: Final = timedelta(seconds=60)
+_RENEW_BEFORE: Final = timedelta(seconds=20)
+_CLOCK_SKEW: Final = timedelta(seconds=30)
+_CACHED_TOKENS: Final = 1_000
 
 
-def public_key(private_key: bytes) -> bytes:
-    """Returns the public half of a raw Ed25519 private key."""
-    return (
-        Ed25519PrivateKey.from_private_bytes(private_key)
-        .public_key()
-        .public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
-    )
+@dataclass(frozen=True, slots=True)
+class VerifiedService:
+    """A service that calls.
+
+    Args:
+        service: who signed.
+        caller: the end user it acts for, if any.
+        token_expire_time: UTC.
+    """
+
+    service: str
+    caller: Caller | None
+    token_expire_time: datetime
 
 
 class ServiceTokenSigner:
-    """Signs the tokens of one service."""
+    """Signs tokens of one service."""
 
-    def __init__(self, service: str, private_key: bytes) -> None:
-        """Args: service: its name; private_key: its Ed25519 key, raw."""
+    def __init__(self, service: str, private_key: Ed25519PrivateKey, *, clock: Clock | None = None) -> None:
+        """Args: service: its name; private_key: its own key."""
         self.service = service
-        self._key = Ed25519PrivateKey.from_private_bytes(private_key)
-        self._cache: dict[tuple[str, UUID | None], tuple[float, str]] = {}
+        self._key = private_key
+        self._clock = clock or SystemClock()
+        self._tokens: dict[tuple[str, Caller | None], tuple[str, datetime]] = {}
 
     def sign(self, audience: str, act_as: Caller | None = None) -> str:
-        """Signs a token, or returns one that still lives long enough.
+        """Returns a token for the service `audience`, at least 20 s from its end; reused until then.
 
         Args:
-            audience: The service to call.
-            act_as: The user in whose place; None when the service calls for itself.
-
-        Returns:
-            The token.
+            audience: name of the service to be called.
+            act_as: the end user on whose behalf the call is made; the token does not outlive theirs.
         """
-        now = time.time()
-        cache_key = (audience, act_as.user_id if act_as else None)
-        cached = self._cache.get(cache_key)
-        if cached is not None and cached[0] - now > _RENEW_SECONDS:
-            return cached[1]
-        expires = now + LIFE_SECONDS
-        claims: dict[str, object] = {
+        now = self._clock.now()
+        known = self._tokens.get((audience, act_as))
+        if known is not None and known[1] - now > _RENEW_BEFORE:
+            return known[0]
+        expire_time = now + _LIFETIME
+        claims: dict[str, Any] = {
             "iss": self.service,
-            "sub": self.service,
             "aud": audience,
-            "iat": int(now),
-            "exp": int(expires),
-            "jti": str(uuid4()),
+            "iat": int(now.timestamp()),
         }
         if act_as is not None:
+            expire_time = min(expire_time, act_as.token_expire_time)
             claims["act_as"] = {
                 "sub": str(act_as.user_id),
                 "org": str(act_as.organization_id),
                 "email": act_as.email,
                 "role": act_as.role.value,
+                "exp": int(act_as.token_expire_time.timestamp()),
             }
-        token = jwt.encode(claims, self._key, algorithm="EdDSA", headers={"typ": _TYPE, "kid": self.service})
-        if len(self._cache) > 1024:
-            self._cache.clear()
-        self._cache[cache_key] = (expires, token)
+        claims["exp"] = int(expire_time.timestamp())
+        token = jwt.encode(claims, self._key, algorithm=_ALGORITHM, headers={"typ": TOKEN_TYPE})
+        if len(self._tokens) >= _CACHED_TOKENS:
+            self._tokens.clear()
+        self._tokens[(audience, act_as)] = (token, expire_time)
         return token
 
 
 class ServiceTokenVerifier:
-    """Verifies tokens that other services signed for this one."""
+    """Verifies tokens of the services it trusts that are meant for this service."""
 
-    def __init__(self, audience: str, trust: Mapping[str, bytes]) -> None:
-        """Args: audience: this service; trust: the raw public key of each service that may call."""
+    def __init__(
+        self, trust: Mapping[str, Ed25519PublicKey], audience: str, *, clock: Clock | None = None
+    ) -> None:
+        """Args: trust: the public key of each service that may call; audience: this service's name."""
+        self._trust = dict(trust)
         self._audience = audience
-        self._trust = {name: Ed25519PublicKey.from_public_bytes(key) for name, key in trust.items()}
-        self._known: dict[str, Caller] = {}
+        self._clock = clock or SystemClock()
+        self._cache: VerifiedCache[VerifiedService] = VerifiedCache(self._clock)
 
-    @staticmethod
-    def looks_like(token: str) -> bool:
-        """Whether a token claims to be a service's; nothing is verified."""
-        try:
-            return jwt.get_unverified_header(token).get("typ") == _TYPE
-        except jwt.InvalidTokenError:
-            return False
-
-    def verify(self, token: str) -> Caller:
-        """Verifies a token.
+    def verify(self, token: str) -> VerifiedService:
+        """Returns which service calls, and for whom.
 
         Raises:
-            ServiceError: UNAUTHENTICATED with TOKEN_INVALID or TOKEN_EXPIRED.
+            ServiceError: UNAUTHENTICATED, TOKEN_INVALID or TOKEN_EXPIRED.
         """
-        known = self._known.get(token)
-        if known is not None and known.token_expire_time > datetime.now(UTC):
+        if (known := self._cache.get(token)) is not None:
             return known
         try:
-            issuer = str(jwt.get_unverified_header(token).get("kid"))
-            key = self._trust.get(issuer)
-            if key is None:
-                raise jwt.InvalidTokenError("unknown issuer")
-            claims = jwt.decode(
-                token,
-                key,
-                algorithms=["EdDSA"],
-                audience=self._audience,
-                issuer=issuer,
-                leeway=5,
-                options={"require": ["exp", "aud", "iss", "jti"]},
-            )
-            acting = claims.get("act_as") or {}
-            caller = Caller(
-                user_id=UUID(acting["sub"]) if acting else NOBODY,
-                organization_id=UUID(acting["org"]) if acting else NOBODY,
-                email=str(acting.get("email", "")),
-                role=Role(acting["role"]) if acting else Role.USER,
-                token_expire_time=datetime.fromtimestamp(float(claims["exp"]), UTC),
-                service=issuer,
-            )
-        except jwt.ExpiredSignatureError:
-            raise unauthenticated("TOKEN_EXPIRED", "the service token has expired") from None
-        except (jwt.InvalidTokenError, KeyError, ValueError, TypeError):
-            raise unauthenticated("TOKEN_INVALID", "the service token is not valid") from None
-        if len(self._known) > 1024:
-            self._known.clear()
-        self._known[token] = caller
-        return caller
+            verified, issue_time = self._read(token)
+        except (jwt.PyJWTError, ValueError, TypeError, KeyError, AttributeError, OverflowError, OSError):
+            raise _invalid() from None
+        now = self._clock.now()
+        # A long life is refused too: whoever steals a key must not mint a token for ever.
+        if (
+            issue_time > now + _CLOCK_SKEW
+            or verified.token_expire_time - issue_time > _LIFETIME + _CLOCK_SKEW
+        ):
+            raise _invalid()
+        if verified.token_expire_time <= now:
+            raise unauthenticated("TOKEN_EXPIRED", "the service token has expired")
+        self._cache.put(token, verified, verified.token_expire_time)
+        return verified
+
+    def _read(self, token: str) -> tuple[VerifiedService, datetime]:
+        if jwt.get_unverified_header(token).get("typ") != TOKEN_TYPE:
+            raise ValueError("not a service token")
+        # Who signed is only believed once the key that is trusted under that name has verified it.
+        claimed = jwt.decode(token, options={"verify_signature": False})
+        key = self._trust[str(claimed.get("iss"))]
+        # Time is checked by the clock that was given.
+        claims = jwt.decode(
+            token,
+            key,
+            algorithms=[_ALGORITHM],
+            audience=self._audience,
+            options={
+                "require": ["iss", "aud", "exp", "iat"],
+                "verify_exp": False,
+                "verify_iat": False,
+                "verify_nbf": False,
+            },
+        )
+        service = str(claims["iss"])
+        act_as = claims.get("act_as")
+        verified = VerifiedService(
+            service,
+            _caller(act_as, service) if act_as is not None else None,
+            datetime.fromtimestamp(float(claims["exp"]), UTC),
+        )
+        return verified, datetime.fromtimestamp(float(claims["iat"]), UTC)
+
+
+def _caller(claims: Mapping[str, Any], service: str) -> Caller:
+    return Caller(
+        user_id=UUID(claims["sub"]),
+        organization_id=UUID(claims["org"]),
+        email=str(claims["email"]),
+        role=Role(claims["role"]),
+        service=service,
+        token_expire_time=datetime.fromtimestamp(float(claims["exp"]), UTC),
+    )
+
+
+def _invalid() -> ServiceError:
+    return unauthenticated("TOKEN_INVALID", "the service token is not valid")
