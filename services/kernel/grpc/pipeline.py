@@ -34,8 +34,8 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _INFRASTRUCTURE: Final = ("/grpc.health.v1.", "/grpc.reflection.")
 _log = structlog.get_logger("grpc.server")
 
-Handler = grpc.RpcMethodHandler[Any, Any]
-Context = grpc.aio.ServicerContext[Any, Any]
+type Handler = grpc.RpcMethodHandler[Any, Any]
+type Context = grpc.aio.ServicerContext[Any, Any]
 
 
 async def accept_stream(servicer_context: Context) -> None:
@@ -210,7 +210,8 @@ def _metadata(servicer_context: Context) -> dict[str, str]:
 
 def _begin(method: str, sent_id: str, servicer_context: Context, started: float) -> _Call:
     known = sent_id if _REQUEST_ID.fullmatch(sent_id) else str(new_id())
-    remaining = servicer_context.time_remaining()
+    # None without a deadline, whatever the stubs say.
+    remaining: float | None = servicer_context.time_remaining()
     call = _Call(
         method=method,
         deadline=started + remaining if remaining is not None else None,
