@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-import asyncpg
+from asyncpg.exceptions import InterfaceError, PostgresError
 from sqlalchemy import exc
 
 from services.kernel.errors import ServiceError, unavailable
@@ -28,8 +28,8 @@ def database_failure(error: BaseException) -> ServiceError | None:
     if isinstance(error, exc.TimeoutError):
         return _busy()
     cause = _cause(error)
-    if isinstance(cause, asyncpg.PostgresError):
-        code = cause.sqlstate or ""
+    if isinstance(cause, PostgresError):
+        code = str(getattr(cause, "sqlstate", None) or "")
         if code.startswith(_GONE_CLASSES) or code in _GONE_CODES:
             return _gone()
         if code in _BUSY_CODES:
@@ -38,7 +38,7 @@ def database_failure(error: BaseException) -> ServiceError | None:
         return _gone()
     # A refused or timed-out connect reaches us as it is, a connection closed under our feet as the driver's own error.
     if isinstance(cause, OSError) or (
-        isinstance(cause, asyncpg.InterfaceError) and _CLOSED.search(str(cause)) is not None
+        isinstance(cause, InterfaceError) and _CLOSED.search(str(cause)) is not None
     ):
         return _gone()
     return None

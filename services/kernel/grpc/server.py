@@ -121,7 +121,8 @@ def build_server(
     for add in register:
         add(server)
     state = Health(names)
-    health_pb2_grpc.add_HealthServicer_to_server(state.servicer, server)
+    health_pb2_grpc.add_HealthServicer_to_server(state.servicer, server)  # type: ignore[no-untyped-call]
     if reflect:
-        reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+        shown = [*names, health.SERVICE_NAME, reflection.SERVICE_NAME]
+        reflection.enable_server_reflection(shown, server)  # type: ignore[no-untyped-call]
     return KernelServer(server, listen, state, drain)

@@ -91,7 +91,7 @@ def error_from_rpc(error: grpc.aio.AioRpcError) -> ServiceError:
 
 def abortable(status: status_pb2.Status) -> grpc.Status:
     """The form that `context.abort_with_status` takes."""
-    converted: grpc.Status = rpc_status.to_status(status)
+    converted: grpc.Status = rpc_status.to_status(status)  # type: ignore[no-untyped-call]
     return converted
 
 
