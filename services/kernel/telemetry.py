@@ -61,7 +61,10 @@ def configure_logging(level: str = "INFO", *, stream: TextIO | None = None, file
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.dict_tracebacks,
+                # Without the locals of the frames: tokens and a person's text are among them.
+                structlog.processors.ExceptionRenderer(
+                    structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=30)
+                ),
                 structlog.processors.JSONRenderer(ensure_ascii=False),
             ],
         )

@@ -15,7 +15,6 @@ from aiagent.session.v1.workspace_service_pb2_grpc import (
     WorkspaceServiceServicer,
     add_WorkspaceServiceServicer_to_server,
 )
-
 from services.kernel.grpc import PUBLIC, USER, services, user_or_services
 
 SESSION_ID = "01890a5d-ac96-774b-bcce-b302099a8057"
@@ -44,23 +43,23 @@ class Sessions(SessionServiceServicer, WorkspaceServiceServicer):
         add_SessionServiceServicer_to_server(self, server)
         add_WorkspaceServiceServicer_to_server(self, server)
 
-    async def CreateSession(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def CreateSession(self, request: Any, context: Any) -> Any:
         await self.behave(request, context)
         return session_pb2.Session(id=SESSION_ID)
 
     GetSession = SendMessage = InterruptTurn = DeleteSession = CreateSession
 
-    async def WatchSession(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+    async def WatchSession(self, request: Any, context: Any) -> AsyncIterator[Any]:
         async for response in self.stream(request, context):
             yield response
 
-    async def UploadWorkspace(self, requests: Any, context: Any) -> Any:  # noqa: N802
+    async def UploadWorkspace(self, requests: Any, context: Any) -> Any:
         async for request in requests:
             self.received.append(request)
         await self.behave(None, context)
         return workspace_service_pb2.UploadWorkspaceResponse()
 
-    async def DownloadWorkspace(self, request: Any, context: Any) -> None:  # noqa: N802
+    async def DownloadWorkspace(self, request: Any, context: Any) -> None:
         async for response in self.stream(request, context):
             await context.write(response)
 
