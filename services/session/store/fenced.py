@@ -108,10 +108,15 @@ class FencedConnection:
         return (row.id, TurnState(row.state)) if row else None
 
     async def refresh(self, turn: DrivenTurn) -> None:
-        """Rereads the wish to interrupt and the time of the last heartbeat."""
+        """Rereads the wish to interrupt, of which deleting the session is one, and the time of the last heartbeat."""
         row = (
             await self._connection.execute(
-                sa.select(turns.c.interrupt_time, turns.c.heartbeat_time).where(turns.c.id == turn.id)
+                sa.select(
+                    sa.func.coalesce(turns.c.interrupt_time, sessions.c.delete_time).label("interrupt_time"),
+                    turns.c.heartbeat_time,
+                )
+                .join(sessions, sessions.c.id == turns.c.session_id)
+                .where(turns.c.id == turn.id)
             )
         ).one()
         turn.interrupt_time = row.interrupt_time

@@ -98,7 +98,9 @@ def test_a_pattern_allows_only_what_it_says(rule, command, matches):
     ],
 )
 def test_a_pattern_disallows_every_way_to_say_it(command):
-    verdict = rules("BYPASS_PERMISSIONS", disallowed=["Bash(rm:*)"]).decide("Bash", {"command": command}).verdict
+    verdict = (
+        rules("BYPASS_PERMISSIONS", disallowed=["Bash(rm:*)"]).decide("Bash", {"command": command}).verdict
+    )
     assert verdict is Verdict.DENY
 
 

@@ -48,7 +48,7 @@ _log = structlog.get_logger(__name__)
 RETRY_SECONDS = 0.5
 """Between two tries to place a turn, or to reach an executor."""
 LOOK_SECONDS = 5.0
-"""Between two looks for commands when nothing wakes the driver; the pool wakes it within a second of one."""
+"""At most this long between two looks for commands; the pool wakes the driver within a second of one."""
 _GONE = frozenset({"ATTEMPT_UNKNOWN", "INCARNATION_MISMATCH", "ATTEMPT_BARRED", "OFFSET_GONE"})
 _NO_ROOM = frozenset({"EXECUTOR_FULL", "DRAINING"})
 
@@ -355,21 +355,24 @@ class SessionDriver:
         waiting_since: float | None = None
         while True:
             self._woken.clear()
-            await self._look(runner)
+            turn_left = await self._look(runner)
+            hold_left = self._hold_seconds
             if attempt.turn.state is not TurnState.WAITING:
                 waiting_since = None
             elif waiting_since is None:
                 waiting_since = self._clock.monotonic()
-            elif self._clock.monotonic() - waiting_since >= self._hold_seconds:
-                await self._ports.executors.interrupt(attempt.key, self.lease.epoch, park=True)
+            else:
+                hold_left -= self._clock.monotonic() - waiting_since
+                if hold_left <= 0:
+                    await self._ports.executors.interrupt(attempt.key, self.lease.epoch, park=True)
             try:
-                async with asyncio.timeout(LOOK_SECONDS):
+                async with asyncio.timeout(_next_look(turn_left, hold_left)):
                     await self._woken.wait()
             except TimeoutError:
                 continue
 
-    async def _look(self, runner: AttemptRunner) -> None:
-        """Carries out what has been asked for.
+    async def _look(self, runner: AttemptRunner) -> float:
+        """Carries out what has been asked for; returns how many seconds are left of the turn's time.
 
         An interrupt is sent at every look until the attempt has ended: one that overtook the attempt's start on its
         way to the executor was lost.
@@ -379,17 +382,18 @@ class SessionDriver:
         written: list[LogEvent] = []
         async with self._ports.store.fenced(self.lease) as transaction:
             await transaction.refresh(turn)
-            overdue = turn.active_time(transaction.now) >= attempt.session.turn_timeout
+            left = (attempt.session.turn_timeout - turn.active_time(transaction.now)).total_seconds()
             if turn.state is TurnState.WAITING and turn.interrupt_time is None:
                 await self._decider.settle(attempt, changes, verdicts, transaction)
             if changes.drafts:
                 written = await transaction.commit(turn, changes, expected_offset=turn.applied_offset)
         await runner.publish(written)
         await runner.send(verdicts)
-        if turn.interrupt_time is not None or overdue:
+        if turn.interrupt_time is not None or left <= 0:
             attempt.interrupted = True
-            attempt.timed_out = overdue and turn.interrupt_time is None
+            attempt.timed_out = turn.interrupt_time is None
             await self._ports.executors.interrupt(attempt.key, self.lease.epoch, park=False)
+        return left
 
     # Removal
 
@@ -400,6 +404,11 @@ class SessionDriver:
         await self._workspaces.delete(session_id)
         await self._blobs.delete_session(session_id)
         await self._ports.store.purge(self.lease)
+
+
+def _next_look(*seconds_left: float) -> float:
+    """When to look again: when a time is up, and for one that is up already every half second."""
+    return min(LOOK_SECONDS, *(max(RETRY_SECONDS, seconds) for seconds in seconds_left))
 
 
 def _cause(group: ExceptionGroup[Exception]) -> ServiceError:

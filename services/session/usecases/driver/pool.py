@@ -9,6 +9,7 @@ from uuid import UUID
 import structlog
 
 from services.kernel.clock import Clock
+from services.kernel.context import detached
 from services.kernel.errors import ServiceError
 from services.session.domain.errors import LeaseLost
 from services.session.usecases.driver.attempt import Attempt, DriverPorts
@@ -63,8 +64,8 @@ class DriverPool:
     async def start(self) -> None:
         """Starts renewing and sweeping."""
         self._loops = [
-            asyncio.create_task(self._repeat(self._renew), name="lease-renewal"),
-            asyncio.create_task(self._repeat(self._sweep), name="lease-sweep"),
+            asyncio.create_task(self._repeat(self._renew), name="lease-renewal", context=detached()),
+            asyncio.create_task(self._repeat(self._sweep), name="lease-sweep", context=detached()),
         ]
 
     async def drain(self) -> None:
@@ -90,8 +91,9 @@ class DriverPool:
         if driver is not None:
             driver.wake()
         elif not self._closing and session_id not in self._tasks:
+            # Not in the context of the call that woke it: its deadline and its caller are not the driver's.
             self._tasks[session_id] = asyncio.create_task(
-                self._drive(session_id), name=f"driver-{session_id}"
+                self._drive(session_id), name=f"driver-{session_id}", context=detached()
             )
 
     @property
