@@ -126,6 +126,5 @@ def _reused(request_id: str, domain: str) -> ServiceError:
         f"request_id: {description}",
         domain=domain,
         violations=(FieldViolation("request_id", description, "REQUEST_ID_REUSED"),),
-        # The id of the call itself goes under `request_id`, in every error.
-        metadata={"reused_request_id": request_id},
+        metadata={"request_id": request_id},
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import grpc
@@ -14,12 +14,12 @@ from services.kernel.errors import KERNEL_DOMAIN, ErrorKind, FieldViolation, Ser
 
 REQUEST_ID_KEY: Final = "x-request-id"
 _DETAILS_KEY: Final = "grpc-status-details-bin"
-# A status travels in trailers, which peers limit to 8 KiB as a rule.
-_MAX_MESSAGE: Final = 512
-_MAX_VIOLATIONS: Final = 16
+# A status travels in trailers. Beyond 8 KiB of metadata a peer may refuse them (grpc: at random up to 16 KiB), and the
+# error with them; the message is there twice, once percent-encoded. All in bytes.
+_MAX_STATUS: Final = 4096
+_MAX_MESSAGE: Final = 384
 _MAX_FIELD: Final = 128
 _MAX_DESCRIPTION: Final = 160
-_MAX_METADATA: Final = 16
 _MAX_METADATA_VALUE: Final = 256
 _INTERNAL_MESSAGE: Final = "internal error; the request id identifies it in the service's log"
 
@@ -33,34 +33,47 @@ def internal_error(domain: str) -> ServiceError:
 
 
 def to_status(error: ServiceError, request_id: str) -> status_pb2.Status:
-    """Returns the google.rpc.Status with ErrorInfo always, and BadRequest, RetryInfo, RequestInfo where they apply."""
+    """Returns the google.rpc.Status with ErrorInfo always, and BadRequest, RetryInfo, RequestInfo where they apply.
+
+    Texts are cut and the last violations and metadata left out where the whole would be too large to arrive.
+    """
     text = _INTERNAL_MESSAGE if error.kind is ErrorKind.INTERNAL else _cut(error.message, _MAX_MESSAGE)
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=error.domain)
-    for key, value in list(error.metadata.items())[:_MAX_METADATA]:
-        info.metadata[key] = _cut(value, _MAX_METADATA_VALUE)
     details: list[message.Message] = [info]
     if request_id:
-        if "request_id" not in error.metadata:
-            info.metadata["request_id"] = request_id
+        # The id that an error is about goes first: that of the call is in RequestInfo as well.
+        info.metadata["request_id"] = error.metadata.get("request_id", request_id)
         details.append(error_details_pb2.RequestInfo(request_id=request_id))
-    if error.violations:
-        details.append(
-            error_details_pb2.BadRequest(
-                field_violations=[
-                    error_details_pb2.BadRequest.FieldViolation(
-                        field=_cut(violation.field, _MAX_FIELD),
-                        description=_cut(violation.description, _MAX_DESCRIPTION),
-                        reason=violation.reason,
-                    )
-                    for violation in error.violations[:_MAX_VIOLATIONS]
-                ]
-            )
-        )
     if error.retry_after_seconds is not None:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromMilliseconds(max(0, round(error.retry_after_seconds * 1000)))
         details.append(retry)
+    room = _MAX_STATUS - len(text.encode()) - sum(detail.ByteSize() + 64 for detail in details)
+    for key, value in error.metadata.items():
+        short = _cut(value, _MAX_METADATA_VALUE)
+        room -= len(key.encode()) + len(short.encode()) + 8
+        if room < 0:
+            break
+        info.metadata.setdefault(key, short)
+    if error.violations:
+        details.append(_bad_request(error.violations, room))
     return status_pb2.Status(code=CODES[error.kind].value[0], message=text, details=_pack(details))
+
+
+def _bad_request(violations: Sequence[FieldViolation], room: int) -> error_details_pb2.BadRequest:
+    bad = error_details_pb2.BadRequest()
+    for violation in violations:
+        part = error_details_pb2.BadRequest.FieldViolation(
+            field=_cut(violation.field, _MAX_FIELD),
+            description=_cut(violation.description, _MAX_DESCRIPTION),
+            reason=violation.reason,
+        )
+        room -= part.ByteSize() + 8
+        # The first is never left out.
+        if room < 0 and bad.field_violations:
+            break
+        bad.field_violations.append(part)
+    return bad
 
 
 def error_from_rpc(error: grpc.aio.AioRpcError) -> ServiceError:
@@ -114,6 +127,8 @@ def _pack(details: Iterable[message.Message]) -> list[any_pb2.Any]:
     return packed
 
 
-def _cut(text: str, limit: int) -> str:
-    clean = text.encode("utf-8", "replace").decode("utf-8")
-    return clean if len(clean) <= limit else clean[: limit - 1] + "…"
+def _cut(text: str, limit_bytes: int) -> str:
+    raw = text.encode("utf-8", "replace")
+    if len(raw) <= limit_bytes:
+        return raw.decode("utf-8")
+    return raw[: limit_bytes - 3].decode("utf-8", "ignore") + "…"
