@@ -99,7 +99,14 @@ def _from_json(value: Any) -> Key:
             if moment.tzinfo is None:
                 raise ValueError("a time without zone")
             return moment
-        return UUID(value["u"])
+        return UUID(str(value["u"]))
+    # A token is in the client's hands: what PostgreSQL could not take must not reach it.
+    if isinstance(value, str):
+        if "\0" in value:
+            raise ValueError("NUL")
+        value.encode()
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError("too large")
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
     raise ValueError("not a key")

