@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Final
+from typing import Final
 
 import sqlalchemy as sa
-from sqlalchemy import event, exc
+from sqlalchemy import exc
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -58,7 +58,7 @@ class Database:
         """
 
         def engine(url: str, size: int, name: str) -> AsyncEngine:
-            created = create_async_engine(
+            return create_async_engine(
                 driver_url(url),
                 pool_size=size,
                 max_overflow=0,
@@ -80,8 +80,6 @@ class Database:
                     },
                 },
             )
-            event.listen(created.sync_engine, "checkout", _refuse_closed)
-            return created
 
         self._application = engine(application_url, pool_size, "application")
         self._system = engine(system_url, system_pool_size, "system")
@@ -157,12 +155,6 @@ async def _begin(engine: AsyncEngine, opening: sa.TextClause, parameters: dict[s
             continue
         return connection
     raise AssertionError("unreachable")
-
-
-def _refuse_closed(dbapi_connection: Any, _record: object, _proxy: object) -> None:
-    # The loop has seen the server's farewell already: the pool replaces the connection without a round trip.
-    if dbapi_connection.driver_connection.is_closed():
-        raise exc.DisconnectionError
 
 
 def driver_url(url: str) -> sa.URL:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 from aiagent.session.v1 import session_pb2, session_service_pb2, workspace_service_pb2
@@ -36,7 +37,7 @@ class Sessions(SessionServiceServicer, WorkspaceServiceServicer):
 
     def __init__(self) -> None:
         self.behave: Callable[[Any, Any], Awaitable[None]] = _nothing
-        self.stream: Callable[[Any, Any], AsyncIterator[Any]] = _no_events
+        self.stream: Callable[[Any, Any], AsyncGenerator[Any]] = _no_events
         self.received: list[Any] = []
 
     def register(self, server: Any) -> None:
@@ -50,8 +51,9 @@ class Sessions(SessionServiceServicer, WorkspaceServiceServicer):
     GetSession = SendMessage = InterruptTurn = DeleteSession = CreateSession
 
     async def WatchSession(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        async for response in self.stream(request, context):
-            yield response
+        async with aclosing(self.stream(request, context)) as responses:
+            async for response in responses:
+                yield response
 
     async def UploadWorkspace(self, requests: Any, context: Any) -> Any:
         async for request in requests:
