@@ -1,0 +1,71 @@
+"""What each service is told: the environment variables of a local suite."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from deploy.local.servers import free_port
+from deploy.local.state import Secrets
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One replica of a service."""
+
+    service: str
+    number: int
+    listen: str
+
+    @property
+    def name(self) -> str:
+        """The replica's name in logs: `session-2`."""
+        return f"{self.service}-{self.number}"
+
+
+@dataclass
+class Plan:
+    """Which replicas run where, and what they are told."""
+
+    state: Path
+    secrets: Secrets
+    database_urls: dict[str, str]
+    redis_url: str
+    counts: dict[str, int]
+    replicas: list[Replica] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.replicas = [
+            Replica(service, number, f"127.0.0.1:{free_port()}")
+            for service, count in self.counts.items()
+            for number in range(1, count + 1)
+        ]
+
+    def targets(self, service: str) -> list[str]:
+        """Where the replicas of a service listen."""
+        return [replica.listen for replica in self.replicas if replica.service == service]
+
+    def environment(self, replica: Replica) -> dict[str, str]:
+        """The environment of one replica, beside what the person who started the suite has set."""
+        service = replica.service
+        variables = {
+            "AIAGENT_STATE_DIR": str(self.state),
+            "AIAGENT_SERVICE_KEY": self.secrets.service_keys[service],
+            "AIAGENT_SERVICE_TRUST": json.dumps(self.secrets.trust()),
+            "AIAGENT_REDIS_URL": self.redis_url,
+            "AIAGENT_BLOB_URL": (self.state / "blobs").as_uri(),
+            "AIAGENT_WORKSPACE_ROOT": str(self.state / "workspaces"),
+            f"AIAGENT_{service.upper()}_LISTEN": replica.listen,
+        }
+        for other in self.counts:
+            variables[f"AIAGENT_{other.upper()}_TARGETS"] = ",".join(self.targets(other))
+        for role, suffix in (("application", ""), ("system", "_SYSTEM"), ("owner", "_OWNER")):
+            url = self.database_urls.get(f"{service}_{role}")
+            if url is not None:
+                variables[f"AIAGENT_{service.upper()}{suffix}_DATABASE_URL"] = url
+        if service == "auth":
+            variables["AIAGENT_AUTH_ENCRYPTION_KEY"] = self.secrets.auth_encryption_key
+        if service == "executor":
+            variables["AIAGENT_EXECUTOR_ID"] = replica.name
+        return variables
