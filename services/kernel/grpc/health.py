@@ -1,4 +1,4 @@
-"""The standard health service; its Watch streams end when the server drains."""
+"""The standard health service, for each gRPC service and for the process."""
 
 from __future__ import annotations
 

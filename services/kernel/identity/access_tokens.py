@@ -141,7 +141,7 @@ class JwksVerifier:
     async def _key_for(self, token: str) -> Ed25519PublicKey:
         try:
             header = jwt.get_unverified_header(token)
-        except (jwt.PyJWTError, ValueError):
+        except (jwt.PyJWTError, ValueError, RecursionError):
             raise _invalid() from None
         key_id = header.get("kid")
         if header.get("alg") != ALGORITHM or not isinstance(key_id, str):

@@ -24,6 +24,17 @@ _ALGORITHM: Final = "EdDSA"
 _LIFETIME: Final = timedelta(seconds=60)
 _RENEW_BEFORE: Final = timedelta(seconds=20)
 _CLOCK_SKEW: Final = timedelta(seconds=30)
+# What reading a token made up by anybody may raise.
+_UNREADABLE: Final = (
+    jwt.PyJWTError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    OverflowError,
+    OSError,
+    RecursionError,
+)
 _CACHED_TOKENS: Final = 1_000
 
 
@@ -108,7 +119,16 @@ class ServiceTokenVerifier:
             return known
         try:
             verified, issue_time = self._read(token)
-        except (jwt.PyJWTError, ValueError, TypeError, KeyError, AttributeError, OverflowError, OSError):
+        except (
+            jwt.PyJWTError,
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            OverflowError,
+            OSError,
+            RecursionError,
+        ):
             raise _invalid() from None
         now = self._clock.now()
         # A long life is refused too: whoever steals a key must not mint a token for ever.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -19,7 +20,7 @@ from aiagent.session.v1.session_service_pb2_grpc import SessionServiceStub
 from aiagent.session.v1.workspace_service_pb2_grpc import WorkspaceServiceStub
 from services.kernel.context import current_caller, current_request_id, current_service, remaining_seconds
 from services.kernel.errors import ErrorKind
-from services.kernel.grpc import KernelServer, accept_stream, error_from_rpc, open_channel
+from services.kernel.grpc import KernelServer, accept_stream, build_server, error_from_rpc, open_channel
 from services.kernel.identity import Caller
 from services.kernel.telemetry import registry
 from services.kernel.testing import AccessTokens, ServiceKeys, a_caller, running_server
@@ -27,6 +28,8 @@ from tests.integration.kernel.servicers import POLICIES, SESSION_ID, Sessions
 
 pytestmark = pytest.mark.integration
 GET = pb.GetSessionRequest(session_id=SESSION_ID)
+# A header of JSON too deep to be read: "[[[[…".
+NESTED = "Bearer " + base64.urlsafe_b64encode(b"[" * 3000).decode() + ".e30.e30"
 WATCH = pb.WatchSessionRequest(session_id=SESSION_ID)
 SEND = pb.SendMessageRequest(session_id=SESSION_ID, message="hello")
 INTERRUPT = pb.InterruptTurnRequest(session_id=SESSION_ID)
@@ -92,7 +95,16 @@ class TestIdentity:
         assert await refused(suite.stub.GetSession(GET)) == ("UNAUTHENTICATED", "TOKEN_MISSING")
 
     @pytest.mark.parametrize(
-        "value", ["Bearer ", "Bearer x", "Basic abc", "Bearer a.b.c", "Bearer " + "a" * 4000]
+        "value",
+        [
+            "Bearer ",
+            "Bearer x",
+            "Basic abc",
+            "Bearer a.b.c",
+            "Bearer " + "a" * 4000,
+            NESTED,
+            f"Bearer e30.{NESTED[7:]}.e30",
+        ],
     )
     async def test_no_real_token(self, suite: Suite, value: str) -> None:
         metadata = (("authorization", value),)
@@ -399,9 +411,13 @@ class TestDrain:
         assert kind in (ErrorKind.UNAVAILABLE.value, ErrorKind.CANCELLED.value)
 
 
-async def test_a_port_in_use_is_a_clear_error(suite: Suite) -> None:
-    from services.kernel.grpc import build_server
+async def test_what_never_started_can_be_stopped() -> None:
+    server = build_server(listen="127.0.0.1:0", domain="test.aiagent", register=[], policies={})
+    await server.stop()
+    await server.stop()
 
+
+async def test_a_port_in_use_is_a_clear_error(suite: Suite) -> None:
     second = build_server(
         listen=f"127.0.0.1:{suite.server.port}", domain="test.aiagent", register=[], policies={}
     )
