@@ -91,6 +91,25 @@ STATUS_SCHEMAS: Mapping[str, Schema] = {
 }
 
 
+# What the edge answers before a call reaches a service (deploy/envoy); a test compares the two.
+EDGE_REASONS: Mapping[str, str] = {
+    "TOKEN_MISSING": "The call needs an access token.",
+    "TOKEN_EXPIRED": "The access token has expired: refresh it.",
+    "TOKEN_INVALID": "The access token is not valid.",
+    "INVALID_REQUEST": "The request is not JSON, or a word, a number or a parameter in it cannot be read.",
+    "CONTENT_TYPE_UNSUPPORTED": "The body is of a kind that the method does not take.",
+    "FORBIDDEN": "The edge does not let this call through.",
+    "NO_SUCH_METHOD": "There is no method at this path and verb.",
+    "UPGRADE_REQUIRED": "The protocol is not spoken here.",
+    "REQUEST_TOO_LARGE": "The body is larger than 16 MiB.",
+    "HEADERS_TOO_LARGE": "The headers are too large.",
+    "TOO_MANY_REQUESTS": "Too many calls: try again later.",
+    "REQUEST_TIMEOUT": "The call took too long.",
+    "SERVICE_UNAVAILABLE": "The service cannot be reached: try again.",
+    "INTERNAL": "The edge failed.",
+}
+
+
 class Reasons:
     """The reasons that each service documents in its `ErrorReason.Reason`."""
 
@@ -107,15 +126,21 @@ class Reasons:
         return self._documented.get(service.file.package, {})
 
     def table(self, packages: Sequence[str]) -> str:
-        """Returns the reasons of the packages as Markdown tables."""
-        return "\n\n".join(self._table(package) for package in packages if package in self._documented)
+        """Returns the reasons of the packages, and those of the edge, as Markdown tables."""
+        tables = [
+            _table(f"{package.split('.')[1]}.aiagent", self._documented[package])
+            for package in packages
+            if package in self._documented
+        ]
+        return "\n\n".join([*tables, _table("aiagent", EDGE_REASONS)])
 
-    def _table(self, package: str) -> str:
-        rows = [f"### `{package.split('.')[1]}.aiagent`", "", "| reason | meaning |", "|---|---|"]
-        for name, text in self._documented[package].items():
-            meaning = text.replace("\n", " ").replace("|", "\\|")
-            rows.append(f"| `{name}` | {meaning} |")
-        return "\n".join(rows)
+
+def _table(domain: str, reasons: Mapping[str, str]) -> str:
+    rows = [f"### `{domain}`", "", "| reason | meaning |", "|---|---|"]
+    for name, text in reasons.items():
+        meaning = text.replace("\n", " ").replace("|", "\\|")
+        rows.append(f"| `{name}` | {meaning} |")
+    return "\n".join(rows)
 
 
 def responses(

@@ -20,24 +20,14 @@ from google.protobuf.message import Message
 from google.rpc import status_pb2
 from grpc_status import rpc_status
 
+from deploy.envoy.config import SERVICES, EnvoySettings, render
 from tests.contract.json_dialect.samples import sample
 
 ROOT = Path(__file__).parents[3]
 GENERATED = ROOT / "protos" / "gen"
 
-# The settings that docs/decisions/0031-json-dialect.md names and protos/gen/openapi.json describes.
-TRANSCODER = {
-    "@type": "type.googleapis.com/envoy.extensions.filters.http.grpc_json_transcoder.v3.GrpcJsonTranscoder",
-    "proto_descriptor": str(GENERATED / "descriptors.binpb"),
-    "convert_grpc_status": True,
-    "case_insensitive_enum_parsing": True,
-    "print_options": {
-        "preserve_proto_field_names": True,
-        "always_print_primitive_fields": True,
-        "stream_newline_delimited": True,
-    },
-    "request_validation_options": {"reject_unknown_method": True, "reject_unknown_query_parameters": True},
-}
+# What of the public listener's chain makes the dialect; tokens, CORS and the like have tests of their own.
+FILTERS = ("lua", "grpc_json_transcoder", "router")
 
 
 def public_methods() -> dict[str, MethodDescriptor]:
@@ -107,56 +97,47 @@ class Upstream(grpc.GenericRpcHandler):
             await context.abort_with_status(rpc_status.to_status(self.failure))
 
 
-def envoy_configuration(listen: Path, upstream: Path, services: list[str]) -> dict[str, Any]:
-    """Returns a configuration that transcodes from one Unix socket to another."""
-    manager = {
-        "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3."
-        "HttpConnectionManager",
-        "stat_prefix": "json",
-        "route_config": {
-            "virtual_hosts": [
-                {
-                    "name": "all",
-                    "domains": ["*"],
-                    "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "upstream", "timeout": "0s"}}],
-                }
-            ]
-        },
-        "http_filters": [
-            {"name": "transcoder", "typed_config": {**TRANSCODER, "services": services}},
-            {
-                "name": "router",
-                "typed_config": {
-                    "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
-                },
-            },
-        ],
+def envoy_configuration(listen: Path, upstream: Path) -> dict[str, Any]:
+    """Returns the suite's own configuration, cut down to transcoding from one Unix socket to another."""
+    nowhere = {name: ["127.0.0.1:1"] for name in SERVICES}
+    settings = EnvoySettings(
+        host="127.0.0.1", port=1, endpoints=nowhere, admin_socket=listen.with_name("admin")
+    )
+    [listener] = json.loads(render(settings))["staticResources"]["listeners"]
+    [chain] = listener["filterChains"]
+    [manager] = chain["filters"]
+    route = {"match": {"prefix": "/"}, "route": {"cluster": "upstream", "timeout": "0s"}}
+    manager["typedConfig"]["routeConfig"] = {
+        "virtualHosts": [{"name": "all", "domains": ["*"], "routes": [route]}]
     }
+    manager["typedConfig"]["httpFilters"] = [
+        item
+        for item in manager["typedConfig"]["httpFilters"]
+        if item["name"].removeprefix("envoy.filters.http.") in FILTERS
+    ]
+    assert len(manager["typedConfig"]["httpFilters"]) == len(FILTERS)
+    options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
     cluster = {
         "name": "upstream",
-        "connect_timeout": "1s",
-        "typed_extension_protocol_options": {
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-                "explicit_http_config": {"http2_protocol_options": {}},
+        "connectTimeout": "1s",
+        "typedExtensionProtocolOptions": {
+            options: {
+                "@type": f"type.googleapis.com/{options}",
+                "explicitHttpConfig": {"http2ProtocolOptions": {}},
             }
         },
-        "load_assignment": {
-            "cluster_name": "upstream",
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": str(upstream)}}}}]}],
+        "loadAssignment": {
+            "clusterName": "upstream",
+            "endpoints": [{"lbEndpoints": [{"endpoint": {"address": {"pipe": {"path": str(upstream)}}}}]}],
         },
     }
-    listener = {
-        "address": {"pipe": {"path": str(listen)}},
-        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
-    }
-    return {"static_resources": {"listeners": [listener], "clusters": [cluster]}}
+    listener["address"] = {"pipe": {"path": str(listen)}}
+    return {"staticResources": {"listeners": [listener], "clusters": [cluster]}}
 
 
 @pytest.fixture(scope="session")
 async def upstream_and_socket() -> AsyncIterator[tuple[Upstream, Path]]:
     methods = public_methods()
-    services = sorted({method.containing_service.full_name for method in methods.values()})
     upstream = Upstream(methods)
     # A path of its own: a Unix socket's name may have a hundred bytes, pytest's folders have more.
     with tempfile.TemporaryDirectory(prefix="dialect") as folder:
@@ -165,7 +146,7 @@ async def upstream_and_socket() -> AsyncIterator[tuple[Upstream, Path]]:
         server.add_generic_rpc_handlers((upstream,))
         server.add_insecure_port(f"unix:{backend}")
         await server.start()
-        config.write_text(json.dumps(envoy_configuration(edge, backend, services)), "utf-8")
+        config.write_text(json.dumps(envoy_configuration(edge, backend)), "utf-8")
         envoy = await asyncio.create_subprocess_exec(
             Path(sys.executable).with_name("envoy"),
             *("-c", str(config), "--concurrency", "1", "--disable-hot-restart", "-l", "info"),

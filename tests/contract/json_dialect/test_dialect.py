@@ -15,6 +15,12 @@ pytestmark = pytest.mark.contract
 SESSIONS = "/api/v1/sessions"
 
 
+def judge_status(openapi: dict[str, Any], body: dict[str, Any]) -> None:
+    """Fails where an error is not what the document says an error is."""
+    schema = {"$ref": "#/components/schemas/Status", "components": openapi["components"]}
+    Draft202012Validator(schema).validate(body)
+
+
 @pytest.mark.parametrize("word", ["interactive", "INTERACTIVE", "Interactive"])
 async def test_enum_words_are_taken_in_any_case(
     word: str, client: httpx.AsyncClient, upstream: Upstream
@@ -42,21 +48,35 @@ async def test_enum_words_in_a_query_too(client: httpx.AsyncClient, upstream: Up
     ],
 )
 async def test_what_cannot_be_read_never_reaches_a_service(
-    params: dict[str, str], body: dict[str, Any], client: httpx.AsyncClient, upstream: Upstream
+    params: dict[str, str],
+    body: dict[str, Any],
+    client: httpx.AsyncClient,
+    upstream: Upstream,
+    openapi: dict[str, Any],
 ) -> None:
     response = await client.post(SESSIONS, params=params, json=body)
     assert response.status_code == 400
     assert upstream.received == {}
+    judge_status(openapi, response.json())
+    assert response.json()["details"][0]["reason"] == "INVALID_REQUEST"
+    assert response.json()["details"][1]["field_violations"]
 
 
-async def test_malformed_json_never_reaches_a_service(client: httpx.AsyncClient, upstream: Upstream) -> None:
+async def test_malformed_json_never_reaches_a_service(
+    client: httpx.AsyncClient, upstream: Upstream, openapi: dict[str, Any]
+) -> None:
     response = await client.post(SESSIONS, content=b'{"mode":', headers={"content-type": "application/json"})
     assert response.status_code == 400
     assert upstream.received == {}
+    judge_status(openapi, response.json())
 
 
-async def test_a_path_nobody_documented_is_not_found(client: httpx.AsyncClient) -> None:
-    assert (await client.get("/api/v1/nothing")).status_code == 404
+async def test_what_is_not_documented_never_reaches_a_service(
+    client: httpx.AsyncClient, upstream: Upstream
+) -> None:
+    await client.get("/api/v1/nothing")
+    await client.put(SESSIONS)
+    assert upstream.received == {}
 
 
 async def test_field_masks_are_names_with_commas(client: httpx.AsyncClient, upstream: Upstream) -> None:
@@ -85,9 +105,7 @@ async def test_errors_keep_their_details(
     response = await client.post(SESSIONS, json={})
     assert response.status_code == 400
     assert response.headers["content-type"] == "application/json"
-    Draft202012Validator(
-        {"$ref": "#/components/schemas/Status", "components": openapi["components"]}
-    ).validate(response.json())
+    judge_status(openapi, response.json())
     info, bad_request = response.json()["details"]
     assert info["reason"] == "INVALID_REQUEST"
     assert info["metadata"] == {"request_id": "r"}
