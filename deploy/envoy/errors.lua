@@ -31,6 +31,8 @@ function envoy_on_response(handle)
   local known = CODES[status]
   if known == nil then return end
   local body = handle:body(true)
+  -- Waiting for the body ends the scope of what was taken before.
+  headers = handle:headers()
   local text = body:length() > 0 and body:getBytes(0, body:length()) or ""
   local code, reason, details = known[1], known[2], {}
   if status == "401" then
