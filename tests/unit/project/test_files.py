@@ -118,6 +118,16 @@ def test_lock_files_name_no_package_host() -> None:
         assert "://" not in lock.read_text("utf-8"), lock.name
 
 
+def test_every_decision_is_in_the_index() -> None:
+    folder = ROOT / "docs" / "decisions"
+    records = {path.name for path in tracked("docs/decisions/*.md")} - {"README.md"}
+    listed = re.findall(
+        r"^\| \[(\d{4})\]\(((\d{4})-[a-z0-9-]+\.md)\) \|", (folder / "README.md").read_text("utf-8"), re.M
+    )
+    assert {name for _, name, _ in listed} == records
+    assert [number for number, _, _ in listed] == sorted({number for _, _, number in listed})
+
+
 def test_the_generated_packages_import() -> None:
     # In one process, so that two files that register the same name would be found.
     modules = [
