@@ -122,7 +122,9 @@ def test_every_decision_is_in_the_index() -> None:
     folder = ROOT / "docs" / "decisions"
     records = {path.name for path in tracked("docs/decisions/*.md")} - {"README.md"}
     listed = re.findall(
-        r"^\| \[(\d{4})\]\(((\d{4})-[a-z0-9-]+\.md)\) \|", (folder / "README.md").read_text("utf-8"), re.M
+        r"^\| \[(\d{4})\]\(((\d{4})-[a-z0-9-]+\.md)\) \|",
+        (folder / "README.md").read_text("utf-8"),
+        re.MULTILINE,
     )
     assert {name for _, name, _ in listed} == records
     assert [number for number, _, _ in listed] == sorted({number for _, _, number in listed})
