@@ -106,7 +106,7 @@ class ExecutorServiceServicer:
         """Takes up the items of an attempt after an offset. An attempt the executor does not know is barred for good, so
         that the caller may start a new one: the answer is proof that this attempt neither runs nor ever will.
 
-        Errors: NOT_FOUND with ATTEMPT_UNKNOWN; OUT_OF_RANGE with OFFSET_GONE.
+        Errors: NOT_FOUND with ATTEMPT_UNKNOWN; FAILED_PRECONDITION with OFFSET_GONE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -50,7 +50,7 @@ class ExecutorServiceStub:
     """Takes up the items of an attempt after an offset. An attempt the executor does not know is barred for good, so
     that the caller may start a new one: the answer is proof that this attempt neither runs nor ever will.
 
-    Errors: NOT_FOUND with ATTEMPT_UNKNOWN; OUT_OF_RANGE with OFFSET_GONE.
+    Errors: NOT_FOUND with ATTEMPT_UNKNOWN; FAILED_PRECONDITION with OFFSET_GONE.
     """
     AckTurn: _grpc.UnaryUnaryMultiCallable[_executor_service_pb2.AckTurnRequest, _executor_service_pb2.AckTurnResponse]
     """Acknowledges items: everything up to the offset is in the database and may be forgotten. Also counts as a
@@ -99,7 +99,7 @@ class ExecutorServiceAsyncStub(ExecutorServiceStub):
     """Takes up the items of an attempt after an offset. An attempt the executor does not know is barred for good, so
     that the caller may start a new one: the answer is proof that this attempt neither runs nor ever will.
 
-    Errors: NOT_FOUND with ATTEMPT_UNKNOWN; OUT_OF_RANGE with OFFSET_GONE.
+    Errors: NOT_FOUND with ATTEMPT_UNKNOWN; FAILED_PRECONDITION with OFFSET_GONE.
     """
     AckTurn: _aio.UnaryUnaryMultiCallable[_executor_service_pb2.AckTurnRequest, _executor_service_pb2.AckTurnResponse]  # type: ignore[assignment]
     """Acknowledges items: everything up to the offset is in the database and may be forgotten. Also counts as a
@@ -157,7 +157,7 @@ class ExecutorServiceServicer(metaclass=_abc_1.ABCMeta):
         """Takes up the items of an attempt after an offset. An attempt the executor does not know is barred for good, so
         that the caller may start a new one: the answer is proof that this attempt neither runs nor ever will.
 
-        Errors: NOT_FOUND with ATTEMPT_UNKNOWN; OUT_OF_RANGE with OFFSET_GONE.
+        Errors: NOT_FOUND with ATTEMPT_UNKNOWN; FAILED_PRECONDITION with OFFSET_GONE.
         """
 
     @_abc_1.abstractmethod
