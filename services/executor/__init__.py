@@ -1,0 +1,1 @@
+"""The executor: owns the Claude Code processes."""

@@ -1,0 +1,120 @@
+"""Composes the executor."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+import structlog
+
+from aiagent.executor.v1.executor_service_pb2_grpc import add_ExecutorServiceServicer_to_server
+from services.executor.api.servicer import POLICIES, ExecutorServicer
+from services.executor.domain.errors import DOMAIN
+from services.executor.gateways import isolation, offline_model
+from services.executor.gateways.agent import ClaudeAgents
+from services.executor.gateways.model_gateway import ModelGateway
+from services.executor.settings import ExecutorSettings
+from services.executor.usecases.turns import Turns
+from services.kernel.clock import SystemClock
+from services.kernel.context import detached
+from services.kernel.grpc import KernelServer, build_server
+from services.kernel.identity import ServiceTokenVerifier
+from services.kernel.ids import new_id
+
+_log = structlog.get_logger(__name__)
+
+
+class ExecutorService:
+    """The executor: start, drain, stop."""
+
+    name = "executor"
+
+    def __init__(
+        self, server: KernelServer, turns: Turns, agents: ClaudeAgents, gateway: ModelGateway
+    ) -> None:
+        """Use `build`."""
+        self._server = server
+        self._turns = turns
+        self._agents = agents
+        self._gateway = gateway
+        self._watch: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Ends what a killed predecessor left, then serves."""
+        orphans = await asyncio.to_thread(self._agents.sweep)
+        if orphans:
+            _log.warning("agents of a killed executor were ended", count=orphans)
+        await self._gateway.start()
+        self._watch = asyncio.create_task(self._turns.watch(), name="executor-watch", context=detached())
+        await self._server.start()
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Takes no more turns; those that run get half of the time to end, and go on at the next start otherwise."""
+        await self._turns.drain(grace_seconds / 2)
+        await self._server.drain_calls(grace_seconds / 2)
+
+    async def stop(self) -> None:
+        """Ends all agents and closes everything."""
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
+        await self._turns.stop()
+        await self._server.stop()
+        await self._gateway.stop()
+
+
+async def build(settings: ExecutorSettings) -> ExecutorService:
+    """Composes the executor.
+
+    Args:
+        settings: Its settings.
+
+    Raises:
+        ServiceError: FAILED_PRECONDITION with ISOLATION_UNAVAILABLE.
+    """
+    key = settings.anthropic_api_key.get_secret_value()
+    settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    run = settings.state_dir.resolve() / "run"
+    run.mkdir(mode=0o700, exist_ok=True)
+    offline = not key
+    chosen = await asyncio.to_thread(
+        isolation.choose,
+        settings.isolation,
+        settings.state_dir,
+        tuple(filter(None, settings.sandbox_read_only_paths.split(":"))),
+    )
+    if chosen.unprotected():
+        _log.warning("isolation is weak", isolation=chosen.kind, unprotected=chosen.unprotected())
+    gateway = ModelGateway(
+        run / f"{settings.executor_id}.sock",
+        base_url=settings.anthropic_base_url,
+        api_key=key,
+        offline=offline_model.answer if offline else None,
+    )
+    agents = ClaudeAgents(
+        settings.state_dir,
+        settings.workspace_root,
+        chosen,
+        gateway,
+        offline_model=offline,
+        hook_timeout_seconds=settings.decision_hold_seconds,
+    )
+    turns = Turns(
+        agents,
+        incarnation=new_id(),
+        clock=SystemClock(),
+        max_live_clients=settings.executor_max_live_clients,
+        idle_seconds=settings.executor_idle_seconds,
+    )
+    servicer = ExecutorServicer(
+        turns, settings.executor_id, offline_model=offline, isolation=agents.isolation
+    )
+    server = build_server(
+        listen=settings.executor_listen,
+        domain=DOMAIN,
+        register=[partial(add_ExecutorServiceServicer_to_server, servicer)],
+        policies=POLICIES,
+        services=ServiceTokenVerifier(settings.trusted_keys(), "executor"),
+        reflect=False,
+    )
+    return ExecutorService(server, turns, agents, gateway)

@@ -1,0 +1,1 @@
+"""What an executor reports and promises: items, outcomes, errors. Pure."""

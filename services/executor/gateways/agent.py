@@ -1,0 +1,393 @@
+"""One actor owns one `ClaudeSDKClient`: its task alone connects, reads and disconnects it.
+
+A client is never connected twice: on a fault it is discarded, and the conversation is resumed by the next one from the
+CLI's own transcript. Stopping is interrupt, a moment, disconnect, and then the kernel's help.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import structlog
+from claude_agent_sdk import ClaudeSDKClient, ClaudeSDKError, Message, ResultMessage
+
+from services.executor.domain.items import AgentStarted, AttemptEnded, Outcome
+from services.executor.gateways import options as sdk_options
+from services.executor.gateways.isolation import AgentPlace, Isolation
+from services.executor.gateways.messages import TurnReader, tool_use
+from services.executor.gateways.model_gateway import ModelGateway
+from services.executor.usecases.ports import AgentDied, Ask, Emit, TurnRequest
+from services.kernel.context import detached
+
+_log = structlog.get_logger(__name__)
+CONNECT_SECONDS = 60.0
+DISCONNECT_SECONDS = 2.0
+_RESUMED = (
+    "[The work on the last message was interrupted by a fault of the machine, not by the user. Look at what is done, "
+    "and go on where it stopped.{notes}]"
+)
+
+
+class ClaudeAgents:
+    """Makes agents, and knows where they keep their files."""
+
+    def __init__(
+        self,
+        state_dir: Path,
+        workspace_root: Path,
+        isolation: Isolation,
+        gateway: ModelGateway,
+        *,
+        offline_model: bool,
+        hook_timeout_seconds: float,
+    ) -> None:
+        """Composes it.
+
+        Args:
+            state_dir: Private files of agents go below `agents/` in it.
+            workspace_root: Where the workspaces are.
+            isolation: How agents are started.
+            gateway: Where they find the model.
+            offline_model: Whether the scripted model answers.
+            hook_timeout_seconds: Longer than any decision on a tool call may take.
+        """
+        self._agents = state_dir.resolve() / "agents"
+        self._workspaces = workspace_root.resolve()
+        self._isolation = isolation
+        self._gateway = gateway
+        self._offline = offline_model
+        self._hook_timeout = hook_timeout_seconds
+
+    @property
+    def offline_model(self) -> bool:
+        """Whether the scripted offline model answers."""
+        return self._offline
+
+    @property
+    def isolation(self) -> str:
+        """BUBBLEWRAP or PROCESS."""
+        return self._isolation.kind
+
+    def make(self, session_id: UUID) -> ClaudeAgent:
+        """Returns an agent that is not started."""
+        return ClaudeAgent(
+            self._agents / str(session_id),
+            self._workspaces / str(session_id),
+            self._isolation,
+            self._gateway,
+            offline_model=self._offline,
+            hook_timeout_seconds=self._hook_timeout,
+        )
+
+    async def forget(self, session_id: UUID) -> None:
+        """Removes a session's private files."""
+        await asyncio.to_thread(shutil.rmtree, self._agents / str(session_id), True)
+
+    def sweep(self) -> int:
+        """Kills agents that a killed predecessor may have left, and returns how many it found."""
+        mark = os.fsencode(self._agents) + b"/"
+        found = 0
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit() or int(entry.name) == os.getpid():
+                continue
+            try:
+                command = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if mark in command and (b"bwrap" in command or b"unshare" in command or b"claude" in command):
+                found += 1
+                try:
+                    os.kill(int(entry.name), signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+        return found
+
+
+class ClaudeAgent:
+    """See `usecases.ports.Agent`."""
+
+    def __init__(
+        self,
+        private: Path,
+        workspace: Path,
+        isolation: Isolation,
+        gateway: ModelGateway,
+        *,
+        offline_model: bool,
+        hook_timeout_seconds: float,
+    ) -> None:
+        """Use `ClaudeAgents.make`."""
+        self._private = private
+        self._home = private / "home"
+        self._workspace = workspace
+        self._isolation = isolation
+        self._gateway = gateway
+        self._offline = offline_model
+        self._hook_timeout = hook_timeout_seconds
+        self._token = ""
+        self._client: ClaudeSDKClient | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._ready: asyncio.Future[None] | None = None
+        self._messages: asyncio.Queue[Message | None] = asyncio.Queue(maxsize=64)
+        self._closing = asyncio.Event()
+        self._alive = False
+        self._fingerprint = ""
+        self._ask: Ask | None = None
+        self._cost_usd = 0.0
+        self._errors: list[str] = []
+        self.cli_session_id = ""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can take a turn."""
+        return self._alive
+
+    @property
+    def pid(self) -> int | None:
+        """The launcher's process id."""
+        transport = getattr(self._client, "_transport", None)
+        process = getattr(transport, "_process", None)
+        return getattr(process, "pid", None)
+
+    def fits(self, request: TurnRequest) -> bool:
+        """Whether it stands where the turn begins."""
+        return (
+            self.cli_session_id == request.cli_session_id
+            and self._fingerprint == sdk_options.fingerprint(request.options)
+            and not request.budget_usd
+            and request.attempt == 1
+        )
+
+    # Start and stop
+
+    async def start(self, request: TurnRequest) -> None:
+        """Starts the process.
+
+        Raises:
+            AgentDied: It does not come up.
+        """
+        for path in (self._private, self._home, self._home / ".claude", self._home / "tmp"):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._workspace.mkdir(mode=0o700, parents=True, exist_ok=True)
+        resume = bool(request.cli_session_id) and self._transcript(request.cli_session_id) is not None
+        self.cli_session_id = request.cli_session_id or str(uuid4())
+        self._fingerprint = sdk_options.fingerprint(request.options)
+        self._token, _ = self._gateway.admit()
+        launcher = self._private / "launch"
+        place = AgentPlace(self._workspace, self._home, self._gateway.socket, self._gateway.port, self._token)
+        self._isolation.write_launcher(place, launcher)
+        self._client = ClaudeSDKClient(
+            sdk_options.build(
+                request,
+                launcher=launcher,
+                workspace=self._workspace,
+                prompt_file=self._home / "system-prompt.md",
+                resume=resume,
+                session_id=self.cli_session_id,
+                hook=self._decide,
+                hook_timeout_seconds=self._hook_timeout,
+                stderr=self._note,
+            )
+        )
+        self._ready = asyncio.get_running_loop().create_future()
+        self._task = asyncio.create_task(self._own(self._client), name="agent", context=detached())
+        await self._ready
+
+    def _note(self, line: str) -> None:
+        self._errors = [*self._errors[-20:], line]
+
+    async def _own(self, client: ClaudeSDKClient) -> None:
+        """The actor: connects, reads, disconnects."""
+        if self._ready is None:
+            raise AssertionError("use start")
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await client.connect()
+        except (ClaudeSDKError, TimeoutError, OSError) as error:
+            _log.warning("agent does not start", error=str(error)[:500], stderr=self._errors[-5:])
+            self._ready.set_exception(AgentDied("the agent process did not start"))
+            await self._disconnect(client)
+            return
+        self._alive = True
+        self._ready.set_result(None)
+        reading = asyncio.create_task(self._read(client), name="agent-reader")
+        closing = asyncio.create_task(self._closing.wait(), name="agent-closing")
+        try:
+            await asyncio.wait({reading, closing}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._alive = False
+            for task in (reading, closing):
+                task.cancel()
+            await asyncio.gather(reading, closing, return_exceptions=True)
+            await self._disconnect(client)
+            self._gateway.dismiss(self._token)
+
+    async def _read(self, client: ClaudeSDKClient) -> None:
+        try:
+            async for message in client.receive_messages():
+                await self._messages.put(message)
+        except ClaudeSDKError as error:
+            _log.info("agent ended", error=str(error)[:300], stderr=self._errors[-5:])
+        finally:
+            self._alive = False
+            # The turn that reads must learn of the end even when the queue is full.
+            while True:
+                try:
+                    self._messages.put_nowait(None)
+                    break
+                except asyncio.QueueFull:
+                    self._messages.get_nowait()
+
+    async def _disconnect(self, client: ClaudeSDKClient) -> None:
+        pid = self.pid
+        try:
+            async with asyncio.timeout(DISCONNECT_SECONDS):
+                await client.disconnect()
+        except (ClaudeSDKError, TimeoutError, OSError, RuntimeError) as error:
+            _log.info("agent did not disconnect", error=type(error).__name__)
+        if pid is not None:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                return
+
+    async def interrupt(self) -> None:
+        """Asks the agent to stop its turn."""
+        if self._client is None or not self._alive:
+            return
+        try:
+            async with asyncio.timeout(0.8):
+                await self._client.interrupt()
+        except (ClaudeSDKError, TimeoutError, OSError, RuntimeError) as error:
+            _log.info("agent did not take the interrupt", error=type(error).__name__)
+
+    async def stop(self) -> None:
+        """Ends the process, whatever it does."""
+        self._alive = False
+        self._closing.set()
+        if self._task is not None:
+            await asyncio.shield(asyncio.gather(self._task, return_exceptions=True))
+
+    # Turns
+
+    async def run(self, request: TurnRequest, emit: Emit, ask: Ask, *, reused: bool) -> None:
+        """Runs a turn.
+
+        Raises:
+            AgentDied: The process ended before the turn did.
+        """
+        client = self._client
+        if client is None or not self._alive:
+            raise AgentDied("the agent process is gone")
+        while not self._messages.empty():
+            self._messages.get_nowait()
+        self._ask = ask
+        reader = TurnReader(
+            cost_before_usd=self._cost_usd, structured=bool(request.options.get("output_schema"))
+        )
+        text, message_id = self._prompt(request)
+        try:
+            await client.query(_one_message(text, message_id, self.cli_session_id))
+            await emit(
+                AgentStarted(
+                    self.cli_session_id,
+                    reused,
+                    str(request.options.get("model") or sdk_options.DEFAULT_MODEL),
+                    self._offline,
+                )
+            )
+            while True:
+                message = await self._messages.get()
+                if message is None:
+                    raise AgentDied("the agent process ended")
+                if isinstance(message, ResultMessage) and not _answers(message, message_id):
+                    continue
+                for item in reader.read(message):
+                    if isinstance(item, AttemptEnded):
+                        if isinstance(message, ResultMessage) and message.total_cost_usd is not None:
+                            self._cost_usd = message.total_cost_usd
+                        if item.outcome is Outcome.BUDGET_EXCEEDED:
+                            # The CLI would fail the next turn too.
+                            self._closing.set()
+                            self._alive = False
+                        await emit(item)
+                        return
+                    await emit(item)
+        except (ClaudeSDKError, OSError) as error:
+            raise AgentDied("the agent process does not take the message") from error
+        finally:
+            self._ask = None
+
+    def _prompt(self, request: TurnRequest) -> tuple[str, str]:
+        """The message to send: the user's own, unless the transcript has it already."""
+        transcript = self._transcript(self.cli_session_id)
+        known = transcript is not None and str(request.prompt_id) in transcript.read_text(
+            encoding="utf-8", errors="replace"
+        )
+        notes = "".join(
+            f"\nA person has decided on the call {name} with the input {text[:2000]}: it is "
+            + (
+                "allowed. Make exactly this call again."
+                if allowed
+                else f"not allowed ({reason}). Do not repeat it."
+            )
+            for name, text, allowed, reason in request.earlier_decisions
+        ) + "".join(
+            f"\nThe call {name} with the input {text[:2000]} possibly ran, wholly or in part; look before repeating it."
+            for name, text in request.possibly_run
+        )
+        if known:
+            return _RESUMED.format(notes=notes), str(uuid4())
+        return request.prompt + (f"\n\n[{notes.strip()}]" if notes else ""), str(request.prompt_id)
+
+    def _transcript(self, cli_session_id: str) -> Path | None:
+        projects = self._home / ".claude" / "projects"
+        return next(iter(projects.glob(f"*/{cli_session_id}.jsonl")), None) if projects.is_dir() else None
+
+    async def _decide(self, data: Any, tool_use_id: str | None, _context: Any) -> dict[str, Any]:
+        """The `PreToolUse` hook: asks the driver, and denies on any doubt."""
+        allow, reason = False, "no turn is running"
+        ask = self._ask
+        if ask is not None:
+            call = tool_use(
+                str(tool_use_id or data.get("tool_use_id") or ""),
+                str(data.get("tool_name") or ""),
+                dict(data.get("tool_input") or {}),
+                str(data.get("parent_tool_use_id") or ""),
+            )
+            try:
+                decision = await ask(call)
+                allow, reason = decision.allow, decision.reason
+            except Exception:
+                _log.exception("a tool call could not be decided; it is denied")
+                reason = "the call could not be decided"
+        return {
+            "hookSpecificOutput": {
+                "hookEventName": "PreToolUse",
+                "permissionDecision": "allow" if allow else "deny",
+                "permissionDecisionReason": reason,
+            }
+        }
+
+
+def _answers(message: ResultMessage, message_id: str) -> bool:
+    """Whether a result is that of our message; one that names no message is taken as such."""
+    named = message.user_message_uuids or ([message.user_message_uuid] if message.user_message_uuid else [])
+    return not named or message_id in named
+
+
+async def _one_message(text: str, message_id: str, session_id: str) -> AsyncIterator[dict[str, Any]]:
+    yield {
+        "type": "user",
+        "message": {"role": "user", "content": text},
+        "parent_tool_use_id": None,
+        "uuid": message_id,
+        "session_id": session_id,
+    }

@@ -1,0 +1,34 @@
+"""The executor's settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AliasChoices, Field, SecretStr
+
+from services.kernel.settings import KernelSettings
+
+
+class ExecutorSettings(KernelSettings):
+    """Read from the environment (prefix `AIAGENT_`), then from `.env`."""
+
+    executor_listen: str = "127.0.0.1:50053"
+    executor_id: str = Field(default="executor-1", description="The executor's name: stable over restarts.")
+    state_dir: Path = Path(".aiagent")
+    workspace_root: Path = Path(".aiagent/workspaces")
+    executor_max_live_clients: int = Field(default=8, ge=1, le=1000)
+    executor_idle_seconds: float = Field(default=300.0, gt=0)
+    isolation: Literal["auto", "bubblewrap", "process"] = "auto"
+    sandbox_read_only_paths: str = Field(
+        default="", description="Further paths that agents may read, separated by colons."
+    )
+    anthropic_base_url: str = "https://api.anthropic.com"
+    anthropic_api_key: SecretStr = Field(
+        default=SecretStr(""), validation_alias=AliasChoices("ANTHROPIC_API_KEY", "anthropic_api_key")
+    )
+    decision_hold_seconds: float = Field(
+        default=86_400.0,
+        gt=0,
+        description="A tool call's hook waits at most so long; the driver parks the turn long before.",
+    )

@@ -1,0 +1,1 @@
+"""What the executor does: attempts and their buffers, live agents and their places."""

@@ -1,0 +1,220 @@
+"""One attempt: its buffer of items, its questions, its driver's signs of life.
+
+The buffer is bounded in bytes. Deltas that nobody has read yet are joined first; when that is not enough, whoever
+emits waits, and with it the reading from the agent: back-pressure instead of loss.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+
+from services.executor.domain.errors import offset_gone, tool_use_not_waiting
+from services.executor.domain.items import (
+    AttemptEnded,
+    BlockCompleted,
+    BlockDelta,
+    Decision,
+    DecisionNeeded,
+    Item,
+    ToolResult,
+    ToolUse,
+)
+from services.executor.usecases.ports import TurnRequest
+from services.kernel.clock import Clock
+
+BUFFER_BYTES = 32 * 1024 * 1024
+BATCH_BYTES = 1024 * 1024
+_ITEM_OVERHEAD = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Numbered:
+    """An item with its place."""
+
+    offset: int
+    item: Item
+    size: int
+
+
+def _size(item: Item) -> int:
+    match item:
+        case BlockDelta() | BlockCompleted() | ToolResult():
+            text = item.text
+        case ToolUse():
+            text = item.input_json
+        case DecisionNeeded():
+            text = item.tool_use.input_json
+        case AttemptEnded():
+            text = item.structured_output_json
+        case _:
+            text = ""
+    return _ITEM_OVERHEAD + len(text)
+
+
+class Attempt:
+    """The state of one attempt."""
+
+    def __init__(self, request: TurnRequest, clock: Clock) -> None:
+        """Args: request: the turn; clock: for its times."""
+        self.request = request
+        self._clock = clock
+        self._items: deque[Numbered] = deque()
+        self._next = 1
+        self._acknowledged = 0
+        self._read = 0
+        self._bytes = 0
+        self._changed = asyncio.Event()
+        self._questions: dict[str, asyncio.Future[Decision]] = {}
+        self._decided: dict[str, Decision] = {}
+        self.ended = False
+        self.stopping: str | None = None
+        self.heard = clock.monotonic()
+        self.waited_seconds = 0.0
+        self._waiting_since: float | None = None
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def hear(self) -> None:
+        """The driver has given a sign of life."""
+        self.heard = self._clock.monotonic()
+
+    @property
+    def working_seconds(self) -> float:
+        """Time spent waiting for decisions so far, in seconds; it does not count against the turn."""
+        waiting = self._clock.monotonic() - self._waiting_since if self._waiting_since is not None else 0.0
+        return self.waited_seconds + waiting
+
+    async def emit(self, item: Item) -> None:
+        """Takes an item; waits while the buffer is full. Nothing follows the end."""
+        if self.ended:
+            return
+        if isinstance(item, BlockDelta) and self._join(item):
+            self._notify()
+            return
+        size = _size(item)
+        # The end is always taken: it lets go of everything else.
+        while self._bytes + size > BUFFER_BYTES and self._items and not isinstance(item, AttemptEnded):
+            await self._changed.wait()
+            if self._over():
+                return
+        self._items.append(Numbered(self._next, item, size))
+        self._next += 1
+        self._bytes += size
+        if isinstance(item, AttemptEnded):
+            self.ended = True
+            for question in self._questions.values():
+                if not question.done():
+                    question.set_result(Decision(False, "the attempt has ended"))
+        self._notify()
+
+    def _join(self, delta: BlockDelta) -> bool:
+        """Joins a delta to the one before it, if nobody has read that; it takes the later offset."""
+        if not self._items or self._items[-1].offset <= self._read:
+            return False
+        last = self._items[-1]
+        known = last.item
+        if not isinstance(known, BlockDelta) or (known.block, known.thinking) != (
+            delta.block,
+            delta.thinking,
+        ):
+            return False
+        if known.text_offset + len(known.text) != delta.text_offset or last.size > BATCH_BYTES:
+            return False
+        joined = replace(known, text=known.text + delta.text)
+        self._items[-1] = Numbered(self._next, joined, last.size + len(delta.text))
+        self._next += 1
+        self._bytes += len(delta.text)
+        return True
+
+    async def read(self, after: int) -> AsyncIterator[list[Numbered]]:
+        """Yields what follows an offset, in batches, until the end has been read.
+
+        Raises:
+            ServiceError: FAILED_PRECONDITION with OFFSET_GONE.
+        """
+        if after < self._acknowledged:
+            raise offset_gone(self._acknowledged + 1)
+        while True:
+            batch: list[Numbered] = []
+            size = 0
+            for numbered in self._items:
+                if numbered.offset <= after:
+                    continue
+                if batch and size + numbered.size > BATCH_BYTES:
+                    break
+                batch.append(numbered)
+                size += numbered.size
+            if batch:
+                after = batch[-1].offset
+                self._read = max(self._read, after)
+                yield batch
+                if isinstance(batch[-1].item, AttemptEnded):
+                    return
+                continue
+            await self._changed.wait()
+
+    def acknowledge(self, offset: int) -> None:
+        """Forgets everything up to an offset."""
+        self.hear()
+        self._acknowledged = max(self._acknowledged, min(offset, self._next - 1))
+        while self._items and self._items[0].offset <= self._acknowledged:
+            self._bytes -= self._items.popleft().size
+        self._notify()
+
+    def _over(self) -> bool:
+        return self.ended
+
+    @property
+    def settled(self) -> bool:
+        """Whether it has ended and all of it was acknowledged."""
+        return self.ended and not self._items
+
+    async def ask(self, tool_use: ToolUse) -> Decision:
+        """Asks the driver about a tool call and waits for as long as the attempt lives."""
+        known = self._decided.get(tool_use.tool_use_id)
+        if known is not None:
+            return known
+        if self.ended or self.stopping:
+            return Decision(False, "the turn is being stopped")
+        question: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
+        self._questions[tool_use.tool_use_id] = question
+        self._watch_waiting()
+        await self.emit(DecisionNeeded(tool_use))
+        try:
+            return await question
+        finally:
+            self._questions.pop(tool_use.tool_use_id, None)
+            self._watch_waiting()
+
+    def _watch_waiting(self) -> None:
+        now = self._clock.monotonic()
+        if self._questions and self._waiting_since is None:
+            self._waiting_since = now
+        elif not self._questions and self._waiting_since is not None:
+            self.waited_seconds += now - self._waiting_since
+            self._waiting_since = None
+
+    def decide(self, tool_use_id: str, decision: Decision) -> None:
+        """Answers a question; the first answer counts.
+
+        Raises:
+            ServiceError: NOT_FOUND with TOOL_USE_NOT_WAITING.
+        """
+        if tool_use_id in self._decided:
+            return
+        question = self._questions.get(tool_use_id)
+        if question is None or question.done():
+            raise tool_use_not_waiting(tool_use_id)
+        self._decided[tool_use_id] = decision
+        question.set_result(decision)
+
+    def deny_all(self, reason: str) -> None:
+        """Denies every question that waits: the attempt is being stopped."""
+        for question in self._questions.values():
+            if not question.done():
+                question.set_result(Decision(False, reason))

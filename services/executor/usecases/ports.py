@@ -1,0 +1,84 @@
+"""The ports of the use cases."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+from uuid import UUID
+
+from services.executor.domain.items import Decision, Item, ToolUse
+
+
+@dataclass(frozen=True, slots=True)
+class TurnRequest:
+    """What a turn needs; times in seconds, money in US dollars."""
+
+    session_id: UUID
+    organization_id: UUID
+    turn_id: UUID
+    attempt: int
+    options: Mapping[str, Any]
+    prompt: str
+    prompt_id: UUID
+    cli_session_id: str
+    workspace: str
+    timeout_seconds: float
+    budget_usd: float
+    earlier_decisions: tuple[tuple[str, str, bool, str], ...]
+    possibly_run: tuple[tuple[str, str], ...]
+
+
+Emit = Callable[[Item], Awaitable[None]]
+"""Takes an item into the attempt's buffer; waits while the buffer is full."""
+Ask = Callable[[ToolUse], Awaitable[Decision]]
+"""Asks whether a tool call may run, and waits for the decision."""
+
+
+class Agent(Protocol):
+    """A live Claude Code process of one session."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can take a turn."""
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id."""
+
+    def fits(self, request: TurnRequest) -> bool:
+        """Whether it stands where the turn begins: same conversation, same options."""
+
+    async def start(self, request: TurnRequest) -> None:
+        """Starts the process; raises AgentDied if it does not come up."""
+
+    async def run(self, request: TurnRequest, emit: Emit, ask: Ask, *, reused: bool) -> None:
+        """Runs a turn; its last item is AttemptEnded unless the process died, which raises AgentDied."""
+
+    async def interrupt(self) -> None:
+        """Asks the agent to stop its turn."""
+
+    async def stop(self) -> None:
+        """Ends the process, whatever it does. May be called twice."""
+
+
+class AgentFactory(Protocol):
+    """Makes agents."""
+
+    def make(self, session_id: UUID) -> Agent:
+        """Returns an agent that is not started."""
+
+    async def forget(self, session_id: UUID) -> None:
+        """Removes a session's private files."""
+
+    @property
+    def offline_model(self) -> bool:
+        """Whether the scripted offline model answers."""
+
+    @property
+    def isolation(self) -> str:
+        """BUBBLEWRAP or PROCESS."""
+
+
+class AgentDied(Exception):
+    """The agent process ended, or never came up; the text may be shown to a person."""
