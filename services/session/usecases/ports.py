@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from typing import Protocol
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Protocol
 from uuid import UUID
 
-from services.session.domain.entities import LogEvent
+from services.kernel.identity import Caller
+from services.session.domain.entities import (
+    Content,
+    Head,
+    LogEvent,
+    Message,
+    PermissionRequest,
+    Session,
+    ToolCall,
+    Turn,
+)
+from services.session.domain.events import EventDraft
+from services.session.domain.states import PermissionRequestState
 from services.session.domain.turn_items import AttemptKey, AttemptPlan, ExecutorInfo, TurnItem
 
 
@@ -52,8 +67,18 @@ class WorkspaceStorePort(Protocol):
     def path(self, session_id: UUID) -> str:
         """Absolute path of a session's workspace, the same on every executor."""
 
+    async def create(self, session_id: UUID) -> None:
+        """Makes an empty workspace."""
+
     async def delete(self, session_id: UUID) -> None:
         """Removes a session's workspace; nothing there is no error."""
+
+
+class DriverWaker(Protocol):
+    """Wakes the driver of a session, here or on another replica."""
+
+    async def wake(self, session_id: UUID) -> None:
+        """Wakes it; a hint that may be lost, since every replica sweeps."""
 
 
 class ExecutorPort(Protocol):
@@ -94,3 +119,150 @@ class ExecutorPort(Protocol):
 
     async def forget(self, session_id: UUID, lease_epoch: int) -> None:
         """Lets all executors end and forget a session."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionFilter:
+    """Which sessions to list; `user_id` None means all that the caller may see."""
+
+    user_id: UUID | None = None
+    states: tuple[str, ...] = ()
+    modes: tuple[str, ...] = ()
+    name_contains: str = ""
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewSession:
+    """A session to create."""
+
+    id: UUID
+    name: str
+    mode: str
+    sdk_options: Mapping[str, Any]
+    labels: Mapping[str, str]
+    permission_timeout: timedelta
+    turn_timeout: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class NewTurn:
+    """A turn to queue."""
+
+    id: UUID
+    owner_id: UUID
+    message_id: UUID
+    message: Content
+
+
+class SessionTransaction(Protocol):
+    """A caller's transaction: it sees what the caller may see, and commits when its block ends without an error.
+
+    What is not there and what is not the caller's is answered alike: NOT_FOUND.
+    """
+
+    async def once(
+        self,
+        method: str,
+        request_id: str,
+        request: bytes,
+        run: Callable[[], Awaitable[bytes]],
+        expire_after: timedelta | None,
+    ) -> bytes:
+        """Does a mutation once for each request id; see `kernel.db.idempotency.once`."""
+
+    async def insert_session(self, new: NewSession) -> None:
+        """Creates a session with an empty log."""
+
+    async def update_session(
+        self, session_id: UUID, values: Mapping[str, Any], counters: Mapping[str, int] | None = None
+    ) -> None:
+        """Changes columns of a session and adds to its counters, and with them changes its version."""
+
+    async def mark_deleted(self, session_id: UUID) -> None:
+        """Makes a session invisible; a driver removes it."""
+
+    async def lock_head(self, session_id: UUID) -> Head:
+        """Locks the head of a session's log until the end of the transaction."""
+
+    async def append(self, head: Head, drafts: Sequence[EventDraft]) -> list[LogEvent]:
+        """Appends events to the log; once in a transaction."""
+
+    async def insert_turn(self, head: Head, new: NewTurn, first_sequence: int, last_sequence: int) -> None:
+        """Creates a queued turn with the message that started it."""
+
+    async def request_interrupt(self, turn_id: UUID) -> bool:
+        """Notes the wish to stop a turn; False when it was noted before."""
+
+    async def end_queued_turn(self, turn_id: UUID, last_sequence: int) -> None:
+        """Ends a turn that has not begun, as interrupted."""
+
+    async def resolve_permission_request(
+        self, request_id: UUID, state: PermissionRequestState, reason: str
+    ) -> None:
+        """Stores a person's answer."""
+
+    async def get_session(self, session_id: UUID) -> Session:
+        """Returns a session."""
+
+    async def list_sessions(self, wanted: SessionFilter, before: UUID | None, limit: int) -> list[Session]:
+        """Returns sessions, the newest first."""
+
+    async def get_turn(self, session_id: UUID, turn_id: UUID) -> Turn:
+        """Returns a turn."""
+
+    async def list_turns(
+        self, session_id: UUID, states: Sequence[str], before: int | None, limit: int
+    ) -> list[Turn]:
+        """Returns turns, the newest first."""
+
+    async def open_turns(self, session_id: UUID) -> list[Turn]:
+        """Returns the turns that are not over; the one that has begun first."""
+
+    async def list_messages(
+        self, session_id: UUID, turn_id: UUID | None, roles: Sequence[str], after: int, limit: int
+    ) -> list[Message]:
+        """Returns messages in order."""
+
+    async def list_tool_calls(
+        self,
+        session_id: UUID,
+        turn_id: UUID | None,
+        tool_name: str,
+        states: Sequence[str],
+        after: int,
+        limit: int,
+    ) -> list[ToolCall]:
+        """Returns tool calls in order."""
+
+    async def list_events(
+        self, session_id: UUID, turn_id: UUID | None, after: int, limit: int
+    ) -> list[LogEvent]:
+        """Returns events in order."""
+
+    async def list_permission_requests(
+        self,
+        session_id: UUID | None,
+        user_id: UUID | None,
+        states: Sequence[str],
+        after: UUID | None,
+        limit: int,
+    ) -> list[PermissionRequest]:
+        """Returns permission requests, the oldest first."""
+
+    async def get_permission_request(self, session_id: UUID, request_id: UUID) -> PermissionRequest:
+        """Returns a permission request."""
+
+    async def get_content(self, session_id: UUID, content_id: UUID) -> Content:
+        """Returns where a large text lies."""
+
+    async def now(self) -> datetime:
+        """The database's time."""
+
+
+class SessionStore(Protocol):
+    """The database as use cases see it."""
+
+    def begin(self, caller: Caller) -> AbstractAsyncContextManager[SessionTransaction]:
+        """Opens a caller's transaction."""

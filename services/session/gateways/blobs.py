@@ -1,0 +1,55 @@
+"""The blob store: large texts as objects below one URL, by fsspec (`file://` here, `s3://` elsewhere)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import UUID
+
+import fsspec
+
+_CHUNK_BYTES = 256 * 1024
+
+
+class BlobStore:
+    """See `usecases.ports.BlobStorePort`."""
+
+    def __init__(self, url: str) -> None:
+        """Args: url: where objects go, as in `file:///var/lib/aiagent/blobs`."""
+        filesystem, self._root = fsspec.core.url_to_fs(url)
+        self._files: Any = filesystem
+
+    def _path(self, session_id: UUID, content_id: UUID) -> str:
+        return f"{self._root}/{session_id}/{content_id}"
+
+    async def put(self, session_id: UUID, content_id: UUID, data: bytes) -> None:
+        """Stores `data` durably before it returns; under another name first, so that no reader sees half of it."""
+        await asyncio.to_thread(self._put, self._path(session_id, content_id), data)
+
+    def _put(self, path: str, data: bytes) -> None:
+        self._files.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+        self._files.pipe_file(f"{path}.new", data)
+        self._files.mv(f"{path}.new", path)
+
+    async def get(self, session_id: UUID, content_id: UUID) -> bytes:
+        """Reads all of an object."""
+        data: bytes = await asyncio.to_thread(self._files.cat_file, self._path(session_id, content_id))
+        return data
+
+    async def read(self, session_id: UUID, content_id: UUID) -> AsyncIterator[bytes]:
+        """Reads an object piece by piece."""
+        file = await asyncio.to_thread(self._files.open, self._path(session_id, content_id), "rb")
+        try:
+            while chunk := await asyncio.to_thread(file.read, _CHUNK_BYTES):
+                yield chunk
+        finally:
+            await asyncio.to_thread(file.close)
+
+    async def delete_session(self, session_id: UUID) -> None:
+        """Removes everything of a session; nothing there is no error."""
+        await asyncio.to_thread(self._delete, f"{self._root}/{session_id}")
+
+    def _delete(self, path: str) -> None:
+        if self._files.exists(path):
+            self._files.rm(path, recursive=True)
