@@ -1,0 +1,1 @@
+"""The auth service: accounts, logins, tokens and the keys that sign them."""

@@ -1,0 +1,1 @@
+"""Accounts, refresh tokens, signing keys and throttles: the rules, without I/O."""
