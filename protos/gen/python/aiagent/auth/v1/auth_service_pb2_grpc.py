@@ -81,7 +81,7 @@ class AuthServiceServicer:
     def Register(self, request, context):
         """Creates an account and its personal organization. Needs no token.
 
-        Errors: ALREADY_EXISTS with EMAIL_TAKEN or USERNAME_TAKEN.
+        Errors: ALREADY_EXISTS with EMAIL_TAKEN or USERNAME_TAKEN; UNAVAILABLE with OVERLOADED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -90,7 +90,8 @@ class AuthServiceServicer:
     def Login(self, request, context):
         """Exchanges a name and a password for tokens. Starts a new family of refresh tokens. Needs no token.
 
-        Errors: UNAUTHENTICATED with CREDENTIALS_INVALID or ACCOUNT_INACTIVE; RESOURCE_EXHAUSTED with LOGIN_THROTTLED.
+        Errors: UNAUTHENTICATED with CREDENTIALS_INVALID or ACCOUNT_INACTIVE; RESOURCE_EXHAUSTED with LOGIN_THROTTLED;
+        UNAVAILABLE with OVERLOADED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -116,6 +117,8 @@ class AuthServiceServicer:
 
     def GetMe(self, request, context):
         """Returns the caller's account.
+
+        Errors: UNAUTHENTICATED with ACCOUNT_INACTIVE when the account is there no more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

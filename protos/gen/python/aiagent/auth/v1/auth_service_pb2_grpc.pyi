@@ -41,12 +41,13 @@ class AuthServiceStub:
     Register: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.RegisterRequest, _user_pb2.User]
     """Creates an account and its personal organization. Needs no token.
 
-    Errors: ALREADY_EXISTS with EMAIL_TAKEN or USERNAME_TAKEN.
+    Errors: ALREADY_EXISTS with EMAIL_TAKEN or USERNAME_TAKEN; UNAVAILABLE with OVERLOADED.
     """
     Login: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.LoginRequest, _auth_service_pb2.LoginResponse]
     """Exchanges a name and a password for tokens. Starts a new family of refresh tokens. Needs no token.
 
-    Errors: UNAUTHENTICATED with CREDENTIALS_INVALID or ACCOUNT_INACTIVE; RESOURCE_EXHAUSTED with LOGIN_THROTTLED.
+    Errors: UNAUTHENTICATED with CREDENTIALS_INVALID or ACCOUNT_INACTIVE; RESOURCE_EXHAUSTED with LOGIN_THROTTLED;
+    UNAVAILABLE with OVERLOADED.
     """
     RefreshToken: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.RefreshTokenRequest, _auth_service_pb2.RefreshTokenResponse]
     """Exchanges a refresh token for new tokens. The old one ends; used again within 30 s by the same client it
@@ -59,7 +60,10 @@ class AuthServiceStub:
     twice is no error. Needs no token.
     """
     GetMe: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.GetMeRequest, _user_pb2.User]
-    """Returns the caller's account."""
+    """Returns the caller's account.
+
+    Errors: UNAUTHENTICATED with ACCOUNT_INACTIVE when the account is there no more.
+    """
     GetJwks: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.GetJwksRequest, _auth_service_pb2.GetJwksResponse]
     """Returns the public keys that verify access tokens, as a JSON Web Key Set. Needs no token."""
 
@@ -75,12 +79,13 @@ class AuthServiceAsyncStub(AuthServiceStub):
     Register: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.RegisterRequest, _user_pb2.User]  # type: ignore[assignment]
     """Creates an account and its personal organization. Needs no token.
 
-    Errors: ALREADY_EXISTS with EMAIL_TAKEN or USERNAME_TAKEN.
+    Errors: ALREADY_EXISTS with EMAIL_TAKEN or USERNAME_TAKEN; UNAVAILABLE with OVERLOADED.
     """
     Login: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.LoginRequest, _auth_service_pb2.LoginResponse]  # type: ignore[assignment]
     """Exchanges a name and a password for tokens. Starts a new family of refresh tokens. Needs no token.
 
-    Errors: UNAUTHENTICATED with CREDENTIALS_INVALID or ACCOUNT_INACTIVE; RESOURCE_EXHAUSTED with LOGIN_THROTTLED.
+    Errors: UNAUTHENTICATED with CREDENTIALS_INVALID or ACCOUNT_INACTIVE; RESOURCE_EXHAUSTED with LOGIN_THROTTLED;
+    UNAVAILABLE with OVERLOADED.
     """
     RefreshToken: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.RefreshTokenRequest, _auth_service_pb2.RefreshTokenResponse]  # type: ignore[assignment]
     """Exchanges a refresh token for new tokens. The old one ends; used again within 30 s by the same client it
@@ -93,7 +98,10 @@ class AuthServiceAsyncStub(AuthServiceStub):
     twice is no error. Needs no token.
     """
     GetMe: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.GetMeRequest, _user_pb2.User]  # type: ignore[assignment]
-    """Returns the caller's account."""
+    """Returns the caller's account.
+
+    Errors: UNAUTHENTICATED with ACCOUNT_INACTIVE when the account is there no more.
+    """
     GetJwks: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.GetJwksRequest, _auth_service_pb2.GetJwksResponse]  # type: ignore[assignment]
     """Returns the public keys that verify access tokens, as a JSON Web Key Set. Needs no token."""
 
@@ -112,7 +120,7 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_user_pb2.User, _abc.Awaitable[_user_pb2.User]]:
         """Creates an account and its personal organization. Needs no token.
 
-        Errors: ALREADY_EXISTS with EMAIL_TAKEN or USERNAME_TAKEN.
+        Errors: ALREADY_EXISTS with EMAIL_TAKEN or USERNAME_TAKEN; UNAVAILABLE with OVERLOADED.
         """
 
     @_abc_1.abstractmethod
@@ -123,7 +131,8 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_auth_service_pb2.LoginResponse, _abc.Awaitable[_auth_service_pb2.LoginResponse]]:
         """Exchanges a name and a password for tokens. Starts a new family of refresh tokens. Needs no token.
 
-        Errors: UNAUTHENTICATED with CREDENTIALS_INVALID or ACCOUNT_INACTIVE; RESOURCE_EXHAUSTED with LOGIN_THROTTLED.
+        Errors: UNAUTHENTICATED with CREDENTIALS_INVALID or ACCOUNT_INACTIVE; RESOURCE_EXHAUSTED with LOGIN_THROTTLED;
+        UNAVAILABLE with OVERLOADED.
         """
 
     @_abc_1.abstractmethod
@@ -154,7 +163,10 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _auth_service_pb2.GetMeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_user_pb2.User, _abc.Awaitable[_user_pb2.User]]:
-        """Returns the caller's account."""
+        """Returns the caller's account.
+
+        Errors: UNAUTHENTICATED with ACCOUNT_INACTIVE when the account is there no more.
+        """
 
     @_abc_1.abstractmethod
     def GetJwks(

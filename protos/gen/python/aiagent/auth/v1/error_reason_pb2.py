@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"aiagent/auth/v1/error_reason.proto\x12\x0f\x61iagent.auth.v1\"\xfa\x01\n\x0b\x45rrorReason\"\xea\x01\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x13\n\x0fINVALID_REQUEST\x10\x01\x12\x15\n\x11REQUEST_ID_REUSED\x10\x02\x12\x0f\n\x0b\x45MAIL_TAKEN\x10\x03\x12\x12\n\x0eUSERNAME_TAKEN\x10\x04\x12\x17\n\x13\x43REDENTIALS_INVALID\x10\x05\x12\x14\n\x10\x41\x43\x43OUNT_INACTIVE\x10\x06\x12\x19\n\x15REFRESH_TOKEN_INVALID\x10\x07\x12\x18\n\x14REFRESH_TOKEN_REUSED\x10\x08\x12\x13\n\x0fLOGIN_THROTTLED\x10\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"aiagent/auth/v1/error_reason.proto\x12\x0f\x61iagent.auth.v1\"\x8a\x02\n\x0b\x45rrorReason\"\xfa\x01\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x13\n\x0fINVALID_REQUEST\x10\x01\x12\x15\n\x11REQUEST_ID_REUSED\x10\x02\x12\x0f\n\x0b\x45MAIL_TAKEN\x10\x03\x12\x12\n\x0eUSERNAME_TAKEN\x10\x04\x12\x17\n\x13\x43REDENTIALS_INVALID\x10\x05\x12\x14\n\x10\x41\x43\x43OUNT_INACTIVE\x10\x06\x12\x19\n\x15REFRESH_TOKEN_INVALID\x10\x07\x12\x18\n\x14REFRESH_TOKEN_REUSED\x10\x08\x12\x13\n\x0fLOGIN_THROTTLED\x10\t\x12\x0e\n\nOVERLOADED\x10\nb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,7 +32,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'aiagent.auth.v1.error_reaso
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ERRORREASON']._serialized_start=56
-  _globals['_ERRORREASON']._serialized_end=306
+  _globals['_ERRORREASON']._serialized_end=322
   _globals['_ERRORREASON_REASON']._serialized_start=72
-  _globals['_ERRORREASON_REASON']._serialized_end=306
+  _globals['_ERRORREASON_REASON']._serialized_end=322
 # @@protoc_insertion_point(module_scope)

@@ -69,6 +69,10 @@ class ErrorReason(_message.Message):
         """Too many failed logins for this account or address; `google.rpc.RetryInfo` tells when to try again.
         Example: {"reason": "LOGIN_THROTTLED"} with retry_delay 12s.
         """
+        OVERLOADED: ErrorReason._Reason.ValueType  # 10
+        """More passwords wait to be checked than can be soon; nothing was done, `google.rpc.RetryInfo` tells when to try again.
+        Example: {"reason": "OVERLOADED"} with retry_delay 5s.
+        """
 
     class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
         """The reasons."""
@@ -110,6 +114,10 @@ class ErrorReason(_message.Message):
     LOGIN_THROTTLED: ErrorReason.Reason.ValueType  # 9
     """Too many failed logins for this account or address; `google.rpc.RetryInfo` tells when to try again.
     Example: {"reason": "LOGIN_THROTTLED"} with retry_delay 12s.
+    """
+    OVERLOADED: ErrorReason.Reason.ValueType  # 10
+    """More passwords wait to be checked than can be soon; nothing was done, `google.rpc.RetryInfo` tells when to try again.
+    Example: {"reason": "OVERLOADED"} with retry_delay 5s.
     """
 
     def __init__(
