@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deploy.local.servers import free_port
+from deploy.local.ports import free_port
 from deploy.local.state import Secrets
 
 

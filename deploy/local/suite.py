@@ -20,7 +20,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from deploy.envoy.config import EnvoySettings, render
 from deploy.local.children import Child
 from deploy.local.environment import Plan, Replica
-from deploy.local.servers import Envoy, Postgres, Valkey, port_is_free
+from deploy.local.ports import port_is_free
+from deploy.local.postgres import Postgres
+from deploy.local.servers import Envoy, Valkey
 from deploy.local.state import LocalError, StateDirectory, write_private
 from services.kernel import lifecycle
 from services.kernel.db.migrations import upgrade
