@@ -1,7 +1,7 @@
 """The sessions' directories below one root.
 
-An agent owns its workspace and may fill it with links. Whatever works here therefore goes from directory to directory by
-descriptor, and follows no link.
+An agent owns its workspace and may fill it with links. Whatever works here therefore goes from directory to directory
+by descriptor, and follows no link.
 """
 
 from __future__ import annotations

@@ -166,6 +166,16 @@ class DriverQueries:
             )
             return list(rows.scalars())
 
+    async def heads(self, session_ids: Sequence[UUID]) -> dict[UUID, int]:
+        """The last sequence of each of the sessions that is there; deleted ones are left out."""
+        async with self._database.system() as connection:
+            rows = await connection.execute(
+                sa.select(session_heads.c.session_id, session_heads.c.last_sequence)
+                .join(sessions, sessions.c.id == session_heads.c.session_id)
+                .where(session_heads.c.session_id.in_(session_ids), sessions.c.delete_time.is_(None))
+            )
+            return {row.session_id: row.last_sequence for row in rows}
+
     async def purge(self, lease: Lease) -> None:
         """Removes the rows of a deleted session; every other table follows by its foreign key."""
         async with self._database.system() as connection:

@@ -21,6 +21,7 @@ from services.session.domain.entities import (
     Turn,
 )
 from services.session.domain.events import EventDraft
+from services.session.domain.gate import Delta, GateEvent
 from services.session.domain.states import PermissionRequestState
 from services.session.domain.turn_items import AttemptKey, AttemptPlan, ExecutorInfo, TurnItem
 
@@ -266,3 +267,49 @@ class SessionStore(Protocol):
 
     def begin(self, caller: Caller) -> AbstractAsyncContextManager[SessionTransaction]:
         """Opens a caller's transaction."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventsFrame:
+    """Events that were written."""
+
+    events: tuple[GateEvent, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadFrame:
+    """The log goes up to here."""
+
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeletedFrame:
+    """The session is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrainFrame:
+    """The server is shutting down."""
+
+
+Frame = EventsFrame | Delta | HeadFrame | DeletedFrame | DrainFrame
+
+
+class SubscriptionPort(Protocol):
+    """What one watcher is told."""
+
+    overflowed: bool
+
+    async def take(self, timeout_seconds: float) -> list[Frame]:
+        """Waits for frames, at most so long, and takes all there are."""
+
+
+class WatchFeedPort(Protocol):
+    """The live feed as watchers see it."""
+
+    def subscribe(self, session_id: UUID) -> AbstractAsyncContextManager[SubscriptionPort]:
+        """Tells of everything published from now on."""
+
+    async def block(self, session_id: UUID) -> Delta | None:
+        """The text so far of the session's open block, if one is known."""

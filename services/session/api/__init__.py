@@ -1,0 +1,1 @@
+"""The session service's gRPC interface: maps, calls one use case, maps back."""

@@ -1,0 +1,59 @@
+"""Keyset pages: one more row than asked for tells whether there is another page."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from uuid import UUID
+
+from services.kernel import paging
+from services.kernel.identity import Caller
+from services.session.domain.errors import DOMAIN
+
+DEFAULT_PAGE_SIZE = 50
+DEFAULT_EVENTS = 100
+
+
+async def page[Row, Key: (int, UUID)](
+    caller: Caller,
+    filters: Sequence[object],
+    page_size: int,
+    page_token: str,
+    kind: type[Key],
+    read: Callable[[Key | None, int], Awaitable[list[Row]]],
+    key_of: Callable[[Row], Key],
+    *,
+    default: int = DEFAULT_PAGE_SIZE,
+) -> tuple[list[Row], str]:
+    """Reads a page.
+
+    Args:
+        caller: Whose list it is.
+        filters: What makes this list this list, its method first.
+        page_size: As asked for; 0 means the default.
+        page_token: As sent; empty for the first page.
+        kind: The type of the sort key.
+        read: Reads rows behind a key, at most so many.
+        key_of: The sort key of a row.
+        default: Rows on a page if none were asked for.
+
+    Returns:
+        The rows, and the token of the next page, empty on the last.
+
+    Raises:
+        ServiceError: INVALID_ARGUMENT for `page_token`: it is broken, or another list's.
+    """
+    list_hash = paging.filter_hash(
+        str(filters[0]), caller.organization_id, {str(place): part for place, part in enumerate(filters[1:])}
+    )
+    after: Key | None = None
+    if page_token:
+        keys = paging.decode(page_token, list_hash, domain=DOMAIN)
+        if len(keys) != 1 or type(keys[0]) is not kind:
+            raise paging.invalid_page_token(DOMAIN)
+        after = keys[0]
+    limit = paging.page_size(page_size, default=default)
+    rows = await read(after, limit + 1)
+    if len(rows) <= limit:
+        return rows, ""
+    rows = rows[:limit]
+    return rows, paging.encode(list_hash, [key_of(rows[-1])])

@@ -1,0 +1,78 @@
+"""`WatchSession` and the waiting calls."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import UUID
+
+from aiagent.session.v1 import session_service_pb2 as pb
+from services.kernel.context import current_caller
+from services.kernel.grpc import accept_stream
+from services.kernel.identity import Caller
+from services.session.domain.gate import BlockKey, Delta
+from services.session.usecases.watch import Waited, WatchBatch, Watching, WatchRequest
+
+
+class WatchApi:
+    """Maps watching and waiting."""
+
+    def __init__(self, watching: Watching) -> None:
+        """Args: watching: the use cases."""
+        self._watching = watching
+
+    async def wait(self, caller: Caller, session_id: UUID, turn_id: UUID, wait_seconds: int | None) -> Waited:
+        """Waits for a turn."""
+        return await self._watching.wait(caller, session_id, turn_id, wait_seconds)
+
+    async def stream(
+        self, request: pb.WatchSessionRequest, context: Any
+    ) -> AsyncIterator[pb.WatchSessionResponse]:
+        """Streams what happens in a session."""
+        cursor = request.cursor
+        block, offset = None, 0
+        if cursor.HasField("delta"):
+            block = BlockKey(UUID(cursor.delta.turn_id), cursor.delta.attempt, cursor.delta.block)
+            offset = cursor.delta.text_offset
+        wanted = WatchRequest(
+            session_id=UUID(request.session_id),
+            sequence=cursor.sequence,
+            block=block,
+            offset=offset,
+            exclude_deltas=request.exclude_deltas,
+            until_idle=request.until_idle,
+        )
+        batches = self._watching.watch(current_caller(), wanted)
+        accepted = False
+        async for batch in batches:
+            if not accepted:
+                accepted = True
+                await accept_stream(context)
+            yield _response(batch)
+
+
+def _response(batch: WatchBatch) -> pb.WatchSessionResponse:
+    response = pb.WatchSessionResponse(
+        items=[_item(item) if isinstance(item, Delta) else item.item for item in batch.items],  # type: ignore[misc]  # an event's item is a WatchItem
+        head_sequence=batch.head,
+    )
+    response.cursor.sequence = batch.sequence
+    if batch.block is not None:
+        delta = response.cursor.delta
+        delta.turn_id = str(batch.block.turn_id)
+        delta.attempt, delta.block = batch.block.attempt, batch.block.block
+        delta.text_offset = batch.offset
+    return response
+
+
+def _item(delta: Delta) -> pb.WatchItem:
+    return pb.WatchItem(
+        delta=pb.TextDelta(
+            turn_id=str(delta.key.turn_id),
+            attempt=delta.key.attempt,
+            block=delta.key.block,
+            text_offset=delta.offset,
+            text=delta.text,
+            thinking=delta.thinking,
+        )
+    )

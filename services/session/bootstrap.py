@@ -1,0 +1,201 @@
+"""Composes the session service."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from uuid import UUID
+
+import grpc
+from google.protobuf import json_format
+from redis.asyncio import Redis
+
+from aiagent.auth.v1 import auth_service_pb2, auth_service_pb2_grpc
+from aiagent.session.v1 import permission_service_pb2, session_service_pb2, workspace_service_pb2
+from aiagent.session.v1.permission_service_pb2_grpc import add_PermissionServiceServicer_to_server
+from aiagent.session.v1.session_service_pb2_grpc import add_SessionServiceServicer_to_server
+from aiagent.session.v1.workspace_service_pb2_grpc import add_WorkspaceServiceServicer_to_server
+from services.kernel.clock import SystemClock
+from services.kernel.db import Database
+from services.kernel.grpc import KernelServer, MethodPolicy, build_server, open_channel, user_or_services
+from services.kernel.identity import JwksVerifier, ServiceTokenSigner, ServiceTokenVerifier
+from services.kernel.ids import Uuid7Source, new_id
+from services.kernel.lifecycle import Drain
+from services.kernel.redis import open_redis
+from services.kernel.settings import targets
+from services.session import codec
+from services.session.api.permissions import PermissionServicer
+from services.session.api.sessions import SessionServicer
+from services.session.api.watch import WatchApi
+from services.session.api.workspaces import WorkspaceServicer
+from services.session.domain.errors import DOMAIN
+from services.session.gateways.blobs import BlobStore
+from services.session.gateways.executors import ExecutorGateway
+from services.session.gateways.feed_codec import event_item, gate_event
+from services.session.gateways.live_feed import LiveFeed
+from services.session.gateways.workspaces import Workspaces
+from services.session.settings import SessionSettings
+from services.session.store.system_queries import DriverQueries
+from services.session.store.tenant import TenantStore
+from services.session.usecases.contents import ContentKeeper
+from services.session.usecases.driver import DriverPool
+from services.session.usecases.driver.attempt import DriverPorts
+from services.session.usecases.permissions import Permissions
+from services.session.usecases.sessions import Sessions
+from services.session.usecases.turns import Turns
+from services.session.usecases.watch import Watching
+from services.session.usecases.workspaces import WorkspaceUseCases
+
+_FILES = (
+    session_service_pb2.DESCRIPTOR,
+    permission_service_pb2.DESCRIPTOR,
+    workspace_service_pb2.DESCRIPTOR,
+)
+POLICIES: dict[str, MethodPolicy] = {
+    f"/{service.full_name}/{method.name}": user_or_services("scheduler", "reports")
+    for file in _FILES
+    for service in file.services_by_name.values()
+    for method in service.methods
+}
+
+
+class DriverAlarm:
+    """Wakes the session's driver: here, and on other replicas."""
+
+    def __init__(self, pool: DriverPool, feed: LiveFeed) -> None:
+        """Args: pool: the drivers of this replica; feed: reaches the others."""
+        self._pool = pool
+        self._feed = feed
+
+    async def wake(self, session_id: UUID) -> None:
+        """Wakes it."""
+        self._pool.wake(session_id)
+        await self._feed.wake_driver(session_id)
+
+
+class SessionService:
+    """The session service: start, drain, stop."""
+
+    name = "session"
+
+    def __init__(
+        self,
+        server: KernelServer,
+        database: Database,
+        feed: LiveFeed,
+        pool: DriverPool,
+        channels: list[grpc.aio.Channel],
+        redis: Redis | None,
+    ) -> None:
+        """Use `build`."""
+        self._server = server
+        self._database = database
+        self._feed = feed
+        self._pool = pool
+        self._channels = channels
+        self._redis = redis
+
+    async def start(self) -> None:
+        """Connects and serves.
+
+        Raises:
+            ServiceError: UNAVAILABLE with DATABASE_UNAVAILABLE.
+        """
+        await self._database.check()
+        await self._feed.start()
+        await self._pool.start()
+        await self._server.start()
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Ends streams with DRAINING, lets calls end, and hands the sessions over."""
+        await self._server.drain_calls(grace_seconds)
+        await self._pool.drain()
+
+    async def stop(self) -> None:
+        """Closes everything."""
+        await self._pool.drain()
+        await self._server.stop()
+        await self._feed.stop()
+        await asyncio.gather(*(channel.close() for channel in self._channels))
+        if self._redis is not None:
+            await self._redis.aclose()
+        await self._database.close()
+
+
+async def build(settings: SessionSettings) -> SessionService:
+    """Composes the session service.
+
+    Args:
+        settings: Its settings.
+    """
+    ids, clock, drain = Uuid7Source(), SystemClock(), Drain()
+    database = Database(
+        settings.session_database_url.get_secret_value(),
+        settings.session_system_database_url.get_secret_value(),
+        application_name="aiagent/session",
+    )
+    queries = DriverQueries(database)
+    redis = open_redis(settings.redis_url.get_secret_value()) if settings.redis_url else None
+    feed = LiveFeed(redis, queries.heads, drain)
+    blobs = BlobStore(settings.blob_url)
+    workspaces = Workspaces(settings.workspace_root, settings.workspace_limit_bytes)
+    contents = ContentKeeper(blobs, ids)
+    signer = ServiceTokenSigner("session", settings.private_key())
+    executors = {
+        target: open_channel(target, signer=signer, audience="executor")
+        for target in targets(settings.executor_targets)
+    }
+    auth = open_channel(targets(settings.auth_targets)[0], signer=None, audience="auth")
+    pool = DriverPool(
+        DriverPorts(
+            store=queries,
+            executors=ExecutorGateway(executors),
+            feed=feed,
+            contents=contents,
+            ids=ids,
+        ),
+        holder=str(new_id()),
+        clock=clock,
+        workspaces=workspaces,
+        blobs=blobs,
+        hold_seconds=settings.session_permission_hold_seconds,
+    )
+    feed.on_wake(pool.wake)
+    alarm = DriverAlarm(pool, feed)
+    store = TenantStore(database)
+    watching = Watching(store, feed, clock, lambda event: gate_event(event_item(codec.event(event))))
+    workspace_cases = WorkspaceUseCases(store, workspaces, blobs, feed)
+    sessions = SessionServicer(
+        Sessions(store, ids, workspaces, alarm),
+        Turns(store, ids, contents, feed, alarm),
+        workspace_cases,
+        WatchApi(watching),
+    )
+    server = build_server(
+        listen=settings.session_listen,
+        domain=DOMAIN,
+        register=[
+            partial(add_SessionServiceServicer_to_server, sessions),
+            partial(
+                add_PermissionServiceServicer_to_server,
+                PermissionServicer(Permissions(store, feed, alarm)),
+            ),
+            partial(add_WorkspaceServiceServicer_to_server, WorkspaceServicer(workspace_cases)),
+        ],
+        policies=POLICIES,
+        users=JwksVerifier(_key_set(auth)),
+        services=ServiceTokenVerifier(settings.trusted_keys(), "session"),
+        reflect=settings.reflection,
+        drain=drain,
+    )
+    return SessionService(server, database, feed, pool, [*executors.values(), auth], redis)
+
+
+def _key_set(channel: grpc.aio.Channel):  # type: ignore[no-untyped-def]  # the type is JwksVerifier's own
+    stub = auth_service_pb2_grpc.AuthServiceStub(channel)
+
+    async def fetch() -> dict[str, object]:
+        answer = await stub.GetJwks(auth_service_pb2.GetJwksRequest(), timeout=2.0, wait_for_ready=True)
+        return json_format.MessageToDict(answer, preserving_proto_field_name=True)
+
+    return fetch

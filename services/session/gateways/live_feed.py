@@ -1,0 +1,341 @@
+"""The live feed: tells watchers and drivers what is new, in this process directly, in others through Redis.
+
+A hint. What is lost here is found in the database: by the gate, which sees the gap, or by the poll of the heads, which
+sees a lost last event too. Nothing here ever makes a caller wait for Redis, or fail with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from uuid import UUID
+
+import structlog
+from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
+
+from aiagent.session.v1 import session_service_pb2
+from services.kernel.context import detached
+from services.kernel.errors import ServiceError
+from services.kernel.lifecycle import Drain
+from services.kernel.redis import UNAVAILABLE
+from services.session import codec
+from services.session.domain.entities import LogEvent
+from services.session.domain.gate import BlockKey, Delta, GateEvent
+from services.session.gateways.feed_codec import delta_item, event_item, gate_event, read_delta
+from services.session.usecases.ports import DeletedFrame, DrainFrame, EventsFrame, Frame, HeadFrame
+
+_log = structlog.get_logger(__name__)
+POLL_SECONDS = 1.0
+QUEUE_FRAMES = 2000
+OUTGOING = 10_000
+BLOCK_SECONDS = 120
+SNAPSHOT_SECONDS = 0.1
+_RECONNECT_SECONDS = 0.5
+_DRIVERS = "aiagent:drivers"
+
+Heads = Callable[[Sequence[UUID]], Awaitable[dict[UUID, int]]]
+"""The last sequence of each session that is there; deleted ones are left out."""
+
+
+def _channel(session_id: UUID) -> str:
+    return f"aiagent:session:{session_id}"
+
+
+def _block_key(session_id: UUID) -> str:
+    return f"aiagent:session:{session_id}:block"
+
+
+@dataclass(eq=False)
+class Subscription:
+    """What one watcher is told. Bounded: a watcher that does not keep up loses frames, and learns that it did."""
+
+    session_id: UUID
+    overflowed: bool = False
+    _frames: deque[Frame] = field(default_factory=deque)
+    _woken: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def offer(self, frame: Frame) -> None:
+        """Hands over a frame."""
+        if len(self._frames) >= QUEUE_FRAMES:
+            self._frames.clear()
+            self.overflowed = True
+        self._frames.append(frame)
+        self._woken.set()
+
+    async def take(self, timeout_seconds: float) -> list[Frame]:
+        """Waits for frames, at most so long, and takes all there are."""
+        if not self._frames:
+            self._woken.clear()
+            try:
+                async with asyncio.timeout(timeout_seconds):
+                    await self._woken.wait()
+            except TimeoutError:
+                return []
+        taken = list(self._frames)
+        self._frames.clear()
+        return taken
+
+
+@dataclass(slots=True)
+class _OpenBlock:
+    key: BlockKey
+    thinking: bool
+    after_sequence: int
+    text: str = ""
+    stored: float = 0.0
+
+
+class LiveFeed:
+    """The live feed of one replica."""
+
+    def __init__(self, redis: Redis | None, heads: Heads, drain: Drain) -> None:
+        """Args: redis: None to do without; heads: reads the heads of sessions; drain: tells of the shutdown."""
+        self._redis = redis
+        self._heads = heads
+        self._drain = drain
+        self._subscriptions: dict[UUID, set[Subscription]] = {}
+        self._blocks: dict[UUID, _OpenBlock] = {}
+        self._told: dict[UUID, int] = {}
+        self._outgoing: asyncio.Queue[tuple[str, str, bytes]] = asyncio.Queue(maxsize=OUTGOING)
+        self._wake: Callable[[UUID], None] | None = None
+        self._pubsub: PubSub | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._away = False
+
+    def on_wake(self, wake: Callable[[UUID], None]) -> None:
+        """Sets who is told that a driver is needed."""
+        self._wake = wake
+
+    async def start(self) -> None:
+        """Starts to listen and to poll."""
+        loops = [self._poll(), self._tell_of_drain()]
+        if self._redis is not None:
+            loops += [self._listen(self._redis), self._send(self._redis)]
+        self._tasks = [asyncio.create_task(loop, context=detached()) for loop in loops]
+
+    async def stop(self) -> None:
+        """Stops all of it."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # Publishing
+
+    async def publish_events(self, session_id: UUID, events: Sequence[LogEvent]) -> None:
+        """Publishes events that are committed."""
+        if not events:
+            return
+        items = [event_item(codec.event(event)) for event in events]
+        gate_events = tuple(gate_event(item) for item in items)
+        block = self._blocks.get(session_id)
+        if block is not None and any(_closes(event, block.key) for event in gate_events):
+            del self._blocks[session_id]
+            self._queue("DEL", _block_key(session_id), b"")
+        self._offer(session_id, EventsFrame(gate_events))
+        self._told[session_id] = max(self._told.get(session_id, 0), events[-1].sequence)
+        frame = session_service_pb2.WatchSessionResponse(items=items)
+        self._queue("PUBLISH", _channel(session_id), frame.SerializeToString())
+
+    async def publish_delta(
+        self,
+        session_id: UUID,
+        after_sequence: int,
+        turn_id: UUID,
+        attempt: int,
+        block: int,
+        text_offset: int,
+        text: str,
+        thinking: bool,
+    ) -> None:
+        """Publishes a piece of an open block, and keeps the block's text so far for those who join."""
+        key = BlockKey(turn_id, attempt, block)
+        delta = Delta(key, text_offset, text, thinking, after_sequence)
+        self._offer(session_id, delta)
+        frame = session_service_pb2.WatchSessionResponse(items=[delta_item(delta)])
+        frame.cursor.sequence = after_sequence
+        self._queue("PUBLISH", _channel(session_id), frame.SerializeToString())
+        open_block = self._blocks.get(session_id)
+        if open_block is None or open_block.key != key:
+            open_block = self._blocks[session_id] = _OpenBlock(key, thinking, after_sequence)
+        known = len(open_block.text)
+        if text_offset <= known < text_offset + len(text):
+            open_block.text += text[known - text_offset :]
+        now = time.monotonic()
+        if now - open_block.stored >= SNAPSHOT_SECONDS:
+            open_block.stored = now
+            self._queue("BLOCK", _block_key(session_id), _snapshot(open_block))
+
+    async def wake_driver(self, session_id: UUID) -> None:
+        """Wakes the session's driver on other replicas."""
+        self._queue("PUBLISH", _DRIVERS, session_id.bytes)
+
+    def _queue(self, command: str, key: str, data: bytes) -> None:
+        if self._redis is None:
+            return
+        try:
+            self._outgoing.put_nowait((command, key, data))
+        except asyncio.QueueFull:
+            # Redis is away, or far behind: watchers elsewhere find it in the database.
+            self._outgoing.get_nowait()
+            self._outgoing.put_nowait((command, key, data))
+
+    # Subscribing
+
+    @asynccontextmanager
+    async def subscribe(self, session_id: UUID) -> AsyncIterator[Subscription]:
+        """Tells a watcher of everything published from now on."""
+        subscription = Subscription(session_id)
+        others = self._subscriptions.setdefault(session_id, set())
+        others.add(subscription)
+        if len(others) == 1:
+            self._told.pop(session_id, None)
+            await self._listen_to(session_id)
+        if self._drain.draining:
+            subscription.offer(DrainFrame())
+        try:
+            yield subscription
+        finally:
+            others.discard(subscription)
+            if not others and self._subscriptions.get(session_id) is others:
+                del self._subscriptions[session_id]
+                await self._listen_to(session_id, no_more=True)
+
+    async def block(self, session_id: UUID) -> Delta | None:
+        """The text so far of the session's open block, if one is known."""
+        known = self._blocks.get(session_id)
+        if known is not None:
+            return Delta(known.key, 0, known.text, known.thinking, known.after_sequence)
+        if self._redis is None:
+            return None
+        try:
+            stored = await self._redis.get(_block_key(session_id))
+        except UNAVAILABLE:
+            return None
+        if not stored:
+            return None
+        frame = session_service_pb2.WatchSessionResponse.FromString(bytes(stored))
+        return read_delta(frame.items[0].delta, frame.cursor.sequence)
+
+    def _offer(self, session_id: UUID, frame: Frame) -> None:
+        for subscription in self._subscriptions.get(session_id, ()):
+            subscription.offer(frame)
+
+    # Redis
+
+    async def _listen_to(self, session_id: UUID, *, no_more: bool = False) -> None:
+        if self._pubsub is None:
+            return
+        try:
+            if no_more:
+                await self._pubsub.unsubscribe(_channel(session_id))
+            else:
+                await self._pubsub.subscribe(_channel(session_id))
+        except UNAVAILABLE:
+            # The listener connects anew and subscribes to everything.
+            self._note_away()
+
+    def _note_away(self) -> None:
+        if not self._away:
+            self._away = True
+            _log.warning("redis cannot be reached; watchers are fed from the database")
+
+    async def _listen(self, redis: Redis) -> None:
+        while True:
+            try:
+                async with redis.pubsub(ignore_subscribe_messages=True) as pubsub:
+                    channels = [_DRIVERS, *(_channel(session_id) for session_id in self._subscriptions)]
+                    await pubsub.subscribe(*channels)
+                    self._pubsub = pubsub
+                    if self._away:
+                        self._away = False
+                        _log.warning("redis is back")
+                    while True:
+                        message = await pubsub.get_message(timeout=30.0)
+                        if message is not None:
+                            self._received(message["channel"], message["data"])
+            except UNAVAILABLE:
+                self._note_away()
+            finally:
+                self._pubsub = None
+            await asyncio.sleep(_RECONNECT_SECONDS)
+
+    def _received(self, channel: bytes, data: bytes) -> None:
+        name = channel.decode()
+        if name == _DRIVERS:
+            if self._wake is not None and len(data) == 16:
+                self._wake(UUID(bytes=data))
+            return
+        session_id = UUID(name.removeprefix("aiagent:session:"))
+        frame = session_service_pb2.WatchSessionResponse.FromString(data)
+        # This replica's own come back too: the gates have passed them, and drop them.
+        events = tuple(gate_event(item) for item in frame.items if item.HasField("event"))
+        if events:
+            self._offer(session_id, EventsFrame(events))
+        for item in frame.items:
+            if item.HasField("delta") and session_id not in self._blocks:
+                self._offer(session_id, read_delta(item.delta, frame.cursor.sequence))
+
+    async def _send(self, redis: Redis) -> None:
+        while True:
+            batch = [await self._outgoing.get()]
+            while len(batch) < 256 and not self._outgoing.empty():
+                batch.append(self._outgoing.get_nowait())
+            try:
+                async with redis.pipeline(transaction=False) as pipeline:
+                    for command, key, data in batch:
+                        if command == "PUBLISH":
+                            pipeline.publish(key, data)
+                        elif command == "BLOCK":
+                            pipeline.set(key, data, ex=BLOCK_SECONDS)
+                        else:
+                            pipeline.delete(key)
+                    await pipeline.execute()
+            except UNAVAILABLE:
+                self._note_away()
+                await asyncio.sleep(_RECONNECT_SECONDS)
+
+    # The database
+
+    async def _poll(self) -> None:
+        while True:
+            await asyncio.sleep(POLL_SECONDS)
+            watched = list(self._subscriptions)
+            if not watched:
+                continue
+            try:
+                heads = await self._heads(watched)
+            except ServiceError as error:
+                _log.warning("heads cannot be read", reason=error.reason)
+                continue
+            for session_id in watched:
+                last = heads.get(session_id)
+                if last is None:
+                    self._offer(session_id, DeletedFrame())
+                elif last != self._told.get(session_id):
+                    self._told[session_id] = last
+                    self._offer(session_id, HeadFrame(last))
+
+    async def _tell_of_drain(self) -> None:
+        await self._drain.wait()
+        for session_id in list(self._subscriptions):
+            self._offer(session_id, DrainFrame())
+
+
+def _closes(event: GateEvent, key: BlockKey) -> bool:
+    return (
+        event.completes == key
+        or event.ends_turn == key.turn_id
+        or (event.begins_attempt is not None and event.begins_attempt != key[:2])
+    )
+
+
+def _snapshot(block: _OpenBlock) -> bytes:
+    delta = Delta(block.key, 0, block.text, block.thinking)
+    frame = session_service_pb2.WatchSessionResponse(items=[delta_item(delta)])
+    frame.cursor.sequence = block.after_sequence
+    return frame.SerializeToString()

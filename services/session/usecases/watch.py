@@ -1,0 +1,304 @@
+"""Watches a session: history from the database, then what is new, through the watcher's own gate."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from uuid import UUID
+
+from services.kernel.clock import Clock
+from services.kernel.identity import Caller
+from services.session.domain.entities import LogEvent, PermissionRequest, Turn
+from services.session.domain.errors import (
+    cursor_ahead,
+    draining,
+    session_deleted,
+    token_expired,
+    watcher_too_slow,
+)
+from services.session.domain.gate import BlockKey, Delta, Gate, GateEvent, NeedBlock, NeedRead
+from services.session.domain.states import TurnState
+from services.session.usecases.ports import (
+    DeletedFrame,
+    DrainFrame,
+    EventsFrame,
+    Frame,
+    HeadFrame,
+    SessionStore,
+    SubscriptionPort,
+    WatchFeedPort,
+)
+
+CHECKPOINT_SECONDS = 15.0
+READ_EVENTS = 500
+READ_BYTES = 2 * 1024 * 1024
+MAX_OVERFLOWS = 20
+DEFAULT_WAIT_SECONDS = 600
+
+
+@dataclass(frozen=True, slots=True)
+class WatchRequest:
+    """What to watch, and from where."""
+
+    session_id: UUID
+    sequence: int
+    block: BlockKey | None
+    offset: int
+    exclude_deltas: bool
+    until_idle: bool
+
+
+@dataclass(slots=True)
+class WatchBatch:
+    """What goes out together; empty for a checkpoint."""
+
+    items: list[Delta | GateEvent] = field(default_factory=list)
+    sequence: int = 0
+    block: BlockKey | None = None
+    offset: int = 0
+    head: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Waited:
+    """A turn as it stands after waiting, with the questions that wait for a person."""
+
+    turn: Turn
+    permission_requests: list[PermissionRequest]
+    now: datetime
+
+
+class Watching:
+    """The use cases."""
+
+    def __init__(
+        self,
+        store: SessionStore,
+        feed: WatchFeedPort,
+        clock: Clock,
+        as_gate_event: Callable[[LogEvent], GateEvent],
+    ) -> None:
+        """Args: store: the database; feed: what is new; clock: for times; as_gate_event: makes items of events."""
+        self._store = store
+        self._feed = feed
+        self._clock = clock
+        self._as_gate_event = as_gate_event
+
+    async def watch(self, caller: Caller, request: WatchRequest) -> AsyncIterator[WatchBatch]:
+        """Yields what happens in a session, after the cursor.
+
+        Raises:
+            ServiceError: as documented at SessionService.WatchSession.
+        """
+        async with self._feed.subscribe(request.session_id) as subscription:
+            async with self._store.begin(caller) as transaction:
+                session = await transaction.get_session(request.session_id)
+            if request.sequence > session.last_sequence:
+                raise cursor_ahead(session.last_sequence)
+            watcher = _Watcher(
+                self, caller, request, subscription, Gate(request.sequence, request.block, request.offset)
+            )
+            watcher.head = session.last_sequence
+            async for batch in watcher.run():
+                yield batch
+
+    async def read(self, caller: Caller, session_id: UUID, after: int, limit: int) -> list[GateEvent]:
+        """Reads events for a gate."""
+        async with self._store.begin(caller) as transaction:
+            return [
+                self._as_gate_event(event)
+                for event in await transaction.list_events(session_id, None, after, limit)
+            ]
+
+    async def idle(self, caller: Caller, session_id: UUID) -> bool:
+        """Whether no turn is open."""
+        async with self._store.begin(caller) as transaction:
+            return not await transaction.open_turns(session_id)
+
+    async def block(self, session_id: UUID) -> Delta | None:
+        """The text so far of the session's open block."""
+        return await self._feed.block(session_id)
+
+    def now(self) -> datetime:
+        """The time."""
+        return self._clock.now()
+
+    async def wait(self, caller: Caller, session_id: UUID, turn_id: UUID, wait_seconds: int | None) -> Waited:
+        """Waits until a turn has ended, or a person is asked, or the time is up.
+
+        Args:
+            caller: Who waits.
+            session_id: The session.
+            turn_id: The turn.
+            wait_seconds: How long; None for ten minutes.
+
+        Raises:
+            ServiceError: NOT_FOUND with SESSION_NOT_FOUND or TURN_NOT_FOUND.
+        """
+        left = float(DEFAULT_WAIT_SECONDS if wait_seconds is None else wait_seconds)
+        end = self._clock.monotonic() + left
+        async with self._feed.subscribe(session_id) as subscription:
+            while True:
+                waited = await self._look(caller, session_id, turn_id)
+                left = end - self._clock.monotonic()
+                if waited.turn.state.final or waited.permission_requests or left <= 0:
+                    return waited
+                frames: list[Frame] = []
+                while left > 0 and not any(_tells(frame) for frame in frames):
+                    frames = await subscription.take(min(left, CHECKPOINT_SECONDS))
+                    left = end - self._clock.monotonic()
+                if any(isinstance(frame, DrainFrame) for frame in frames):
+                    return await self._look(caller, session_id, turn_id)
+
+    async def _look(self, caller: Caller, session_id: UUID, turn_id: UUID) -> Waited:
+        async with self._store.begin(caller) as transaction:
+            await transaction.get_session(session_id)
+            turn = await transaction.get_turn(session_id, turn_id)
+            questions: list[PermissionRequest] = []
+            if turn.state is TurnState.WAITING:
+                pending = await transaction.list_permission_requests(
+                    session_id, None, ("PENDING",), None, 100
+                )
+                questions = [question for question in pending if question.turn_id == turn_id]
+            return Waited(turn, questions, await transaction.now())
+
+
+def _tells(frame: Frame) -> bool:
+    """Whether a frame may have changed a turn; deltas do not."""
+    return not isinstance(frame, Delta)
+
+
+class _Watcher:
+    """One call of WatchSession."""
+
+    def __init__(
+        self,
+        watching: Watching,
+        caller: Caller,
+        request: WatchRequest,
+        subscription: SubscriptionPort,
+        gate: Gate,
+    ) -> None:
+        self._watching = watching
+        self._caller = caller
+        self._request = request
+        self._subscription = subscription
+        self._gate = gate
+        self.head = 0
+        self._overflows = 0
+        self._out: list[Delta | GateEvent] = []
+
+    def _batch(self) -> WatchBatch:
+        items = self._out
+        self._out = []
+        if self._request.exclude_deltas:
+            items = [item for item in items if isinstance(item, GateEvent)]
+        gate = self._gate
+        self.head = max(self.head, gate.sequence)
+        return WatchBatch(items, gate.sequence, gate.key, gate.offset, self.head)
+
+    async def run(self) -> AsyncIterator[WatchBatch]:
+        target = self.head
+        await self._recall()
+        async for batch in self._catch_up():
+            yield batch
+        await self._join_block()
+        if self._out:
+            yield self._batch()
+        while True:
+            if self._request.until_idle and self._gate.sequence >= target and await self._finished():
+                async for batch in self._catch_up():
+                    yield batch
+                return
+            left = (self._caller.token_expire_time - self._watching.now()).total_seconds()
+            if left <= 0:
+                raise token_expired()
+            frames = await self._subscription.take(min(CHECKPOINT_SECONDS, left))
+            if self._subscription.overflowed:
+                self._subscription.overflowed = False
+                self._overflows += 1
+                if self._overflows > MAX_OVERFLOWS:
+                    raise watcher_too_slow()
+                async for batch in self._catch_up():
+                    yield batch
+            for frame in frames:
+                if isinstance(frame, DrainFrame | DeletedFrame):
+                    if self._out:
+                        yield self._batch()
+                    raise (
+                        draining()
+                        if isinstance(frame, DrainFrame)
+                        else session_deleted(self._request.session_id)
+                    )
+                while not await self._take(frame):
+                    async for batch in self._catch_up():
+                        yield batch
+            if self._out or not frames:
+                yield self._batch()
+
+    async def _finished(self) -> bool:
+        return await self._watching.idle(self._caller, self._request.session_id)
+
+    async def _recall(self) -> None:
+        """Learns which blocks were completed before the cursor, as far as the known open block leaves it in doubt."""
+        block = await self._watching.block(self._request.session_id)
+        if block is None or block.after_sequence >= self._gate.sequence:
+            return
+        after = block.after_sequence
+        while after < self._gate.sequence:
+            limit = min(READ_EVENTS, self._gate.sequence - after)
+            events = await self._watching.read(self._caller, self._request.session_id, after, limit)
+            if not events:
+                return
+            for event in events:
+                if event.sequence <= self._gate.sequence:
+                    self._gate.observe(event)
+            after = events[-1].sequence
+
+    async def _catch_up(self) -> AsyncIterator[WatchBatch]:
+        """Reads the database up to its end."""
+        while True:
+            events = await self._watching.read(
+                self._caller, self._request.session_id, self._gate.sequence, READ_EVENTS
+            )
+            size = 0
+            for event in events:
+                self._out += self._gate.event(event)
+                size += 256 + len(event.text)
+                if size > READ_BYTES:
+                    yield self._batch()
+                    size = 0
+            if self._out:
+                yield self._batch()
+            if len(events) < READ_EVENTS:
+                return
+
+    async def _join_block(self) -> None:
+        block = await self._watching.block(self._request.session_id)
+        if block is None or self._request.exclude_deltas:
+            return
+        try:
+            self._out += self._gate.delta(block)
+        except (NeedRead, NeedBlock):
+            # What is missing is on its way: the block's own event brings all of it.
+            return
+
+    async def _take(self, frame: Frame) -> bool:
+        """Lets a frame through the gate; False when the database must be read before."""
+        try:
+            match frame:
+                case EventsFrame():
+                    for event in frame.events:
+                        self._out += self._gate.event(event)
+                case Delta():
+                    if not self._request.exclude_deltas:
+                        self._out += self._gate.delta(frame)
+                case HeadFrame():
+                    self.head = max(self.head, frame.sequence)
+                    return frame.sequence <= self._gate.sequence
+        except NeedRead:
+            return False
+        except NeedBlock:
+            await self._join_block()
+        return True
