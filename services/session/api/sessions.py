@@ -39,8 +39,9 @@ def _timedelta(message: Message, field: str) -> Any:
     return value.ToTimedelta() if message.HasField(field) else None
 
 
-def _policy(value: pb.WhenBusy.Policy) -> WhenBusy:
-    return WhenBusy(_WHEN_BUSY.Name(value)) if value else WhenBusy.ENQUEUE
+def _policy(request: pb.SendMessageRequest | pb.QuerySessionRequest) -> WhenBusy:
+    name = _WHEN_BUSY.Name(request.when_busy)
+    return WhenBusy.ENQUEUE if name == "POLICY_UNSPECIFIED" else WhenBusy(name)
 
 
 class SessionServicer(SessionServiceServicer):
@@ -124,16 +125,14 @@ class SessionServicer(SessionServiceServicer):
 
     async def SendMessage(self, request: pb.SendMessageRequest, context: Any) -> session_pb2.Turn:
         """Accepts a message."""
-        sent = SendMessage(
-            UUID(request.session_id), request.message, _policy(request.when_busy), request.request_id
-        )
+        sent = SendMessage(UUID(request.session_id), request.message, _policy(request), request.request_id)
         return mapping.turn(await self._turns.send(current_caller(), sent))
 
     async def QuerySession(self, request: pb.QuerySessionRequest, context: Any) -> pb.QuerySessionResponse:
         """Sends a message and waits."""
         caller = current_caller()
         session_id = UUID(request.session_id)
-        sent = SendMessage(session_id, request.message, _policy(request.when_busy), request.request_id)
+        sent = SendMessage(session_id, request.message, _policy(request), request.request_id)
         turn = await self._turns.send(caller, sent)
         waited = await self._watch.wait(
             caller,
@@ -197,11 +196,12 @@ class SessionServicer(SessionServiceServicer):
             )
         )
 
-    def WatchSession(
+    async def WatchSession(
         self, request: pb.WatchSessionRequest, context: Any
     ) -> AsyncIterator[session_service_pb2.WatchSessionResponse]:
         """Streams what happens."""
-        return self._watch.stream(request, context)
+        async for response in self._watch.stream(request, context):
+            yield response
 
     async def ListMessages(self, request: pb.ListMessagesRequest, context: Any) -> pb.ListMessagesResponse:
         """Lists messages."""

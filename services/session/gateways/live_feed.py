@@ -218,7 +218,9 @@ class LiveFeed:
             return None
         if not stored:
             return None
-        frame = session_service_pb2.WatchSessionResponse.FromString(bytes(stored))
+        frame = session_service_pb2.WatchSessionResponse.FromString(
+            stored if isinstance(stored, bytes) else stored.encode()
+        )
         return read_delta(frame.items[0].delta, frame.cursor.sequence)
 
     def _offer(self, session_id: UUID, frame: Frame) -> None:

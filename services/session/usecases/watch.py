@@ -215,27 +215,36 @@ class _Watcher:
             if left <= 0:
                 raise token_expired()
             frames = await self._subscription.take(min(CHECKPOINT_SECONDS, left))
-            if self._subscription.overflowed:
-                self._subscription.overflowed = False
-                self._overflows += 1
-                if self._overflows > MAX_OVERFLOWS:
-                    raise watcher_too_slow()
+            if self._lagging():
                 async for batch in self._catch_up():
                     yield batch
-            for frame in frames:
-                if isinstance(frame, DrainFrame | DeletedFrame):
-                    if self._out:
-                        yield self._batch()
-                    raise (
-                        draining()
-                        if isinstance(frame, DrainFrame)
-                        else session_deleted(self._request.session_id)
-                    )
-                while not await self._take(frame):
-                    async for batch in self._catch_up():
-                        yield batch
+            async for batch in self._pass(frames):
+                yield batch
             if self._out or not frames:
                 yield self._batch()
+
+    def _lagging(self) -> bool:
+        """Whether frames were lost; a watcher that loses them again and again is sent away."""
+        if not self._subscription.overflowed:
+            return False
+        self._subscription.overflowed = False
+        self._overflows += 1
+        if self._overflows > MAX_OVERFLOWS:
+            raise watcher_too_slow()
+        return True
+
+    async def _pass(self, frames: list[Frame]) -> AsyncIterator[WatchBatch]:
+        """Lets frames through the gate, reading the database where it asks for it."""
+        for frame in frames:
+            if isinstance(frame, DrainFrame | DeletedFrame):
+                if self._out:
+                    yield self._batch()
+                raise (
+                    draining() if isinstance(frame, DrainFrame) else session_deleted(self._request.session_id)
+                )
+            while not await self._take(frame):
+                async for batch in self._catch_up():
+                    yield batch
 
     async def _finished(self) -> bool:
         return await self._watching.idle(self._caller, self._request.session_id)
