@@ -150,7 +150,7 @@ class RunningSuite:
 
     def logs(self) -> str:
         """The ends of its log files."""
-        parts = []
-        for path in sorted((self.state_dir / "logs").glob("*.log")):
-            parts.append(f"--- {path.name}\n{path.read_text(encoding='utf-8', errors='replace')[-3000:]}")
-        return "\n".join(parts)
+        return "\n".join(
+            f"--- {path.name}\n{path.read_text(encoding='utf-8', errors='replace')[-3000:]}"
+            for path in sorted((self.state_dir / "logs").glob("*.log"))
+        )

@@ -346,13 +346,13 @@ def _routes(settings: EnvoySettings) -> RouteConfiguration:
         for cluster, services in SERVICES.items()
         for service in services
     ]
-    for prefix in ("/grpc.health.v1.Health/", "/grpc.reflection."):
-        routes.append(
-            Route(
-                match=RouteMatch(prefix=prefix),
-                route=RouteAction(cluster="session", timeout=timedelta(), idle_timeout=timedelta()),
-            )
+    routes += [
+        Route(
+            match=RouteMatch(prefix=prefix),
+            route=RouteAction(cluster="session", timeout=timedelta(), idle_timeout=timedelta()),
         )
+        for prefix in ("/grpc.health.v1.Health/", "/grpc.reflection.")
+    ]
     routes += _pages()
     # Asked for as JSON, a method has no route of its own before the transcoder has named it; what it does not know
     # ends here. It must be a route all the same: without one, CORS would not answer for the path.

@@ -1,78 +1,131 @@
-"""`python -m deploy.local run|status|stop`."""
+"""`python -m deploy.local run|migrate|status|stop`."""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import json
 import os
 import signal
 import sys
 import time
-from pathlib import Path
+from collections.abc import Coroutine
+from typing import Any
 
+import structlog
 import uvloop
 
+from deploy.local import services
+from deploy.local.console import show_warnings
+from deploy.local.settings import load
 from deploy.local.state import LocalError, StateDirectory
-from deploy.local.suite import SERVICES, Options, Suite
+from deploy.local.suite import Options, Suite
+from services.kernel.errors import ServiceError
 from services.kernel.telemetry import configure_logging
+
+_log = structlog.get_logger(__name__)
+_STOP_SECONDS = 60.0
 
 
 def _options(arguments: argparse.Namespace) -> Options:
-    counts = dict.fromkeys(SERVICES, 1)
+    counts = dict.fromkeys(services.NAMES, 1)
     for part in filter(None, (arguments.replicas or "").split(",")):
         name, _, number = part.partition("=")
         if name not in counts or not number.isdigit() or int(number) < 1:
-            raise LocalError(f"--replicas: {part!r} is not SERVICE=NUMBER with one of {', '.join(SERVICES)}")
+            raise LocalError(f"--replicas: {part!r} is not SERVICE=NUMBER with one of {', '.join(counts)}")
         counts[name] = int(number)
-    port = os.environ.get("AIAGENT_HTTP_PORT", "8080")
-    if not port.isdigit() or not 0 < int(port) < 65536:
-        raise LocalError(f"AIAGENT_HTTP_PORT: {port!r} is not a port")
-    return Options(
-        state_dir=_state_dir(),
-        host=os.environ.get("AIAGENT_HTTP_HOST", "127.0.0.1"),
-        port=int(port),
-        processes=arguments.processes or max(counts.values()) > 1,
-        counts=counts,
-    )
+    return Options(processes=arguments.processes or max(counts.values()) > 1, counts=counts)
 
 
-def _state_dir() -> Path:
-    return Path(os.environ.get("AIAGENT_STATE_DIR", ".aiagent"))
+def _suite(options: Options) -> Suite:
+    settings = load()
+    state = StateDirectory(settings.state_dir)
+    state.open()
+    state.rotate_logs()
+    configure_logging(settings.log_level, file=state.path / "logs" / "services.log")
+    show_warnings()
+    return Suite(settings, state, options)
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    options = _options(arguments)
-    options.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    logs = options.state_dir / "logs"
-    logs.mkdir(mode=0o700, exist_ok=True)
-    configure_logging(os.environ.get("AIAGENT_LOG_LEVEL", "INFO"), file=logs / "services.log")
+def _to_the_end(suite: Suite, work: Coroutine[Any, Any, None]) -> int:
     try:
-        uvloop.run(Suite(options).run())
+        uvloop.run(work)
+    except asyncio.CancelledError:
+        return 1  # stopped before it was up
     except BaseExceptionGroup as group:
-        mendable, others = group.split(LocalError)
-        if others is not None or mendable is None:
-            raise
-        raise mendable.exceptions[0] from None
+        known, unknown = group.split((LocalError, ServiceError, OSError))
+        if known is None or unknown is not None:
+            return _unexpected(suite, group)
+        first: BaseException = known
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise LocalError(str(first)) from group
+    except (ServiceError, OSError) as error:
+        raise LocalError(str(error)) from error
+    except LocalError:
+        raise
+    except Exception as error:
+        return _unexpected(suite, error)
     return 0
 
 
+def _unexpected(suite: Suite, error: BaseException) -> int:
+    _log.error("the suite ended", exc_info=error)
+    print(
+        f"error: {error!r}; its traceback is in {suite.state.path / 'logs' / 'services.log'}", file=sys.stderr
+    )
+    return 1
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    suite = _suite(_options(arguments))
+    return _to_the_end(suite, suite.run())
+
+
+def _migrate(_: argparse.Namespace) -> int:
+    suite = _suite(Options())
+    return _to_the_end(suite, suite.migrate())
+
+
 def _status(_: argparse.Namespace) -> int:
-    pid = StateDirectory(_state_dir()).holder()
-    print(f"running, pid {pid}" if pid else "not running")
-    return 0 if pid else 1
+    state = StateDirectory(load().state_dir)
+    pid = state.holder()
+    if pid is None:
+        print(f"not running in {state.path}")
+        return 1
+    try:
+        note = json.loads((state.path / "run" / "suite.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        note = {}
+    if note.get("pid") != pid:
+        print(f"starting, pid {pid}")
+        return 1
+    print(f"running, pid {pid}, {note['base_url']}")
+    targets = {"public": note["public"], **note["replicas"]}
+
+    async def healthy() -> list[bool]:
+        return list(await asyncio.gather(*(services.Serving(target)() for target in targets.values())))
+
+    found = asyncio.run(healthy())
+    for (name, target), serving in zip(targets.items(), found, strict=True):
+        print(f"  {name:<14} {target:<22} {'serving' if serving else 'not serving'}")
+    return 0 if all(found) else 1
 
 
 def _stop(_: argparse.Namespace) -> int:
-    state = StateDirectory(_state_dir())
+    state = StateDirectory(load().state_dir)
     pid = state.holder()
     if pid is None:
-        print("not running")
+        print(f"not running in {state.path}")
         return 0
     os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + 60
-    while state.holder() is not None and time.monotonic() < deadline:
+    deadline = time.monotonic() + _STOP_SECONDS
+    while state.holder() == pid:
+        if time.monotonic() > deadline:
+            raise LocalError(f"pid {pid} does not end")
         time.sleep(0.1)
-    print("stopped" if state.holder() is None else f"pid {pid} does not end")
-    return 0 if state.holder() is None else 1
+    print("stopped")
+    return 0
 
 
 def main() -> int:
@@ -85,7 +138,8 @@ def main() -> int:
     run.add_argument("--processes", action="store_true", help="one process for each service")
     run.add_argument("--replicas", metavar="SERVICE=N,…", help="several replicas, as in session=2,executor=2")
     run.set_defaults(do=_run)
-    commands.add_parser("status", help="tell whether it runs").set_defaults(do=_status)
+    commands.add_parser("migrate", help="bring the schemas up to date").set_defaults(do=_migrate)
+    commands.add_parser("status", help="tell whether it runs and serves").set_defaults(do=_status)
     commands.add_parser("stop", help="stop it").set_defaults(do=_stop)
     arguments = parser.parse_args()
     try:

@@ -9,6 +9,9 @@ from pathlib import Path
 from deploy.local.ports import free_port
 from deploy.local.state import Secrets
 
+DRAIN_SECONDS = 10.0
+"""How long calls may take to end when the suite is stopped."""
+
 
 @dataclass(frozen=True, slots=True)
 class Replica:
@@ -51,6 +54,7 @@ class Plan:
         service = replica.service
         variables = {
             "AIAGENT_STATE_DIR": str(self.state),
+            "AIAGENT_DRAIN_SECONDS": str(DRAIN_SECONDS),
             "AIAGENT_SERVICE_KEY": self.secrets.service_keys[service],
             "AIAGENT_SERVICE_TRUST": json.dumps(self.secrets.trust()),
             "AIAGENT_REDIS_URL": self.redis_url,
@@ -60,7 +64,8 @@ class Plan:
         }
         for other in self.counts:
             variables[f"AIAGENT_{other.upper()}_TARGETS"] = ",".join(self.targets(other))
-        for role, suffix in (("application", ""), ("system", "_SYSTEM"), ("owner", "_OWNER")):
+        # Not the owner's: a service does not change its schema.
+        for role, suffix in (("application", ""), ("system", "_SYSTEM")):
             url = self.database_urls.get(f"{service}_{role}")
             if url is not None:
                 variables[f"AIAGENT_{service.upper()}{suffix}_DATABASE_URL"] = url

@@ -25,10 +25,15 @@ def free_port() -> int:
 
 def port_is_free(host: str, port: int) -> bool:
     """Whether nobody listens there."""
+    return why_not_bind(host, port) is None
+
+
+def why_not_bind(host: str, port: int) -> OSError | None:
+    """Why one cannot listen there; None when one can."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError:
-            return False
-    return True
+        except OSError as error:
+            return error
+    return None

