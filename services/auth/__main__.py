@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from services.auth.bootstrap import build, migrate, rotate_keys
 from services.auth.settings import AuthSettings
+from services.auth.usecases.ports import FileNotWritten
 from services.kernel.errors import ServiceError
 from services.kernel.lifecycle import run
 from services.kernel.telemetry import MetricsServer, configure_logging
@@ -56,7 +57,7 @@ def main() -> int:
             name = "_".join(str(part) for part in problem["loc"]).upper()
             print(f"error: AIAGENT_{name}: {problem['msg']}", file=sys.stderr)
         return 2
-    except (ServiceError, ValueError, OSError) as error:
+    except (ServiceError, FileNotWritten, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

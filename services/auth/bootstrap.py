@@ -90,7 +90,8 @@ class AuthService:
         Raises:
             ServiceError: UNAVAILABLE, the database cannot be reached.
             ValueError: a setting does not fit what is stored.
-            OSError: the port is in use, or the state directory cannot be written.
+            OSError: the port is in use.
+            FileNotWritten: the state directory takes no file.
         """
         await self._database.check()
         await self._keys.prepare()

@@ -7,6 +7,8 @@ import secrets
 from pathlib import Path
 from typing import Final
 
+from services.auth.usecases.ports import FileNotWritten
+
 _NAME: Final = "admin-password"
 
 
@@ -19,6 +21,12 @@ class OwnersFile:
 
     def write(self, password: str) -> None:
         """See the port."""
+        try:
+            self._write(password)
+        except OSError as error:
+            raise FileNotWritten(f"{self.path} cannot be written: {error.strerror}") from error
+
+    def _write(self, password: str) -> None:
         directory = self.path.parent
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary = directory / f".{_NAME}.{secrets.token_hex(8)}"

@@ -47,7 +47,7 @@ class CreateFirstAdministrator:
             email: of the administrator.
 
         Raises:
-            OSError: the password's file cannot be written.
+            FileNotWritten: the password's file cannot be written.
             ValueError: the address or the name `admin` belongs to somebody who is no administrator.
         """
         # Looked at first without the lock, and before the work that a hash is.

@@ -190,6 +190,13 @@ class Vault(Protocol):
         ...
 
 
+class FileNotWritten(Exception):
+    """The state directory does not take a file; the message is one line for an operator.
+
+    No OSError: within a transaction that would mean that the database is lost.
+    """
+
+
 class PasswordFile(Protocol):
     """Where the first administrator's password is kept."""
 
@@ -197,6 +204,6 @@ class PasswordFile(Protocol):
         """Writes it durably, readable by its owner only, whole or not at all.
 
         Raises:
-            OSError: it cannot be written.
+            FileNotWritten: it cannot be written.
         """
         ...

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -23,7 +22,7 @@ from services.auth.domain.refresh import (
     Verdict,
     judge,
 )
-from services.auth.domain.throttle import LoginBuckets
+from services.auth.domain.throttle import LoginBuckets, network_of
 from services.auth.usecases.gate import Gate
 from services.auth.usecases.ports import (
     NewRefreshToken,
@@ -172,7 +171,7 @@ class Login:
         async with self._transactions.system() as transaction:
             found = await transaction.credentials_of(name)
             account = str(found.user.id) if found else name
-            network = _network(client.address)
+            network = network_of(client.address)
             pair, whole, address = (
                 self._vault.keyed_hash("login pair", account, network),
                 self._vault.keyed_hash("login account", account),
@@ -275,16 +274,3 @@ async def _tokens(keys: SigningKeys, user: User, refresh_token: str, refresh_sec
         expires_in=int(ACCESS_LIFETIME.total_seconds()),
         refresh_expires_in=int(refresh_seconds),
     )
-
-
-def _network(address: str) -> str:
-    """What counts as one address: of IPv6 the network of 64 bits, within which one host picks as it likes."""
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    if isinstance(parsed, ipaddress.IPv6Address):
-        if parsed.ipv4_mapped is not None:
-            return str(parsed.ipv4_mapped)
-        return str(ipaddress.ip_network((parsed, 64), strict=False))
-    return str(parsed)

@@ -1,0 +1,3 @@
+from tests.integration.auth.harness import auth, auth_databases
+
+__all__ = ["auth", "auth_databases"]
