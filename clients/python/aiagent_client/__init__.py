@@ -1,0 +1,91 @@
+"""The Python client of AI-Agent-API.
+
+```
+async with Client("http://127.0.0.1:8080", email="ada@example.org", password="…") as client:
+    session = await client.sessions.create(name="Fix the tests")
+    await client.workspaces.upload_directory(session.id, Path("my-project"))
+    turn = await client.sessions.send(session.id, "Run the tests and fix what fails.")
+    async for item in client.sessions.watch(session.id, until_idle=True):
+        if isinstance(item, TextDelta):
+            print(item.text, end="")
+```
+
+Messages are those of the contract, `aiagent.session.v1` and the others; the names used most are exported here.
+"""
+
+from aiagent.auth.v1.user_pb2 import User
+from aiagent.events.v1.session_event_pb2 import SessionEvent
+from aiagent.session.v1.agent_options_pb2 import AgentOptions
+from aiagent.session.v1.session_pb2 import Message, PermissionRequest, Session, ToolCall, Turn
+from aiagent.session.v1.session_service_pb2 import TextDelta, WatchCursor, WhenBusy
+from aiagent_client.client import Client
+from aiagent_client.connection import DEFAULT_URL, package_version
+from aiagent_client.credentials import Credentials, CredentialsFile, CredentialsStore, MemoryCredentials
+from aiagent_client.errors import (
+    AbortedError,
+    AlreadyExistsError,
+    ApiError,
+    ArchiveError,
+    ClientError,
+    CredentialsError,
+    DeadlineExceededError,
+    FailedPreconditionError,
+    FieldViolation,
+    InternalError,
+    InvalidArgumentError,
+    InvalidUrlError,
+    NotFoundError,
+    NotLoggedInError,
+    PermissionDeniedError,
+    ResourceExhaustedError,
+    StreamError,
+    UnauthenticatedError,
+    UnavailableError,
+)
+from aiagent_client.sessions import FINAL_STATES
+from aiagent_client.watching import Watch, WatchedItem
+
+__version__ = package_version()
+
+__all__ = [
+    "DEFAULT_URL",
+    "FINAL_STATES",
+    "AbortedError",
+    "AgentOptions",
+    "AlreadyExistsError",
+    "ApiError",
+    "ArchiveError",
+    "Client",
+    "ClientError",
+    "Credentials",
+    "CredentialsError",
+    "CredentialsFile",
+    "CredentialsStore",
+    "DeadlineExceededError",
+    "FailedPreconditionError",
+    "FieldViolation",
+    "InternalError",
+    "InvalidArgumentError",
+    "InvalidUrlError",
+    "MemoryCredentials",
+    "Message",
+    "NotFoundError",
+    "NotLoggedInError",
+    "PermissionDeniedError",
+    "PermissionRequest",
+    "ResourceExhaustedError",
+    "Session",
+    "SessionEvent",
+    "StreamError",
+    "TextDelta",
+    "ToolCall",
+    "Turn",
+    "UnauthenticatedError",
+    "UnavailableError",
+    "User",
+    "Watch",
+    "WatchCursor",
+    "WatchedItem",
+    "WhenBusy",
+    "__version__",
+]

@@ -1,0 +1,67 @@
+"""The command's root: options that come before every command."""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import Annotated
+
+import typer
+
+from aiagent_client.cli import auth, config, sessions
+from aiagent_client.cli.output import OutputFormat
+from aiagent_client.cli.settings import Settings
+from aiagent_client.connection import package_version
+
+app = typer.Typer(
+    name="ai-agent",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+app.add_typer(auth.app, name="auth")
+app.add_typer(sessions.app, name="sessions")
+app.add_typer(config.app, name="config")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"ai-agent {package_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    context: typer.Context,
+    url: Annotated[
+        str | None,
+        typer.Option(help="The server; else AIAGENT_URL, else the stored one.", show_default=False),
+    ] = None,
+    output: Annotated[
+        OutputFormat, typer.Option("--output", "-o", help="table for people, json for programs.")
+    ] = OutputFormat.TABLE,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Claude Code agents as a service, from the command line.
+
+    \b
+    First steps:
+      ai-agent auth register
+      ai-agent sessions create --name demo --directory .
+      ai-agent sessions query demo "What does this project do?"
+
+    Exit codes: 0 done, 1 it failed, 2 wrong use, 130 left with Ctrl-C.
+    """
+    context.obj = (Settings(url), output)
+
+
+def main() -> None:
+    """Runs the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that lacks a character shows a question mark; it is no reason to fail.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    app()

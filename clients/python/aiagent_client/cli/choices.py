@@ -1,0 +1,51 @@
+"""The words of the contract's enums, as options take them: lower case, with dashes."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+
+class ModeName(StrEnum):
+    """Modes a session can be created in."""
+
+    interactive = "interactive"
+    background = "background"
+
+
+class PermissionModeName(StrEnum):
+    """How tool calls are decided that no list names."""
+
+    default = "default"
+    accept_edits = "accept-edits"
+    plan = "plan"
+    bypass_permissions = "bypass-permissions"
+    dont_ask = "dont-ask"
+
+
+class StateName(StrEnum):
+    """States of a session."""
+
+    created = "created"
+    connecting = "connecting"
+    active = "active"
+    waiting = "waiting"
+    processing = "processing"
+    paused = "paused"
+    completed = "completed"
+    failed = "failed"
+    terminated = "terminated"
+    archived = "archived"
+
+
+class WhenBusyName(StrEnum):
+    """What to do with a message while a turn runs."""
+
+    enqueue = "enqueue"
+    reject = "reject"
+    interrupt = "interrupt"
+
+
+def number_of(kind: Any, word: str) -> Any:
+    """Returns a protobuf enum's number for an option's word."""
+    return kind.Value(word.upper().replace("-", "_"))
