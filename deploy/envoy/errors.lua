@@ -21,6 +21,11 @@ local function any(kind, fields)
   return '{"@type":"type.googleapis.com/google.rpc.' .. kind .. '",' .. fields .. "}"
 end
 
+function envoy_on_request(handle)
+  local id = handle:headers():get("x-request-id")
+  if id ~= nil then handle:streamInfo():dynamicMetadata():set("aiagent", "request_id", id) end
+end
+
 function envoy_on_response(handle)
   local headers = handle:headers()
   if headers:get("x-aiagent-local") == nil then return end
@@ -48,9 +53,13 @@ function envoy_on_response(handle)
     text = text:gsub("^INVALID_ARGUMENT:%s*", "")
     local field, what = text:match("^%(([%w_%.%[%]]+)%):%s*(.*)$")
     if field == nil then
+      field, what = text:match("^([%l][%w_%.%[%]]*):%s*(.*)$")
+    end
+    if field == nil then
       what = text
       field = text:match("Could not find field \"([%w_%.]+)\"") or ""
     end
+    what = what:gsub(" for type type%.googleapis%.com/[%w_%.]+", "")
     details[#details + 1] = any("BadRequest",
       '"field_violations":[{"field":' .. quoted(field) .. ',"description":' .. quoted(what) ..
       ',"reason":"INVALID_REQUEST"}]')
@@ -64,7 +73,7 @@ function envoy_on_response(handle)
     details[#details + 1] = any("RetryInfo", '"retry_delay":"1s"')
   end
   if text == "" then text = reason end
-  local request_id = headers:get("x-request-id") or ""
+  local request_id = (handle:streamInfo():dynamicMetadata():get("aiagent") or {})["request_id"] or ""
   table.insert(details, 1, any("ErrorInfo",
     '"reason":' .. quoted(reason) .. ',"domain":"aiagent","metadata":{"request_id":' .. quoted(request_id) .. "}"))
   local json = '{"code":' .. code .. ',"message":' .. quoted(text) .. ',"details":[' ..
