@@ -24,6 +24,7 @@ WatchedItem = SessionEvent | TextDelta
 SILENCE_SECONDS: Final = 45.0
 _FIRST_CONNECTION_ATTEMPTS: Final = 5
 _GAPS: Final = 3
+_RENEWALS: Final = 3
 _RESUMABLE: Final = {"WATCHER_TOO_SLOW", "DRAINING"}
 
 
@@ -111,7 +112,7 @@ class Watch:
                     ) from error
                 self._ask_block_anew = True
             except ApiError as error:
-                if not _resumable(error, progress=connected and failures == 0):
+                if not _resumable(error, renewable=connected and failures < _RENEWALS):
                     raise
                 failure = error
             failures += 1
@@ -212,11 +213,11 @@ class Watch:
             self.cursor.ClearField("delta")
 
 
-def _resumable(error: ApiError, *, progress: bool) -> bool:
+def _resumable(error: ApiError, *, renewable: bool) -> bool:
     if isinstance(error, UnauthenticatedError):
-        # Envoy ends a stream whose token it no longer takes without giving a reason. Where a new token is refused
-        # at once, another one will not help.
-        return progress and error.reason in ("", "TOKEN_EXPIRED", "TOKEN_INVALID")
+        # A proxy ends a stream whose token it no longer takes without giving a reason. Where new tokens are refused
+        # again and again, yet another one will not help.
+        return renewable and error.reason in ("", "TOKEN_EXPIRED", "TOKEN_INVALID")
     return error.reason in _RESUMABLE or isinstance(error, UnavailableError) or is_transport_failure(error)
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from aiagent_client.cli.failures import LEFT, UsageError, report
 from aiagent_client.cli.output import OutputFormat, console_for, print_json
@@ -73,7 +74,7 @@ class Invocation:
             return
         shown = show()
         if shown is not None:
-            self.out.print(shown)
+            self.out.print(shown, soft_wrap=isinstance(shown, (str, Text)))
 
     def busy(self, text: str) -> AbstractContextManager[Any]:
         """Shows that something is being waited for; on a terminal only."""

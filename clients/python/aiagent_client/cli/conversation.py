@@ -147,6 +147,7 @@ class Conversation:
             if request is None:
                 return
             self._renderer.finish()
+            self._invocation.out.print()
             self._renderer.prompting(self._invocation.out)
             answer = await ask(self._invocation.out, Keyboard(), request.tool_use)
             self._renderer.prompting(None)

@@ -114,13 +114,10 @@ def table(columns: Iterable[str | tuple[str, dict[str, Any]]], rows: Iterable[Se
     return made
 
 
-def facts(rows: Iterable[tuple[str, Text | str]]) -> Table:
+def facts(rows: Iterable[tuple[str, Text | str]]) -> Text:
     """Returns names and values, one pair a line; empty values are left out."""
-    made = Table.grid(padding=(0, 2))
-    made.add_column(style="bold", no_wrap=True)
-    made.add_column(overflow="fold")
-    for name, value in rows:
-        text = Text(safe(value)) if isinstance(value, str) else value
-        if text.plain:
-            made.add_row(name, text)
-    return made
+    shown = [(name, Text(safe(value)) if isinstance(value, str) else value) for name, value in rows]
+    shown = [(name, value) for name, value in shown if value.plain]
+    width = max((len(name) for name, _ in shown), default=0)
+    lines = [Text.assemble((name.ljust(width), "bold"), "  ", value) for name, value in shown]
+    return Text("\n").join(lines)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from aiagent.events.v1.content_pb2 import ToolUse
-from aiagent_client.cli.text import plain_numbers, safe, tool_input
+from aiagent_client.cli.text import main_argument, plain_numbers, safe, tool_input
 
 _SHOWN_LINES = 12
 
@@ -91,7 +91,9 @@ def show_call(console: Console, tool_use: ToolUse, lines: int | None) -> bool:
         cut = tool_use.input_content.HasField("reference")
     else:
         values = tool_input(tool_use)
-    for name, value in values.items():
+    main = main_argument(tool_use)
+    # What the call is about comes first: a Struct keeps no order.
+    for name, value in sorted(values.items(), key=lambda pair: (pair[1] != main, pair[0])):
         text = (
             value
             if isinstance(value, str)

@@ -20,6 +20,7 @@ from aiagent.events.v1.session_event_pb2 import (
 )
 from aiagent.session.v1.session_service_pb2 import TextDelta
 from aiagent_client.cli.text import count_of, duration, main_argument, money, one_line, safe, size, summary_of
+from aiagent_client.cli.wrapping import WordWrap
 
 _ENDINGS: Final = {
     "SUCCEEDED": ("✓", "green", "done"),
@@ -58,6 +59,9 @@ class Renderer:
     # Whether the last line printed, and which of the two consoles printed it, is still open.
     _open: Console | None = None
     _open_style: str = ""
+    _wrap: WordWrap = field(default_factory=lambda: WordWrap(0))
+    _something: bool = False
+    _after_text: bool = False
 
     def show(self, item: SessionEvent | TextDelta) -> None:
         """Prints one item."""
@@ -68,9 +72,7 @@ class Renderer:
 
     def note(self, text: str, style: str = "dim") -> None:
         """Prints a line of our own; `text` must be safe."""
-        self._close_line()
-        self.idle(None)
-        self.notes.print(Text(text, style=style), soft_wrap=True)
+        self.line((text, style))
 
     def idle(self, text: str | None) -> None:
         """Shows what is being waited for, at the beginning of a line and on a terminal only; None shows nothing."""
@@ -88,6 +90,15 @@ class Renderer:
         """Ends the open line and the spinner."""
         self._close_line()
         self.idle(None)
+
+    def line(self, *parts: str | tuple[str, str], gap: bool = False) -> None:
+        """Prints a line made of texts, or of texts with their styles."""
+        self._close_line()
+        self.idle(None)
+        if gap:
+            self._gap(self.notes)
+        self._something = True
+        self.notes.print(Text.assemble(*parts), soft_wrap=True)
 
     def prompting(self, console: Console | None) -> None:
         """Tells that a prompt stands at the end of an open line; None that it was answered."""
@@ -138,10 +149,9 @@ class Renderer:
     def _user_message(self, content: Content) -> None:
         self._turn_calls = 0
         if self.history:
-            self._close_line()
-            self.idle(None)
-            shown = safe(content.text).replace("\n", "\n  ")
-            self.notes.print(Text.assemble(("> ", "bold cyan"), (shown, "bold")), soft_wrap=True)
+            self.line(
+                ("> ", "bold cyan"), (safe(content.text).rstrip().replace("\n", "\n  "), "bold"), gap=True
+            )
         self.idle("starting")
 
     def _assistant_message(self, turn_id: str, message: AssistantMessage) -> None:
@@ -162,17 +172,13 @@ class Renderer:
         self._calls[tool_use.tool_use_id] = _Call(tool_use)
         self._turn_calls += 1
         self._last_call = tool_use.tool_use_id
-        self._close_line()
-        self.idle(None)
         indent = "  │ " if tool_use.parent_tool_use_id else ""
         name = one_line(tool_use.tool_name, 60)
         room = max(20, self.notes.width - len(indent) - len(name) - 5)
-        self.notes.print(
-            Text.assemble(
-                (f"{indent}● ", "cyan"), (name, "bold"), "  ", (one_line(main_argument(tool_use), room), "")
-            ),
-            soft_wrap=True,
-        )
+        argument = one_line(main_argument(tool_use), room)
+        # A row of calls stands together, apart from the text before it.
+        self.line((f"{indent}● ", "cyan"), (name, "bold"), "  ", argument, gap=self._after_text)
+        self._after_text = False
         self.idle(f"running {name}")
 
     def _decision(self, decision: ToolDecision) -> None:
@@ -234,11 +240,7 @@ class Renderer:
         ]
         if self._turn_calls:
             parts.append(count_of(self._turn_calls, "tool call"))
-        self._close_line()
-        self.idle(None)
-        self.notes.print(
-            Text.assemble((f"{mark} {word}{why}", colour), (f"  {' · '.join(parts)}", "dim")), soft_wrap=True
-        )
+        self.line((f"{mark} {word}{why}", colour), (f"  {' · '.join(parts)}", "dim"), gap=True)
         self._calls.clear()
         self._printed.clear()
 
@@ -253,14 +255,28 @@ class Renderer:
         if self._open is None:
             # Models begin blocks with empty lines; they say nothing.
             shown = shown.lstrip("\n")
-        if not shown:
-            return
-        console.print(Text(shown, style=style), end="", soft_wrap=True)
-        console.file.flush()
-        self._open = None if shown.endswith("\n") else console
-        self._open_style = style
+            if not shown:
+                return
+            self._gap(console)
+            # In a pipe the text stays as it was written.
+            self._wrap = WordWrap(console.width if console.is_terminal else 0)
+        self._open, self._open_style = console, style
+        self._put(console, self._wrap.feed(shown), style)
+
+    def _put(self, console: Console, text: str, style: str) -> None:
+        if text:
+            console.print(Text(text, style=style), end="", soft_wrap=True)
+            console.file.flush()
+
+    def _gap(self, console: Console) -> None:
+        """Sets a block of text off from what was printed before it."""
+        if self._something and console.is_terminal:
+            console.print()
+        self._something = True
+        self._after_text = True
 
     def _close_line(self) -> None:
         if self._open is not None:
+            self._put(self._open, self._wrap.flush(), self._open_style)
             self._open.print()
             self._open = None
