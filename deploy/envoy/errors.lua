@@ -1,6 +1,8 @@
--- Gives Envoy's own answers the form of all others: google.rpc.Status as JSON, with a reason a client can switch on.
--- Answers of the services pass untouched; Envoy's own carry a mark that is taken off here.
+-- Gives Envoy's own answers the form of all others: google.rpc.Status with a reason a client can switch on, as JSON or,
+-- for gRPC and gRPC-Web, as status details. Answers of the services pass untouched; Envoy's own carry a mark with their
+-- status and cause, which is taken off here. Request ids that are no ids are replaced on the way in.
 
+local DOMAIN = "aiagent"
 local CODES = {
   ["400"] = {3, "INVALID_REQUEST"}, ["401"] = {16, "TOKEN_INVALID"}, ["403"] = {7, "FORBIDDEN"},
   ["404"] = {5, "NO_SUCH_METHOD"}, ["405"] = {12, "NO_SUCH_METHOD"}, ["408"] = {4, "REQUEST_TIMEOUT"},
@@ -8,6 +10,32 @@ local CODES = {
   ["429"] = {8, "TOO_MANY_REQUESTS"}, ["431"] = {8, "HEADERS_TOO_LARGE"}, ["500"] = {13, "INTERNAL"},
   ["502"] = {14, "SERVICE_UNAVAILABLE"}, ["503"] = {14, "SERVICE_UNAVAILABLE"}, ["504"] = {4, "REQUEST_TIMEOUT"},
 }
+local UNIMPLEMENTED = 12
+
+math.randomseed(os.time() + tonumber(tostring({}):match("0x(%x+)") or "0", 16) % 2147483648)
+
+local function fresh_id()
+  return (("xxxxxxxx-xxxx-4xxx-axxx-xxxxxxxxxxxx"):gsub("x", function()
+    return string.format("%x", math.random(0, 15))
+  end))
+end
+
+function envoy_on_request(handle)
+  local headers = handle:headers()
+  local id = headers:get("x-request-id")
+  if id == nil or #id == 0 or #id > 128 or id:find("[^%w._-]") then
+    id = fresh_id()
+    headers:replace("x-request-id", id)
+  end
+  handle:streamInfo():dynamicMetadata():set("aiagent", "request_id", id)
+end
+
+local function request_id(handle)
+  local known = handle:streamInfo():dynamicMetadata():get("aiagent")
+  return known and known["request_id"] or ""
+end
+
+-- JSON
 
 local function quoted(text)
   text = text:gsub('[%c"\\]', function(c)
@@ -17,67 +45,125 @@ local function quoted(text)
   return '"' .. text .. '"'
 end
 
-local function any(kind, fields)
+local function json_detail(kind, fields)
   return '{"@type":"type.googleapis.com/google.rpc.' .. kind .. '",' .. fields .. "}"
 end
 
-function envoy_on_request(handle)
-  local id = handle:headers():get("x-request-id")
-  if id ~= nil then handle:streamInfo():dynamicMetadata():set("aiagent", "request_id", id) end
+local function as_json(failure)
+  local details = {json_detail("ErrorInfo", '"reason":' .. quoted(failure.reason) .. ',"domain":' .. quoted(DOMAIN) ..
+    ',"metadata":{"request_id":' .. quoted(failure.request_id) .. "}")}
+  if failure.field ~= nil then
+    details[#details + 1] = json_detail("BadRequest", '"field_violations":[{"field":' .. quoted(failure.field) ..
+      ',"description":' .. quoted(failure.description) .. ',"reason":' .. quoted(failure.reason) .. "}]")
+  end
+  if failure.again then details[#details + 1] = json_detail("RetryInfo", '"retry_delay":"1s"') end
+  return '{"code":' .. failure.code .. ',"message":' .. quoted(failure.message) .. ',"details":[' ..
+    table.concat(details, ",") .. "]}"
 end
 
-function envoy_on_response(handle)
-  local headers = handle:headers()
-  if headers:get("x-aiagent-local") == nil then return end
-  headers:remove("x-aiagent-local")
-  local kind = headers:get("content-type") or ""
-  if kind:find("application/grpc", 1, true) == 1 then return end
-  local status = headers:get(":status")
-  local known = CODES[status]
-  if known == nil then return end
-  local body = handle:body(true)
-  -- Waiting for the body ends the scope of what was taken before.
-  headers = handle:headers()
-  local text = body:length() > 0 and body:getBytes(0, body:length()) or ""
-  local code, reason, details = known[1], known[2], {}
+-- Protobuf
+
+local function varint(number)
+  local bytes = ""
+  while number >= 128 do
+    bytes = bytes .. string.char(number % 128 + 128)
+    number = math.floor(number / 128)
+  end
+  return bytes .. string.char(number)
+end
+
+local function embedded(field, bytes)
+  return string.char(field * 8 + 2) .. varint(#bytes) .. bytes
+end
+
+local function number(field, value)
+  return string.char(field * 8) .. varint(value)
+end
+
+local function any(kind, bytes)
+  return embedded(3, embedded(1, "type.googleapis.com/google.rpc." .. kind) .. embedded(2, bytes))
+end
+
+local function as_protobuf(failure)
+  local id = embedded(1, "request_id") .. embedded(2, failure.request_id)
+  local bytes = number(1, failure.code) .. embedded(2, failure.message) ..
+    any("ErrorInfo", embedded(1, failure.reason) .. embedded(2, DOMAIN) .. embedded(3, id))
+  if failure.again then bytes = bytes .. any("RetryInfo", embedded(1, number(1, 1))) end
+  return bytes
+end
+
+-- What has gone wrong
+
+local function explain(failure, status, cause, text)
   if status == "401" then
-    if text:find("missing", 1, true) then
-      reason, text = "TOKEN_MISSING", "the call needs an access token"
-    elseif text:find("expired", 1, true) then
-      reason, text = "TOKEN_EXPIRED", "the access token has expired"
+    if cause:find("Jwks_remote", 1, true) or cause:find("Jwks_doesn", 1, true) == nil and cause:find("Jwks_", 1, true) then
+      -- The keys could not be had: the token may well be good, and the client must not throw it away.
+      failure.status, failure.code, failure.reason, failure.again = "503", 14, "SERVICE_UNAVAILABLE", true
+      failure.message = "tokens cannot be checked at the moment; try again"
+    elseif cause:find("missing", 1, true) then
+      failure.reason, failure.message = "TOKEN_MISSING", "the call needs an access token"
+    elseif cause:find("expired", 1, true) then
+      failure.reason, failure.message = "TOKEN_EXPIRED", "the access token has expired"
     else
-      text = "the access token is not valid"
+      failure.message = "the access token is not valid"
     end
   elseif status == "400" then
     -- The transcoder writes "INVALID_ARGUMENT: (field): what is wrong" or "...: what is wrong".
     text = text:gsub("^INVALID_ARGUMENT:%s*", "")
     local field, what = text:match("^%(([%w_%.%[%]]+)%):%s*(.*)$")
     if field == nil then
-      field, what = text:match("^([%l][%w_%.%[%]]*):%s*(.*)$")
+      what = text ~= "" and text or "it cannot be read"
+      field = text:match('Could not find field "([%w_%.]+)"') or ""
     end
-    if field == nil then
-      what = text
-      field = text:match("Could not find field \"([%w_%.]+)\"") or ""
-    end
-    what = what:gsub(" for type type%.googleapis%.com/[%w_%.]+", "")
-    details[#details + 1] = any("BadRequest",
-      '"field_violations":[{"field":' .. quoted(field) .. ',"description":' .. quoted(what) ..
-      ',"reason":"INVALID_REQUEST"}]')
-    if field ~= "" then text = field .. ": " .. what end
+    failure.field, failure.description = field, what
+    failure.message = field ~= "" and field .. ": " .. what or what
   elseif status == "404" then
-    text = "there is no such method; see /docs"
+    failure.message = "there is no such method; see /docs"
   elseif status == "413" then
-    text = "the request is larger than 16 MiB"
+    failure.message = "the request is larger than 16 MiB"
   elseif status == "502" or status == "503" then
-    text = "the service cannot be reached; try again"
-    details[#details + 1] = any("RetryInfo", '"retry_delay":"1s"')
+    failure.message, failure.again = "the service cannot be reached; try again", true
+  elseif text ~= "" then
+    failure.message = text
   end
-  if text == "" then text = reason end
-  local request_id = (handle:streamInfo():dynamicMetadata():get("aiagent") or {})["request_id"] or ""
-  table.insert(details, 1, any("ErrorInfo",
-    '"reason":' .. quoted(reason) .. ',"domain":"aiagent","metadata":{"request_id":' .. quoted(request_id) .. "}"))
-  local json = '{"code":' .. code .. ',"message":' .. quoted(text) .. ',"details":[' ..
-    table.concat(details, ",") .. "]}"
+end
+
+function envoy_on_response(handle)
+  local headers = handle:headers()
+  local mark = headers:get("x-aiagent-local")
+  if mark == nil then return end
+  headers:remove("x-aiagent-local")
+  local status, cause = mark:match("^(%d+) ?(.*)$")
+  if cause:find("health_check", 1, true) == 1 then
+    local healthy = status == "200"
+    headers:remove("x-envoy-upstream-healthchecked-cluster")
+    headers:replace("content-type", "application/json")
+    headers:replace("cache-control", "no-store")
+    local json = healthy and '{"status":"ok"}' or '{"status":"unavailable"}'
+    headers:replace("content-length", tostring(#json))
+    handle:body(true):setBytes(json)
+    return
+  end
+  local known = CODES[status]
+  if known == nil then return end
+  local failure = {status = status, code = known[1], reason = known[2], message = known[2], request_id = request_id(handle)}
+  if (headers:get("content-type") or ""):find("application/grpc", 1, true) == 1 then
+    explain(failure, status, cause, headers:get("grpc-message") or "")
+    if status == "404" then failure.code = UNIMPLEMENTED end
+    headers:replace("grpc-status", tostring(failure.code))
+    headers:replace("grpc-message", failure.message)
+    headers:replace("grpc-status-details-bin", (handle:base64Escape(as_protobuf(failure)):gsub("=+$", "")))
+    return
+  end
+  local body = handle:body(true)
+  -- Waiting for the body ends the scope of what was taken before.
+  headers = handle:headers()
+  explain(failure, status, cause, body:length() > 0 and body:getBytes(0, body:length()) or "")
+  if failure.status ~= status then
+    headers:replace(":status", failure.status)
+    headers:remove("www-authenticate")
+  end
+  local json = as_json(failure)
   headers:replace("content-type", "application/json")
   headers:replace("content-length", tostring(#json))
   body:setBytes(json)
