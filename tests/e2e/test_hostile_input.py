@@ -21,6 +21,7 @@ pytestmark = pytest.mark.e2e
 
 SEND = session_service_pb2.SendMessageRequest
 LIST = session_service_pb2.ListSessionsRequest
+EVENTS = session_service_pb2.ListEventsRequest
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import psutil
 import pytest
 
 from aiagent.session.v1 import session_service_pb2
@@ -12,10 +13,6 @@ from .conftest import User, state_name
 from .script import prompt, say, use
 
 pytestmark = pytest.mark.e2e
-
-PORTS = r"""
-for port in $(seq 1 65535); do (echo > /dev/tcp/127.0.0.1/$port) 2>/dev/null && echo open:$port; done; true
-"""
 
 
 async def _bash(user: User, session_id: str, command: str) -> str:
@@ -70,16 +67,25 @@ async def test_no_secret_is_to_be_found(suite, user: User, stranger: User):
     assert "valkey" not in processes
 
 
-async def test_no_port_of_the_suite_is_to_be_reached(user: User):
+async def test_no_port_of_the_suite_is_to_be_reached(suite, user: User):
     session_id = await user.create()
-    seen = await _bash(user, session_id, PORTS)
-    # The model gateway's own port, forwarded into the sandbox, and nothing else.
-    assert [line for line in seen.split() if line.startswith("open:")] == ["open:8788"]
-    # Behind it is a proxy to the model that knows no other path to anywhere.
-    answer = await _bash(
-        user, session_id, "curl -s -m 5 http://127.0.0.1:8788/v1/messages -d '{}' -H 'x-api-key: guess'"
-    )
-    assert "authentication_error" in answer
+    ports = {
+        connection.laddr.port
+        for process in [*suite.processes(), psutil.Process(suite.process.pid)]
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    # PostgreSQL, Valkey, Envoy, the model gateway, and the three services.
+    assert len(ports) >= 7
+    tries = "; ".join(f"(echo > /dev/tcp/127.0.0.1/{port}) 2>/dev/null && echo open:{port}" for port in ports)
+    seen = await _bash(user, session_id, f"{tries}; cat /proc/net/tcp; ls /run; find / -type s 2>/dev/null")
+    assert "open:" not in seen
+    # What listens inside is the way to the model gateway alone: port 8788 is 2254 in hexadecimal.
+    listening = [line.split()[1] for line in seen.splitlines() if " 0A " in line]
+    assert listening == ["0100007F:2254"]
+    assert "envoy.sock" not in seen
+    guess = "curl -s -m 5 http://127.0.0.1:8788/v1/messages -d '{}' -H 'x-api-key: guess'"
+    assert "authentication_error" in await _bash(user, session_id, guess)
 
 
 async def test_only_the_own_workspace_can_be_written(user: User):

@@ -15,7 +15,6 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from aiagent.session.v1 import session_service_pb2
 from tests.running_suite import RunningSuite
 
 from .conftest import OPTIONS, User, state_name
@@ -92,10 +91,8 @@ async def test_a_killed_cli_fails_or_retries_its_turn_and_the_next_message_works
                     return str(event.payload.turn_ended.failure.reason)
 
     assert await asyncio.wait_for(told(), 5.0)
-    await user.call(
-        user.sessions.InterruptTurn, session_service_pb2.InterruptTurnRequest(session_id=session_id)
-    ) if state_name(await user.wait(session_id, turn.id, 0)) not in ("FAILED", "SUCCEEDED") else None
-    await user.wait(session_id, turn.id, 30)
+    # The script of the killed call is over for the model: the resumed turn ends by itself.
+    assert state_name(await user.wait(session_id, turn.id, 30)) in ("SUCCEEDED", "FAILED")
     again = await user.run(session_id, prompt(recall("pomegranate")))
     assert "pomegranate" in again.result.text
 
@@ -111,7 +108,7 @@ async def test_the_whole_suite_killed_in_mid_turn(own_suite: RunningSuite):
     before = await user.events(session_id)
     processes = own_suite.processes()
     await own_suite.kill9()
-    gone, alive = await asyncio.to_thread(psutil.wait_procs, processes, 5)
+    _, alive = await asyncio.to_thread(psutil.wait_procs, processes, 5)
     assert not alive, [process.cmdline() for process in alive]
     assert not _of_the_suite(own_suite)
 

@@ -48,18 +48,18 @@ async def test_tools_on_a_copy_of_this_repository(user: User):
     uploaded = await user.workspaces.UploadWorkspace(requests(), metadata=user.metadata)
     assert uploaded.file_count > 100
     licence = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    edit: dict[str, object] = {
+        "file_path": "LICENSE",
+        "old_string": "Apache License",
+        "new_string": "APACHE LICENCE",
+    }
+    edit["replace_all"] = True
     turn = await user.run(
         session_id,
         prompt(
             use("Read", file_path="LICENSE", limit=5),
             use("Bash", command="wc -c LICENSE"),
-            use(
-                "Edit",
-                file_path="LICENSE",
-                old_string="Apache License",
-                new_string="APACHE LICENCE",
-                replace_all=True,
-            ),
+            use("Edit", **edit),
             use("Write", file_path="docs/made-by-an-agent.md", content="# Made by an agent\n"),
             use("Bash", command="grep -c APACHE LICENSE"),
             say("Edited the licence and wrote a page."),

@@ -16,7 +16,16 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import structlog
-from claude_agent_sdk import ClaudeSDKClient, ClaudeSDKError, Message, ResultMessage
+from claude_agent_sdk import (
+    ClaudeSDKClient,
+    ClaudeSDKError,
+    Message,
+    PermissionResult,
+    PermissionResultAllow,
+    PermissionResultDeny,
+    ResultMessage,
+    ToolPermissionContext,
+)
 
 from services.executor.domain.items import AgentStarted, AttemptEnded, Outcome
 from services.executor.gateways import options as sdk_options
@@ -142,6 +151,7 @@ class ClaudeAgent:
         self._ask: Ask | None = None
         self._cost_usd = 0.0
         self._errors: list[str] = []
+        self._allowed: set[str] = set()
         self.cli_session_id = ""
 
     @property
@@ -192,6 +202,7 @@ class ClaudeAgent:
                 resume=resume,
                 session_id=self.cli_session_id,
                 hook=self._decide,
+                permit=self._permit,
                 hook_timeout_seconds=self._hook_timeout,
                 stderr=self._note,
             )
@@ -289,6 +300,7 @@ class ClaudeAgent:
         while not self._messages.empty():
             self._messages.get_nowait()
         self._ask = ask
+        self._allowed.clear()
         reader = TurnReader(
             cost_before_usd=self._cost_usd, structured=bool(request.options.get("output_schema"))
         )
@@ -368,6 +380,8 @@ class ClaudeAgent:
             except Exception:
                 _log.exception("a tool call could not be decided; it is denied")
                 reason = "the call could not be decided"
+        if allow and tool_use_id:
+            self._allowed.add(tool_use_id)
         return {
             "hookSpecificOutput": {
                 "hookEventName": "PreToolUse",
@@ -375,6 +389,18 @@ class ClaudeAgent:
                 "permissionDecisionReason": reason,
             }
         }
+
+    async def _permit(
+        self, _tool_name: str, tool_input: dict[str, Any], context: ToolPermissionContext
+    ) -> PermissionResult:
+        """Answers the CLI's own question about a call that the hook has let through.
+
+        For some calls (several commands in one line, its own configuration directory) the CLI asks even then; what was
+        decided, by rule or by a person, stands. A call that no hook has seen is denied.
+        """
+        if context.tool_use_id in self._allowed:
+            return PermissionResultAllow(updated_input=tool_input)
+        return PermissionResultDeny(message="the call was not decided")
 
 
 def _answers(message: ResultMessage, message_id: str) -> bool:

@@ -36,6 +36,7 @@ def build(
     resume: bool,
     session_id: str,
     hook: Any,
+    permit: Any,
     hook_timeout_seconds: float,
     stderr: Any,
 ) -> ClaudeAgentOptions:
@@ -49,6 +50,7 @@ def build(
         resume: Whether the conversation exists already.
         session_id: The CLI's session id, to resume or to begin.
         hook: The `PreToolUse` callback.
+        permit: Answers what the CLI asks all the same.
         hook_timeout_seconds: Longer than any decision may take.
         stderr: Takes the CLI's error output, line by line.
     """
@@ -86,6 +88,7 @@ def build(
         resume=session_id if resume else None,
         session_id=None if resume else session_id,
         hooks={"PreToolUse": [HookMatcher(hooks=[hook], timeout=hook_timeout_seconds, on_failure="block")]},
+        can_use_tool=permit,
         stderr=stderr,
     )
 
