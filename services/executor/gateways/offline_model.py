@@ -191,16 +191,17 @@ def _blocks(step: Step, body: dict[str, Any]) -> list[dict[str, Any]]:
         text = _recall(str(step["recall"]), body)
     if text:
         blocks.append({"type": "text", "text": text})
-    for tool in step.get("tools") or ():
-        blocks.append(
-            {
-                "type": "tool_use",
-                "id": f"toolu_{uuid4().hex[:24]}",
-                "name": tool["name"],
-                "input": tool["input"],
-            }
-        )
+    blocks += [_tool_use(tool) for tool in step.get("tools") or ()]
     return blocks or [{"type": "text", "text": "."}]
+
+
+def _tool_use(tool: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "tool_use",
+        "id": f"toolu_{uuid4().hex[:24]}",
+        "name": tool["name"],
+        "input": tool["input"],
+    }
 
 
 def _recall(pattern: str, body: dict[str, Any]) -> str:

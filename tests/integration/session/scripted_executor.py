@@ -142,9 +142,7 @@ class ScriptedExecutor(executor_service_pb2_grpc.ExecutorServiceServicer):
             raise _error(ErrorKind.NOT_FOUND, "ATTEMPT_UNKNOWN")
         return attempt
 
-    async def RunTurn(
-        self, request: pb.RunTurnRequest, context: Any
-    ) -> AsyncIterator[pb.RunTurnResponse]:
+    async def RunTurn(self, request: pb.RunTurnRequest, context: Any) -> AsyncIterator[pb.RunTurnResponse]:
         if request.fence.incarnation != self.incarnation:
             raise _error(ErrorKind.FAILED_PRECONDITION, "INCARNATION_MISMATCH")
         if self.full:
@@ -189,32 +187,24 @@ class ScriptedExecutor(executor_service_pb2_grpc.ExecutorServiceServicer):
         self._known(request.fence).acknowledged = request.offset
         return pb.AckTurnResponse()
 
-    async def DecideTool(
-        self, request: pb.DecideToolRequest, context: Any
-    ) -> pb.DecideToolResponse:
+    async def DecideTool(self, request: pb.DecideToolRequest, context: Any) -> pb.DecideToolResponse:
         attempt = self._known(request.fence)
         attempt.decisions.setdefault(request.tool_use_id, request)
         attempt._notify()
         return pb.DecideToolResponse()
 
-    async def InterruptTurn(
-        self, request: pb.InterruptTurnRequest, context: Any
-    ) -> pb.InterruptTurnResponse:
+    async def InterruptTurn(self, request: pb.InterruptTurnRequest, context: Any) -> pb.InterruptTurnResponse:
         attempt = self._known(request.fence)
         if not attempt.interrupted.is_set():
             attempt.parked = request.park
             attempt.interrupted.set()
         return pb.InterruptTurnResponse()
 
-    async def HeartbeatTurn(
-        self, request: pb.HeartbeatTurnRequest, context: Any
-    ) -> pb.HeartbeatTurnResponse:
+    async def HeartbeatTurn(self, request: pb.HeartbeatTurnRequest, context: Any) -> pb.HeartbeatTurnResponse:
         self._known(request.fence).heartbeats += 1
         return pb.HeartbeatTurnResponse()
 
-    async def ForgetSession(
-        self, request: pb.ForgetSessionRequest, context: Any
-    ) -> pb.ForgetSessionResponse:
+    async def ForgetSession(self, request: pb.ForgetSessionRequest, context: Any) -> pb.ForgetSessionResponse:
         self.forgotten.append(request.session_id)
         return pb.ForgetSessionResponse()
 
