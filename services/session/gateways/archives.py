@@ -2,27 +2,51 @@
 
 A hostile archive may hold absolute paths, `..`, links that lead out, devices, entries below a link that an entry before
 made, a bomb, or end in the middle. Everything is extracted into an empty directory first, member by member, with what
-is allowed spelled out: regular files, directories, symbolic links that stay inside.
+is allowed spelled out: regular files, directories, symbolic links that stay inside. What the readers of the standard
+library would load into memory because a header says so is bounded before they read it.
 """
 
 from __future__ import annotations
 
+import errno
+import gzip
 import os
 import posixpath
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from services.session.domain.errors import archive_invalid, workspace_too_large
 
 MAX_ENTRIES = 200_000
 MAX_DEPTH = 100
+"""Directories that an entry may lie in."""
+MAX_LINK = 4096
+"""Bytes of a link's target."""
 _CHUNK = 1024 * 1024
+# What comes before a member's content in a tar archive: its header, its long names, its attributes.
+_MAX_TAR_HEADERS = 128 * 1024
+# All headers of a tar archive and the padding between its members.
+_MAX_TAR_OVERHEAD = 256 * 1024 * 1024
+# The table of contents of a zip archive, which is read as a whole.
+_MAX_ZIP_DIRECTORY = 32 * 1024 * 1024
+_BROKEN = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    gzip.BadGzipFile,
+    EOFError,
+    zlib.error,
+    NotImplementedError,
+    LookupError,
+)
+# What the file system answers to names that it cannot hold.
+_UNUSABLE = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENOENT, errno.ELOOP})
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +81,9 @@ def extract(archive: Path, into: Path, limit_bytes: int) -> Extracted:
         ServiceError: INVALID_ARGUMENT with ARCHIVE_INVALID; RESOURCE_EXHAUSTED with WORKSPACE_TOO_LARGE.
     """
     files = size = entries = 0
-    links: list[tuple[Path, str, str]] = []
+    links: list[tuple[Path, _Member]] = []
     try:
-        for member in _members(archive):
+        for member in _members(archive, limit_bytes):
             entries += 1
             if entries > MAX_ENTRIES:
                 raise archive_invalid(f"the archive holds more than {MAX_ENTRIES} entries")
@@ -70,30 +94,56 @@ def extract(archive: Path, into: Path, limit_bytes: int) -> Extracted:
                 path.mkdir(parents=True, exist_ok=True)
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
-            if path.is_symlink() or path.exists():
+            if path.exists():
                 raise archive_invalid("an entry comes twice", member.name)
             if member.kind == "link":
-                links.append((path, member.target, member.name))
-                continue
-            if member.kind != "file" or member.content is None:
+                links.append((path, member))
+            elif member.kind == "file" and member.content is not None:
+                size += _write(path, member, member.content, limit_bytes - size, limit_bytes)
+                files += 1
+            else:
                 raise archive_invalid("only files, directories and symbolic links are taken", member.name)
-            size += _write(path, member, limit_bytes - size, limit_bytes)
-            files += 1
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError) as error:
+        # Links last: no entry can have been written through one.
+        for path, member in links:
+            _link(path, member)
+    except _BROKEN as error:
         raise archive_invalid(f"the archive cannot be read: {type(error).__name__}") from error
     except (FileExistsError, NotADirectoryError) as error:
         raise archive_invalid("an entry lies below one that is no directory") from error
-    except (OSError, ValueError, RuntimeError) as error:
-        raise archive_invalid("an entry cannot be extracted") from error
-    # Links last: no entry can have been written through one.
-    for path, target, name in links:
-        inside = posixpath.normpath(posixpath.join(posixpath.dirname(_safe(name)), target))
-        if target.startswith("/") or inside == ".." or inside.startswith("../") or "\0" in target:
-            raise archive_invalid("a link leads out of the workspace", name)
-        if path.exists() or path.is_symlink():
-            raise archive_invalid("an entry comes twice", name)
-        path.symlink_to(target)
+    except OSError as error:
+        if error.errno in _UNUSABLE:
+            raise archive_invalid("an entry has a name that cannot be used") from error
+        raise
+    except (ValueError, RuntimeError, OverflowError, struct.error) as error:
+        # What the readers of the standard library say of numbers and texts that make no sense.
+        raise archive_invalid("the archive cannot be read") from error
     return Extracted(files + len(links), size)
+
+
+def _link(path: Path, member: _Member) -> None:
+    """Makes a symbolic link that cannot lead out.
+
+    `..` may only come first: there it climbs from a real directory. Behind another name it would climb from wherever
+    that name leads, if that is a link too, and a chain of links that each look harmless would lead out.
+    """
+    parts = member.target.split("/")
+    while parts and parts[0] in ("..", "."):
+        parts.pop(0)
+    place = posixpath.dirname(_safe(member.name))
+    inside = posixpath.normpath(posixpath.join(place, member.target))
+    if (
+        not member.target
+        or len(os.fsencode(member.target)) > MAX_LINK
+        or "\0" in member.target
+        or member.target.startswith("/")
+        or ".." in parts
+        or inside == ".."
+        or inside.startswith("../")
+    ):
+        raise archive_invalid("a link leads out of the workspace", member.name)
+    if path.exists() or path.is_symlink():
+        raise archive_invalid("an entry comes twice", member.name)
+    path.symlink_to(member.target)
 
 
 def _safe(name: str) -> str:
@@ -112,14 +162,13 @@ def _safe(name: str) -> str:
     return clean
 
 
-def _write(path: Path, member: _Member, left: int, limit_bytes: int) -> int:
+def _write(path: Path, member: _Member, content: IO[bytes], left: int, limit_bytes: int) -> int:
     written = 0
-    if member.content is None:
-        raise AssertionError("a file has content")
+    # Of the mode only the owner's right to run it is taken: no setuid, nothing for others to write.
     mode = 0o755 if member.mode & stat.S_IXUSR else 0o644
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
     with os.fdopen(descriptor, "wb") as file:
-        while chunk := member.content.read(_CHUNK):
+        while chunk := content.read(_CHUNK):
             written += len(chunk)
             if written > left:
                 raise workspace_too_large(limit_bytes)
@@ -127,23 +176,60 @@ def _write(path: Path, member: _Member, left: int, limit_bytes: int) -> int:
     return written
 
 
-def _members(archive: Path) -> Iterator[_Member]:
+def _members(archive: Path, limit_bytes: int) -> Iterator[_Member]:
     with archive.open("rb") as file:
         head = file.read(512)
-    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        yield from _zip_members(archive)
-    elif head.startswith(b"\x1f\x8b") or head[257:262] == b"ustar" or (head and not head.strip(b"\0")):
-        yield from _tar_members(archive)
-    else:
-        raise archive_invalid("the archive is neither tar, tar.gz nor zip")
+        file.seek(0)
+        if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+            yield from _zip_members(file)
+        elif head.startswith(b"\x1f\x8b"):
+            with gzip.open(file, "rb") as unpacked:
+                yield from _tar_members(cast("IO[bytes]", unpacked), limit_bytes)
+        elif head[257:262] == b"ustar" or (head and not head.strip(b"\0")):
+            yield from _tar_members(file, limit_bytes)
+        else:
+            raise archive_invalid("the archive is neither tar, tar.gz nor zip")
 
 
-def _tar_members(archive: Path) -> Iterator[_Member]:
-    with tarfile.open(archive, "r|*") as tar:
-        for entry in tar:
+class _Budget:
+    """A file that gives no more bytes than it was allowed to."""
+
+    def __init__(self, file: IO[bytes], total: int) -> None:
+        """Args: file: what is read; total: bytes that may be read in all."""
+        self._file = file
+        self._total = total
+        self._left = 0
+
+    def allow(self, size: int) -> None:
+        """Lets `size` bytes be read from now on; what was left before is forfeit."""
+        self._left = size
+
+    def read(self, size: int) -> bytes:
+        """Reads."""
+        data = self._file.read(size)
+        self._left -= len(data)
+        self._total -= len(data)
+        if self._left < 0 or self._total < 0:
+            raise archive_invalid("the archive has headers that are too large")
+        return data
+
+
+def _tar_members(file: IO[bytes], limit_bytes: int) -> Iterator[_Member]:
+    budget = _Budget(file, limit_bytes + _MAX_TAR_OVERHEAD)
+    budget.allow(_MAX_TAR_HEADERS)
+    with tarfile.open(fileobj=cast("IO[bytes]", budget), mode="r|") as tar:
+        while True:
+            # Set anew for each member: names and attributes are read into memory, however long they claim to be.
+            budget.allow(_MAX_TAR_HEADERS)
+            entry = tar.next()
+            if entry is None:
+                return
+            # The stream keeps a list of all that it has read.
+            tar.members.clear()
             if entry.isdir():
                 yield _Member(entry.name, "directory", entry.mode, "", None)
             elif entry.isreg():
+                budget.allow(limit_bytes + _MAX_TAR_HEADERS)
                 yield _Member(entry.name, "file", entry.mode, "", tar.extractfile(entry))
             elif entry.issym():
                 yield _Member(entry.name, "link", entry.mode, entry.linkname, None)
@@ -151,20 +237,47 @@ def _tar_members(archive: Path) -> Iterator[_Member]:
                 yield _Member(entry.name, "other", entry.mode, "", None)
 
 
-def _zip_members(archive: Path) -> Iterator[_Member]:
-    with zipfile.ZipFile(archive) as file:
+class _BoundedReads:
+    """A file of which no one reads much at once."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        """Args: file: what is read."""
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        """Reads."""
+        if not 0 <= size <= _MAX_ZIP_DIRECTORY:
+            raise archive_invalid("the archive has a table of contents that is too large")
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Moves."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """Where it stands."""
+        return self._file.tell()
+
+    def seekable(self) -> bool:
+        """That it can be moved."""
+        return True
+
+
+def _zip_members(bare: IO[bytes]) -> Iterator[_Member]:
+    with zipfile.ZipFile(cast("IO[bytes]", _BoundedReads(bare))) as file:
         for entry in file.infolist():
             mode = entry.external_attr >> 16
+            kind = stat.S_IFMT(mode)
             if entry.flag_bits & 0x1:
                 raise archive_invalid("the archive is encrypted", entry.filename)
             if entry.is_dir():
                 yield _Member(entry.filename, "directory", mode, "", None)
-            elif stat.S_ISLNK(mode):
-                yield _Member(
-                    entry.filename, "link", mode, file.read(entry).decode(errors="replace")[:4096], None
-                )
-            elif mode and stat.S_IFMT(mode) and not stat.S_ISREG(mode):
+            elif kind not in (0, stat.S_IFREG, stat.S_IFLNK):
                 yield _Member(entry.filename, "other", mode, "", None)
             else:
                 with file.open(entry) as content:
-                    yield _Member(entry.filename, "file", mode, "", content)
+                    if kind == stat.S_IFLNK:
+                        target = os.fsdecode(content.read(MAX_LINK + 1))
+                        yield _Member(entry.filename, "link", mode, target, None)
+                    else:
+                        yield _Member(entry.filename, "file", mode, "", content)

@@ -17,7 +17,7 @@ class BlobStore:
 
     def __init__(self, url: str) -> None:
         """Args: url: where objects go, as in `file:///var/lib/aiagent/blobs`."""
-        filesystem, self._root = fsspec.core.url_to_fs(url)
+        filesystem, self._root = fsspec.core.url_to_fs(url)  # type: ignore[no-untyped-call]
         self._files: Any = filesystem
 
     def _path(self, session_id: UUID, content_id: UUID) -> str:
