@@ -10,8 +10,8 @@ from aiagent.session.v1.permission_service_pb2 import ResolvePermissionRequest
 from aiagent.session.v1.session_pb2 import PermissionRequest
 from aiagent_client.cli.context import Invocation, Output, SessionArgument
 from aiagent_client.cli.lookup import pending_request, session_id
-from aiagent_client.cli.output import local_time, plain, table, when, word
-from aiagent_client.cli.text import main_argument, one_line
+from aiagent_client.cli.output import plain, table, when, word
+from aiagent_client.cli.text import in_workspace, main_argument, one_line
 from aiagent_client.client import Client
 
 RequestArgument = Annotated[
@@ -50,7 +50,7 @@ def permissions(
         if not found and not invocation.as_json:
             invocation.notes.print("nothing waits for a person", style="dim")
             return
-        invocation.result(found, lambda: _requests(found))
+        invocation.result(found, lambda: _requests(found, invocation.out.width))
 
     invocation.run(work)
 
@@ -111,27 +111,30 @@ def _resolve(
     invocation.run(work)
 
 
-def _requests(found: list[PermissionRequest]) -> Any:
+def _requests(found: list[PermissionRequest], width: int) -> Any:
+    room = max(16, min(60, width - 82))
     return table(
         [
             ("REQUEST", {"no_wrap": True, "min_width": 36}),
-            ("SESSION", {"no_wrap": True, "max_width": 8, "overflow": "crop"}),
-            ("TOOL", {"no_wrap": True, "max_width": 20, "overflow": "ellipsis"}),
-            ("INPUT", {"no_wrap": True, "max_width": 60, "overflow": "ellipsis"}),
+            ("SESSION", {"no_wrap": True, "min_width": 9}),
+            ("CALL", {"no_wrap": True, "min_width": room}),
             ("STATE", {"no_wrap": True}),
             ("ASKED", {"no_wrap": True}),
-            ("EXPIRES", {"no_wrap": True}),
         ],
         [
             (
                 request.id,
-                request.session_id[-8:],
-                plain(request.tool_use.tool_name),
-                plain(main_argument(request.tool_use)),
+                # The end of an id tells sessions apart; the beginning is its time.
+                f"…{request.session_id[-8:]}",
+                plain(_call(request), room),
                 word(PermissionRequest.State, request.state),
                 when(request.create_time),
-                local_time(request.expire_time),
             )
             for request in found
         ],
     )
+
+
+def _call(request: PermissionRequest) -> str:
+    tool_use = request.tool_use
+    return f"{tool_use.tool_name} {in_workspace(main_argument(tool_use), request.session_id)}"

@@ -45,10 +45,13 @@ def register(
     """
     invocation = Invocation.of(context, output)
 
+    # Questions come before the event loop: while it runs, Ctrl-C would not end them.
+    with invocation.guarded():
+        address = email or _ask("E-mail address", "--email")
+        name = username or _ask("User name", "--username")
+        password = _password(password_stdin, twice=True)
+
     async def work(client: Client) -> None:
-        address = email or _ask(invocation, "E-mail address", "--email")
-        name = username or _ask(invocation, "User name", "--username")
-        password = _password(invocation, password_stdin, twice=True)
         with invocation.busy("creating the account"):
             user = await client.auth.register(
                 email=address, username=name, password=password, full_name=full_name
@@ -81,12 +84,14 @@ def login(
     """
     invocation = Invocation.of(context, output)
 
-    async def work(client: Client) -> None:
+    with invocation.guarded():
         given = [name for name in (account, email, username) if name]
         if len(given) > 1:
             raise UsageError("name the account once")
-        name = given[0] if given else _ask(invocation, "E-mail address or user name", "ACCOUNT")
-        password = _password(invocation, password_stdin)
+        name = given[0] if given else _ask("E-mail address or user name", "ACCOUNT")
+        password = _password(password_stdin)
+
+    async def work(client: Client) -> None:
         if client.url.startswith("http://") and not _loopback(client.url):
             invocation.notes.print(f"warning: {client.url} is not encrypted", style="yellow")
         with invocation.busy("logging in"):
@@ -173,7 +178,7 @@ def status(context: typer.Context, output: Output = None) -> None:
     """
     invocation = Invocation.of(context, output)
 
-    def work() -> None:
+    with invocation.guarded():
         url = invocation.settings.server().url
         if has_fixed_token():
             invocation.result(
@@ -194,8 +199,6 @@ def status(context: typer.Context, output: Output = None) -> None:
             )
             raise FailedError
         _show_login(invocation, url, credentials, "")
-
-    invocation.guard(work)
 
 
 def _show_login(invocation: Invocation, url: str, credentials: Credentials, done: str) -> None:
@@ -236,7 +239,7 @@ def _user(user: User) -> Any:
     )
 
 
-def _ask(invocation: Invocation, question: str, option: str) -> str:
+def _ask(question: str, option: str) -> str:
     if not sys.stdin.isatty():
         raise UsageError(f"no terminal to ask on: give {option}")
     answer = ""
@@ -245,7 +248,7 @@ def _ask(invocation: Invocation, question: str, option: str) -> str:
     return answer
 
 
-def _password(invocation: Invocation, from_stdin: bool, *, twice: bool = False) -> str:
+def _password(from_stdin: bool, *, twice: bool = False) -> str:
     if from_stdin:
         password = sys.stdin.readline().rstrip("\r\n")
         if not password:

@@ -22,7 +22,7 @@ def show(context: typer.Context, output: Output = None) -> None:
     """
     invocation = Invocation.of(context, output)
 
-    def work() -> None:
+    with invocation.guarded():
         settings = invocation.settings
         server = settings.server()
         invocation.result(
@@ -40,8 +40,6 @@ def show(context: typer.Context, output: Output = None) -> None:
                 ]
             ),
         )
-
-    invocation.guard(work)
 
 
 @app.command("set-url")
@@ -61,11 +59,9 @@ def set_url(
     """
     invocation = Invocation.of(context, output)
 
-    def work() -> None:
+    with invocation.guarded():
         stored = invocation.settings.set_url(url)
         invocation.result({"url": stored}, lambda: stored)
-
-    invocation.guard(work)
 
 
 @app.command("get-url")
@@ -78,11 +74,9 @@ def get_url(context: typer.Context, output: Output = None) -> None:
     """
     invocation = Invocation.of(context, output)
 
-    def work() -> None:
+    with invocation.guarded():
         server = invocation.settings.server()
         invocation.result({"url": server.url, "url_source": server.source}, lambda: server.url)
-
-    invocation.guard(work)
 
 
 @app.command()
@@ -95,8 +89,6 @@ def reset(context: typer.Context, output: Output = None) -> None:
     """
     invocation = Invocation.of(context, output)
 
-    def work() -> None:
+    with invocation.guarded():
         done = invocation.settings.reset()
         invocation.result({"reset": done}, lambda: "settings removed" if done else "there were no settings")
-
-    invocation.guard(work)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Annotated, Any
 
 import typer
@@ -86,19 +86,21 @@ class Invocation:
         url = self.settings.server().url
         return Client(url, credentials=self.settings.credentials(), token=token or None)
 
-    def run(self, work: Callable[[Client], Awaitable[None]]) -> None:
+    def run[T](self, work: Callable[[Client], Awaitable[T]]) -> T:
         """Runs a command's work with a client. Errors are printed; exits with the code that belongs to them."""
 
-        async def with_client() -> None:
+        async def with_client() -> T:
             async with self.client() as client:
-                await work(client)
+                return await work(client)
 
-        self.guard(lambda: asyncio.run(with_client()))
+        with self.guarded():
+            return asyncio.run(with_client())
 
-    def guard(self, work: Callable[[], None]) -> None:
-        """Runs work; errors are printed; exits with the code that belongs to them."""
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Prints the block's errors, and exits with the code that belongs to them."""
         try:
-            work()
+            yield
         except InvalidUrlError as error:
             raise typer.Exit(report(UsageError(str(error)), "", as_json=self.as_json)) from error
         except ClientError as error:

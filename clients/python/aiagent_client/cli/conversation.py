@@ -16,6 +16,7 @@ from aiagent_client.cli.failures import FailedError
 from aiagent_client.cli.output import print_json, to_json
 from aiagent_client.cli.questions import Keyboard, ask
 from aiagent_client.cli.rendering import Renderer
+from aiagent_client.cli.text import main_argument, one_line
 from aiagent_client.client import Client
 from aiagent_client.errors import ApiError, FailedPreconditionError
 
@@ -149,7 +150,8 @@ class Conversation:
             self._renderer.finish()
             self._invocation.out.print()
             self._renderer.prompting(self._invocation.out)
-            answer = await ask(self._invocation.out, Keyboard(), request.tool_use)
+            with Keyboard.opened() as keyboard:
+                answer = await ask(self._invocation.out, keyboard, request.tool_use)
             self._renderer.prompting(None)
             if answer is None:
                 # The terminal is gone; somebody else may still answer.
@@ -178,15 +180,27 @@ class Conversation:
 
     async def _tell(self, request_id: str) -> bool:
         """Prints how a question is answered; returns whether it still stands."""
-        if await self._pending(request_id) is None:
+        request = await self._pending(request_id)
+        if request is None:
             return False
-        hint = f"`ai-agent sessions approve {self._session_id} {request_id}` (or deny)"
-        self._renderer.note(f"a person is asked; answer with {hint}", "yellow")
+        for line in hint(request):
+            self._renderer.note(line, "yellow")
         return True
 
     def _reconnecting(self, error: ApiError | None) -> None:
         if error is not None and not error.reason:
             self._renderer.idle("reconnecting")
+
+
+def hint(request: PermissionRequest) -> list[str]:
+    """Returns the lines that tell how a question is answered from another terminal."""
+    asked = f"{one_line(request.tool_use.tool_name)} {one_line(main_argument(request.tool_use), 100)}"
+    command = f"{request.session_id} {request.id}"
+    return [
+        f"? a person is asked: {asked}",
+        f"  ai-agent sessions approve {command}",
+        f"  ai-agent sessions deny {command} --reason '…'",
+    ]
 
 
 class Interrupts:

@@ -12,7 +12,7 @@ from aiagent.session.v1.session_pb2 import Message, ToolCall
 from aiagent_client.cli.context import Invocation, Output, SessionArgument
 from aiagent_client.cli.lookup import session_id
 from aiagent_client.cli.output import local_time, plain, table, word
-from aiagent_client.cli.text import duration, main_argument, safe, size, summary_of
+from aiagent_client.cli.text import duration, in_workspace, main_argument, safe, size
 from aiagent_client.client import Client
 
 TurnOption = Annotated[str, typer.Option("--turn", help="Only of this turn, by its id.", show_default=False)]
@@ -96,32 +96,34 @@ def tool_calls(
         if not found and not invocation.as_json:
             invocation.notes.print("no tool calls", style="dim")
             return
-        invocation.result(found, lambda: _tool_calls(found, invocation.out.width))
+        invocation.result(found, lambda: _tool_calls(found, invocation.out.width, identity))
 
     invocation.run(work)
 
 
-def _tool_calls(found: list[ToolCall], width: int) -> Any:
-    rest = max(24, (width - 50) // 2)
+def _tool_calls(found: list[ToolCall], width: int, identity: str) -> Any:
+    room = max(12, (width - 62) // 2)
     return table(
         [
-            ("#", {"justify": "right"}),
-            ("TOOL", {"no_wrap": True, "max_width": 24, "overflow": "ellipsis"}),
-            ("INPUT", {"no_wrap": True, "max_width": rest, "overflow": "ellipsis"}),
+            ("#", {"justify": "right", "no_wrap": True}),
+            ("TOOL", {"no_wrap": True}),
+            ("INPUT", {"no_wrap": True}),
             ("STATE", {"no_wrap": True}),
             ("BY", {"no_wrap": True}),
             ("TIME", {"justify": "right", "no_wrap": True}),
-            ("RESULT", {"no_wrap": True, "max_width": rest, "overflow": "ellipsis"}),
+            ("RESULT", {"no_wrap": True}),
         ],
         [
             (
                 str(call.sequence),
-                plain(call.tool_use.tool_name),
-                plain(main_argument(call.tool_use)),
+                plain(call.tool_use.tool_name, 20),
+                plain(in_workspace(main_argument(call.tool_use), identity), room),
                 word(ToolCall.State, call.state),
                 call.decision.source.lower().replace("_", " "),
                 _time_of(call),
-                Text(summary_of(call.result.content, rest)) if call.HasField("result") else Text(""),
+                plain(in_workspace(call.result.content.text, identity), room)
+                if call.HasField("result")
+                else "",
             )
             for call in found
         ],

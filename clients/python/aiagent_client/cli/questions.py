@@ -7,6 +7,8 @@ import json
 import os
 import sys
 import termios
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +32,18 @@ class Answer:
 class Keyboard:
     """Lines typed in a terminal, read on the event loop, so that a question can be withdrawn while it stands."""
 
-    def __init__(self, descriptor: int | None = None) -> None:
-        self._descriptor = sys.stdin.fileno() if descriptor is None else descriptor
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    @classmethod
+    @contextmanager
+    def opened(cls) -> Iterator[Keyboard]:
+        """Opens the terminal of this process, also where standard input is a pipe. Raises OSError without one."""
+        descriptor = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY)
+        try:
+            yield cls(descriptor)
+        finally:
+            os.close(descriptor)
 
     def forget(self) -> None:
         """Drops what was typed before the question: it was not meant for it."""
@@ -55,6 +67,17 @@ class Keyboard:
         finally:
             loop.remove_reader(self._descriptor)
         return typed.decode("utf-8", "replace").rstrip("\r\n") if typed else None
+
+
+def person_present() -> bool:
+    """Returns whether someone sees the output and can answer: a terminal behind it, and one to type in."""
+    if not sys.stdout.isatty():
+        return False
+    try:
+        with Keyboard.opened():
+            return True
+    except OSError:
+        return False
 
 
 async def ask(console: Console, keyboard: Keyboard, tool_use: ToolUse) -> Answer | None:

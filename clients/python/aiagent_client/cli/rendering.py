@@ -19,9 +19,21 @@ from aiagent.events.v1.session_event_pb2 import (
     TurnEnded,
 )
 from aiagent.session.v1.session_service_pb2 import TextDelta
-from aiagent_client.cli.text import count_of, duration, main_argument, money, one_line, safe, size, summary_of
+from aiagent_client.cli.text import (
+    count_of,
+    duration,
+    in_workspace,
+    main_argument,
+    money,
+    one_line,
+    safe,
+    size,
+    summary_of,
+)
 from aiagent_client.cli.wrapping import WordWrap
 
+# Code points of a user's message that are shown when looking on.
+_MESSAGE_SHOWN: Final = 2_000
 _ENDINGS: Final = {
     "SUCCEEDED": ("✓", "green", "done"),
     "FAILED": ("✗", "red", "failed"),
@@ -47,6 +59,7 @@ class Renderer:
 
     out: Console
     notes: Console
+    session_id: str = ""
     thinking: bool = True
     history: bool = False
     ended: TurnEnded | None = None
@@ -91,14 +104,14 @@ class Renderer:
         self._close_line()
         self.idle(None)
 
-    def line(self, *parts: str | tuple[str, str], gap: bool = False) -> None:
-        """Prints a line made of texts, or of texts with their styles."""
+    def line(self, *parts: str | tuple[str, str], gap: bool = False, wrap: bool = False) -> None:
+        """Prints a line made of texts, or of texts with their styles; with `wrap` it is broken between words."""
         self._close_line()
         self.idle(None)
         if gap:
             self._gap(self.notes)
         self._something = True
-        self.notes.print(Text.assemble(*parts), soft_wrap=True)
+        self.notes.print(Text.assemble(*parts), soft_wrap=not wrap or not self.notes.is_terminal)
 
     def prompting(self, console: Console | None) -> None:
         """Tells that a prompt stands at the end of an open line; None that it was answered."""
@@ -174,12 +187,15 @@ class Renderer:
         self._last_call = tool_use.tool_use_id
         indent = "  │ " if tool_use.parent_tool_use_id else ""
         name = one_line(tool_use.tool_name, 60)
-        room = max(20, self.notes.width - len(indent) - len(name) - 5)
-        argument = one_line(main_argument(tool_use), room)
+        room = self.notes.width - len(indent) - len(name) - 5
+        argument = self._argument(tool_use, room)
         # A row of calls stands together, apart from the text before it.
         self.line((f"{indent}● ", "cyan"), (name, "bold"), "  ", argument, gap=self._after_text)
         self._after_text = False
         self.idle(f"running {name}")
+
+    def _argument(self, tool_use: ToolUse, width: int) -> str:
+        return one_line(in_workspace(main_argument(tool_use), self.session_id), max(20, width))
 
     def _decision(self, decision: ToolDecision) -> None:
         if decision.decision != ToolDecision.DENY:
@@ -198,16 +214,19 @@ class Renderer:
             self.idle("working")
             return
         width = max(30, self.notes.width - 6)
+        shown = Content()
+        shown.CopyFrom(content)
+        shown.text = in_workspace(content.text[:100_000], self.session_id)
         if is_error:
-            self._outcome(tool_use_id, f"✗ {summary_of(content, width)}", "red", call)
+            self._outcome(tool_use_id, f"✗ {summary_of(shown, width)}", "red", call)
         else:
-            self._outcome(tool_use_id, f"⎿ {summary_of(content, width)}", "dim", call)
+            self._outcome(tool_use_id, f"⎿ {summary_of(shown, width)}", "dim", call)
 
     def _outcome(self, tool_use_id: str, text: str, style: str, call: _Call | None = None) -> None:
         if call is not None and self._last_call != tool_use_id:
             # Calls that ran side by side: say whose result this is.
-            named = f"{call.tool_use.tool_name} {main_argument(call.tool_use)}"
-            self.note(f"  ● {one_line(named, max(20, self.notes.width - 4))}")
+            name = one_line(call.tool_use.tool_name, 60)
+            self.note(f"  ● {name} {self._argument(call.tool_use, self.notes.width - len(name) - 5)}")
         self.note(f"  {text}", style)
         self._last_call = ""
         self.idle("working")

@@ -149,7 +149,7 @@ def list_sessions(
         if not found and not invocation.as_json:
             invocation.notes.print("no sessions", style="dim")
             return
-        invocation.result(found, lambda: _sessions(found))
+        invocation.result(found, lambda: _sessions(found, invocation.out.width))
         if more:
             invocation.notes.print(f"there are more than {limit}; --limit 0 shows all", style="dim")
 
@@ -196,16 +196,18 @@ def delete(
     """
     invocation = Invocation.of(context, output)
 
-    async def work(client: Client) -> None:
-        found = await client.sessions.get(await session_id(client, session))
-        if not yes:
+    async def find(client: Client) -> Session:
+        return await client.sessions.get(await session_id(client, session))
+
+    found = invocation.run(find)
+    if not yes:
+        with invocation.guarded():
             if not invocation.interactive:
                 raise UsageError("no terminal to ask on: give --yes")
-            typer.confirm(
-                f"Delete {one_line(found.name) or 'the session'} ({found.id}) with its files?",
-                abort=True,
-                err=True,
-            )
+        name = one_line(found.name) or "the session"
+        typer.confirm(f"Delete {name} ({found.id}) with its files?", abort=True, err=True)
+
+    async def work(client: Client) -> None:
         with invocation.busy("deleting"):
             await client.sessions.delete(found.id)
         invocation.result({"id": found.id, "deleted": True}, lambda: f"deleted {found.id}")
@@ -228,11 +230,12 @@ for _name, _command in (
     app.command(_name)(_command)
 
 
-def _sessions(found: list[Session]) -> Any:
+def _sessions(found: list[Session], width: int) -> Any:
+    name_width = max(8, min(40, width - 78))
     return table(
         [
             ("ID", {"no_wrap": True, "min_width": 36}),
-            ("NAME", {"overflow": "ellipsis", "no_wrap": True, "max_width": 40}),
+            ("NAME", {"no_wrap": True}),
             ("STATE", {"no_wrap": True}),
             ("TURNS", {"justify": "right"}),
             ("COST", {"justify": "right"}),
@@ -241,7 +244,7 @@ def _sessions(found: list[Session]) -> Any:
         [
             (
                 session.id,
-                plain(session.name),
+                plain(session.name, name_width),
                 word(Session.State, session.state),
                 str(session.counters.turns),
                 money(session.counters.cost_usd),
@@ -260,7 +263,11 @@ def _session(session: Session, questions: list[PermissionRequest]) -> Any:
         ("name", plain(session.name)),
         ("state", word(Session.State, session.state)),
         ("mode", mode),
-        ("model", options.model + ("  (the offline model answers)" if session.offline_model else "")),
+        (
+            "model",
+            (options.model or "the server's default")
+            + ("  (the offline model answers)" if session.offline_model else ""),
+        ),
         ("permission mode", word(AgentOptions.PermissionMode, options.permission_mode)),
         ("allowed tools", ", ".join(options.allowed_tools)),
         ("disallowed tools", ", ".join(options.disallowed_tools)),

@@ -14,10 +14,11 @@ from aiagent.session.v1.session_pb2 import Turn
 from aiagent.session.v1.session_service_pb2 import WatchCursor, WhenBusy
 from aiagent_client.cli.choices import WhenBusyName, number_of
 from aiagent_client.cli.context import Invocation, Output, SessionArgument
-from aiagent_client.cli.conversation import Conversation, Interrupts
+from aiagent_client.cli.conversation import Conversation, Interrupts, hint
 from aiagent_client.cli.failures import FailedError, UsageError
 from aiagent_client.cli.lookup import session_id
 from aiagent_client.cli.output import print_json, word
+from aiagent_client.cli.questions import person_present
 from aiagent_client.cli.rendering import Renderer
 from aiagent_client.client import Client
 from aiagent_client.connection import new_request_id
@@ -101,7 +102,9 @@ async def _query_live(
     stream: bool,
 ) -> None:
     notes = invocation.out if sys.stdout.isatty() and not stream else invocation.notes
-    renderer = Renderer(invocation.out if notes is invocation.notes else notes, notes, thinking=thinking)
+    renderer = Renderer(
+        invocation.out if notes is invocation.notes else notes, notes, session_id=identity, thinking=thinking
+    )
     renderer.idle("sending")
     try:
         turn = await client.sessions.send(identity, text, when_busy=policy)
@@ -111,7 +114,7 @@ async def _query_live(
     renderer.idle(f"waiting behind {ahead} other turn{'s' * (ahead > 1)}" if ahead else "starting")
     conversation = Conversation(
         invocation, client, identity, renderer,
-        turn_id=turn.id, asking=invocation.interactive and not stream, patient=patient, stream_json=stream,
+        turn_id=turn.id, asking=person_present() and not stream, patient=patient, stream_json=stream,
     )  # fmt: skip
     with Interrupts(client, identity, turn.id, renderer).handled():
         state = await conversation.follow(WatchCursor(sequence=max(0, turn.first_sequence - 1)))
@@ -144,10 +147,8 @@ async def _query_json(
         )
     print_json(answer)
     for request in answer.permission_requests:
-        invocation.notes.print(
-            f"a person is asked; answer with `ai-agent sessions approve {identity} {request.id}` (or deny)",
-            soft_wrap=True,
-        )
+        for line in hint(request):
+            renderer.note(line, "yellow")
     if answer.turn.state != Turn.SUCCEEDED:
         raise FailedError
 
@@ -181,11 +182,15 @@ def watch(
 
     async def work(client: Client) -> None:
         identity = await session_id(client, session)
-        if ask and not (invocation.interactive and not invocation.as_json):
+        if ask and (invocation.as_json or not person_present()):
             raise UsageError("--ask needs a terminal")
         out = invocation.out
         renderer = Renderer(
-            out, invocation.notes if invocation.as_json else out, thinking=thinking, history=True
+            out,
+            invocation.notes if invocation.as_json else out,
+            session_id=identity,
+            thinking=thinking,
+            history=True,
         )
         conversation = Conversation(
             invocation, client, identity, renderer,

@@ -75,6 +75,11 @@ def main_argument(tool_use: ToolUse) -> str:
     return json.dumps(plain_numbers(values), ensure_ascii=False) if values else ""
 
 
+def in_workspace(text: str, session_id: str) -> str:
+    """Returns the text with paths in the session's workspace made relative, for lines that have no room."""
+    return re.sub(rf"(?:/[^\s'\"]*)?/workspaces/{re.escape(session_id)}/?", "", text) if session_id else text
+
+
 def plain_numbers(value: Any) -> Any:
     """Returns the value with whole numbers as integers: a protobuf Struct knows floating point only."""
     if isinstance(value, float) and value.is_integer():
