@@ -26,6 +26,7 @@ from uuid import uuid4
 from aiohttp import web
 
 _SCRIPT = re.compile(r"<<SCRIPT>>(.*?)<<END>>", re.DOTALL)
+_REMINDER = re.compile(r"<system-reminder>.*?</system-reminder>", re.DOTALL)
 _TOKEN = re.compile(r"\s*\S+\s*?|\s+", re.DOTALL)
 _WRITE = re.compile(r"\b(?:write|create|make)\b[^.\n]*?\b([\w./-]+\.\w{1,8})\b", re.IGNORECASE)
 _LIST = re.compile(r"\b(?:list|show|what)\b[^.\n]*\bfiles?\b", re.IGNORECASE)
@@ -86,13 +87,15 @@ def _failure(status: int) -> web.Response:
 
 
 def _text_of(content: Any) -> str:
+    """The text a user wrote: without what the CLI adds for the model to know."""
     if isinstance(content, str):
-        return content
-    return "\n".join(
+        return _REMINDER.sub("", content)
+    text = "\n".join(
         str(block.get("text", ""))
         for block in content or ()
         if isinstance(block, dict) and block.get("type") == "text"
     )
+    return _REMINDER.sub("", text)
 
 
 def _is_prompt(message: dict[str, Any]) -> bool:
@@ -135,7 +138,7 @@ def _step(body: dict[str, Any]) -> Step:
 
 def _is_notice(text: str) -> bool:
     """Messages that the CLI or the executor adds; they are no new prompt."""
-    stripped = re.sub(r"<system-reminder>.*?</system-reminder>", "", text, flags=re.DOTALL).strip()
+    stripped = text.strip()
     return not stripped or stripped.startswith(
         ("[Request interrupted", "[The work on", "Continue from where")
     )
