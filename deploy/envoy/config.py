@@ -221,7 +221,9 @@ def _tokens() -> JwtAuthentication:
                 uri="http://self/.well-known/jwks.json", cluster="self", timeout=timedelta(seconds=2)
             ),
             cache_duration=timedelta(seconds=300),
-            async_fetch=JwksAsyncFetch(fast_listener=True, failed_refetch_duration=timedelta(seconds=1)),
+            async_fetch=JwksAsyncFetch(
+                fast_listener=True, failed_refetch_duration=timedelta(milliseconds=200)
+            ),
         ),
     )
     public = [RequirementRule(match=RouteMatch(path=path)) for path in (*PUBLIC, "/")]

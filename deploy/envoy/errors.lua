@@ -108,9 +108,10 @@ local function explain(failure, status, cause, text)
       failure.message = "the access token is not valid"
     end
   elseif status == "400" then
-    -- The transcoder writes "INVALID_ARGUMENT: (field): what is wrong" or "...: what is wrong".
-    text = text:gsub("^INVALID_ARGUMENT:%s*", "")
+    -- The transcoder writes "INVALID_ARGUMENT: field: what is wrong", the field in parentheses at times or missing.
+    text = text:gsub("^INVALID_ARGUMENT:%s*", ""):gsub("type%.googleapis%.com/", "")
     local field, what = text:match("^%(([%w_%.%[%]]+)%):%s*(.*)$")
+    if field == nil then field, what = text:match("^([%l_][%w_%.%[%]]*): (invalid .*)$") end
     if field == nil then
       what = text ~= "" and text or "it cannot be read"
       field = text:match('Could not find field "([%w_%.]+)"') or ""
@@ -128,31 +129,69 @@ local function explain(failure, status, cause, text)
   end
 end
 
+local function answer_json(handle, headers, failure)
+  local json = as_json(failure)
+  headers:replace("content-type", "application/json")
+  headers:replace("content-length", tostring(#json))
+  handle:body(true):setBytes(json)
+end
+
+local function answer_grpc(handle, headers, failure)
+  headers:replace("grpc-status", tostring(failure.code))
+  headers:replace("grpc-message", failure.message)
+  headers:replace("grpc-status-details-bin", (handle:base64Escape(as_protobuf(failure)):gsub("=+$", "")))
+end
+
+local function answer_health(handle, headers, status)
+  local json = status == "200" and '{"status":"ok"}' or '{"status":"unavailable"}'
+  headers:remove("x-envoy-upstream-healthchecked-cluster")
+  headers:replace("content-type", "application/json")
+  headers:replace("cache-control", "no-store")
+  headers:replace("content-length", tostring(#json))
+  handle:body(true):setBytes(json)
+end
+
+local function failure_of(handle, status)
+  local known = CODES[status]
+  return known and
+    {status = status, code = known[1], reason = known[2], message = known[2], request_id = request_id(handle)}
+end
+
+-- gRPC itself refuses a message that is too large, before a service could say so in our form.
+local function refused_by_grpc(handle, headers)
+  local failure = failure_of(handle, "413")
+  explain(failure, "413", "", "")
+  if headers:get("grpc-status") == "8" then
+    if (headers:get("grpc-message") or ""):find("larger than max", 1, true) then answer_grpc(handle, headers, failure) end
+  elseif headers:get(":status") == "429" then
+    local body = handle:body(true)
+    if body:length() > 0 and body:length() < 1000 and body:getBytes(0, body:length()):find("larger than max", 1, true) then
+      headers = handle:headers()
+      headers:replace(":status", "413")
+      answer_json(handle, headers, failure)
+    end
+  end
+end
+
 function envoy_on_response(handle)
   local headers = handle:headers()
   local mark = headers:get("x-aiagent-local")
-  if mark == nil then return end
+  if mark == nil then
+    if headers:get("grpc-status") == "8" or headers:get(":status") == "429" then refused_by_grpc(handle, headers) end
+    return
+  end
   headers:remove("x-aiagent-local")
   local status, cause = mark:match("^(%d+) ?(.*)$")
   if cause:find("health_check", 1, true) == 1 then
-    local healthy = status == "200"
-    headers:remove("x-envoy-upstream-healthchecked-cluster")
-    headers:replace("content-type", "application/json")
-    headers:replace("cache-control", "no-store")
-    local json = healthy and '{"status":"ok"}' or '{"status":"unavailable"}'
-    headers:replace("content-length", tostring(#json))
-    handle:body(true):setBytes(json)
+    answer_health(handle, headers, status)
     return
   end
-  local known = CODES[status]
-  if known == nil then return end
-  local failure = {status = status, code = known[1], reason = known[2], message = known[2], request_id = request_id(handle)}
+  local failure = failure_of(handle, status)
+  if failure == nil then return end
   if (headers:get("content-type") or ""):find("application/grpc", 1, true) == 1 then
     explain(failure, status, cause, headers:get("grpc-message") or "")
     if status == "404" then failure.code = UNIMPLEMENTED end
-    headers:replace("grpc-status", tostring(failure.code))
-    headers:replace("grpc-message", failure.message)
-    headers:replace("grpc-status-details-bin", (handle:base64Escape(as_protobuf(failure)):gsub("=+$", "")))
+    answer_grpc(handle, headers, failure)
     return
   end
   local body = handle:body(true)
@@ -163,8 +202,5 @@ function envoy_on_response(handle)
     headers:replace(":status", failure.status)
     headers:remove("www-authenticate")
   end
-  local json = as_json(failure)
-  headers:replace("content-type", "application/json")
-  headers:replace("content-length", tostring(#json))
-  body:setBytes(json)
+  answer_json(handle, headers, failure)
 end

@@ -10,10 +10,12 @@ from envoy_data_plane.envoy.config.core.v3 import DataSource, HeaderValue, Heade
 from envoy_data_plane.envoy.config.route.v3 import (
     DirectResponseAction,
     RedirectAction,
+    RedirectActionRedirectResponseCode,
     RetryPolicy,
     RetryPolicyRetryHostPredicate,
     Route,
     RouteAction,
+    RouteActionClusterNotFoundResponseCode,
     RouteConfiguration,
     RouteMatch,
     VirtualHost,
@@ -74,8 +76,15 @@ def routes(origins: Sequence[str]) -> RouteConfiguration:
     known = [_call(f"/{service}/", cluster) for cluster, services in SERVICES.items() for service in services]
     known += [_call(prefix, "session") for prefix in GENERIC]
     # Asked for as JSON, a method has no route of its own before the transcoder has named it; what it does not know
-    # ends here. It must be a route all the same: without one, CORS would not answer for the path.
-    unknown = Route(match=RouteMatch(prefix="/"), direct_response=DirectResponseAction(status=404))
+    # ends here, with 404, because nobody can send the header. It must be a route to a cluster all the same: CORS
+    # answers for no other.
+    unknown = Route(
+        match=RouteMatch(prefix="/"),
+        route=RouteAction(
+            cluster_header="x-aiagent-cluster",
+            cluster_not_found_response_code=RouteActionClusterNotFoundResponseCode.NOT_FOUND,
+        ),
+    )
     cors = CorsPolicy(
         allow_origin_string_match=[
             StringMatcher(safe_regex=RegexMatcher(regex=origin)) for origin in origins
@@ -149,7 +158,13 @@ def _pages() -> list[Route]:
         _page("/redoc", STATIC / "redoc.html"),
     ]
     pages += [
-        Route(match=RouteMatch(path=path), redirect=RedirectAction(path_redirect=path.rstrip("/") or "/docs"))
+        Route(
+            match=RouteMatch(path=path),
+            redirect=RedirectAction(
+                path_redirect=path.rstrip("/") or "/docs",
+                response_code=RedirectActionRedirectResponseCode.FOUND,
+            ),
+        )
         for path in ("/", "/docs/", "/redoc/")
     ]
     pages += [

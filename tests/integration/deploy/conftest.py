@@ -6,6 +6,7 @@ import asyncio
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -15,12 +16,14 @@ from deploy.local.state import StateDirectory
 from .edge import Edge
 
 
-async def healthy(client: httpx.AsyncClient, *, expected: int = 200) -> httpx.Response:
-    """Waits for a status of /health."""
-    async with asyncio.timeout(15):
+async def answered(
+    client: httpx.AsyncClient, path: str = "/health", *, status: int = 200, **options: Any
+) -> httpx.Response:
+    """Waits for a status; Envoy tells nobody when it has noticed that a service comes or goes."""
+    async with asyncio.timeout(5):
         while True:
-            answer = await client.get("/health")
-            if answer.status_code == expected:
+            answer = await client.get(path, **options)
+            if answer.status_code == status:
                 return answer
             await asyncio.sleep(0.05)
 
@@ -42,12 +45,12 @@ async def running_edge() -> AsyncIterator[Edge]:
 async def edge(running_edge: Edge) -> AsyncIterator[Edge]:
     """The edge with its services up, which a test may take away."""
     async with httpx.AsyncClient(base_url=running_edge.url, trust_env=False) as client:
-        await healthy(client)
+        await answered(client)
         running_edge.services.received.clear()
         yield running_edge
         running_edge.services.failure = None
-        await running_edge.vanish()
-        await running_edge.serve()
+        await running_edge.restore()
+        await answered(client)
 
 
 @pytest.fixture

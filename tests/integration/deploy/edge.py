@@ -72,7 +72,9 @@ class Edge:
 
     async def serve(self) -> None:
         """Starts the services, anew if they were stopped."""
-        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        self._server = grpc.aio.server(
+            options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 16 << 20)]
+        )
         self._server.add_generic_rpc_handlers((self.services,))
         self._health = HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -83,6 +85,12 @@ class Edge:
     async def not_serving(self) -> None:
         """Says by the health service that it takes no calls."""
         await self._health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+
+    async def restore(self) -> None:
+        """Undoes what a test did to the services."""
+        if self._server is None:
+            await self.serve()
+        await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
 
     async def vanish(self) -> None:
         """Stops the services at once."""
