@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from functools import partial
 from uuid import UUID
 
@@ -18,7 +19,7 @@ from aiagent.session.v1.workspace_service_pb2_grpc import add_WorkspaceServiceSe
 from services.kernel.clock import SystemClock
 from services.kernel.db import Database
 from services.kernel.grpc import KernelServer, MethodPolicy, build_server, open_channel, user_or_services
-from services.kernel.identity import JwksVerifier, ServiceTokenSigner, ServiceTokenVerifier
+from services.kernel.identity import JwksDocument, JwksVerifier, ServiceTokenSigner, ServiceTokenVerifier
 from services.kernel.ids import Uuid7Source, new_id
 from services.kernel.lifecycle import Drain
 from services.kernel.redis import open_redis
@@ -86,6 +87,7 @@ class SessionService:
         pool: DriverPool,
         channels: list[grpc.aio.Channel],
         redis: Redis | None,
+        workspaces: Workspaces,
     ) -> None:
         """Use `build`."""
         self._server = server
@@ -94,6 +96,12 @@ class SessionService:
         self._pool = pool
         self._channels = channels
         self._redis = redis
+        self._workspaces = workspaces
+
+    @property
+    def port(self) -> int:
+        """The port it serves on, once started."""
+        return self._server.port
 
     async def start(self) -> None:
         """Connects and serves.
@@ -102,6 +110,7 @@ class SessionService:
             ServiceError: UNAVAILABLE with DATABASE_UNAVAILABLE.
         """
         await self._database.check()
+        await self._workspaces.sweep()
         await self._feed.start()
         await self._pool.start()
         await self._server.start()
@@ -120,6 +129,7 @@ class SessionService:
         if self._redis is not None:
             await self._redis.aclose()
         await self._database.close()
+        self._workspaces.close()
 
 
 async def build(settings: SessionSettings) -> SessionService:
@@ -188,13 +198,13 @@ async def build(settings: SessionSettings) -> SessionService:
         reflect=settings.reflection,
         drain=drain,
     )
-    return SessionService(server, database, feed, pool, [*executors.values(), auth], redis)
+    return SessionService(server, database, feed, pool, [*executors.values(), auth], redis, workspaces)
 
 
-def _key_set(channel: grpc.aio.Channel):  # type: ignore[no-untyped-def]  # the type is JwksVerifier's own
+def _key_set(channel: grpc.aio.Channel) -> Callable[[], Awaitable[JwksDocument]]:
     stub = auth_service_pb2_grpc.AuthServiceStub(channel)
 
-    async def fetch() -> dict[str, object]:
+    async def fetch() -> JwksDocument:
         answer = await stub.GetJwks(auth_service_pb2.GetJwksRequest(), timeout=2.0, wait_for_ready=True)
         return json_format.MessageToDict(answer, preserving_proto_field_name=True)
 

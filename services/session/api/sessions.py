@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 from uuid import UUID
 
@@ -265,6 +266,7 @@ class SessionServicer(SessionServiceServicer):
         pieces = self._workspaces.read_content(
             current_caller(), UUID(request.session_id), UUID(request.content_id)
         )
-        async for piece in pieces:
-            yield pb.ReadEventContentResponse(body=httpbody_pb2.HttpBody(content_type=kind, data=piece))
-            kind = ""
+        async with aclosing(pieces):
+            async for piece in pieces:
+                yield pb.ReadEventContentResponse(body=httpbody_pb2.HttpBody(content_type=kind, data=piece))
+                kind = ""

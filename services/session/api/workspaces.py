@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 from uuid import UUID
 
@@ -38,10 +39,10 @@ class WorkspaceServicer(WorkspaceServiceServicer):
             async for request in requests:
                 yield request.archive.data
 
-        extracted = await self._workspaces.upload(
-            current_caller(), UUID(first.session_id), first.path, pieces()
+        uploaded = await self._workspaces.upload(
+            current_caller(), UUID(first.session_id), first.path, pieces(), first.request_id
         )
-        return pb.UploadWorkspaceResponse(file_count=extracted.file_count, size_bytes=extracted.size_bytes)
+        return pb.UploadWorkspaceResponse(file_count=uploaded.file_count, size_bytes=uploaded.size_bytes)
 
     async def DownloadWorkspace(
         self, request: pb.DownloadWorkspaceRequest, context: Any
@@ -50,8 +51,9 @@ class WorkspaceServicer(WorkspaceServiceServicer):
         kind = pb.DownloadWorkspaceRequest.Format.Name(request.format) if request.format else "TAR_GZ"
         content_type = _KINDS[kind]
         packed = self._workspaces.download(current_caller(), UUID(request.session_id), request.path, kind)
-        async for piece in packed:
-            yield pb.DownloadWorkspaceResponse(
-                archive=httpbody_pb2.HttpBody(content_type=content_type, data=piece)
-            )
-            content_type = ""
+        async with aclosing(packed):
+            async for piece in packed:
+                yield pb.DownloadWorkspaceResponse(
+                    archive=httpbody_pb2.HttpBody(content_type=content_type, data=piece)
+                )
+                content_type = ""

@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from services.session.domain.errors import archive_invalid, workspace_too_large
 
@@ -225,7 +225,9 @@ def _tar_members(file: IO[bytes], limit_bytes: int) -> Iterator[_Member]:
             if entry is None:
                 return
             # The stream keeps a list of all that it has read.
-            tar.members.clear()
+            cast("Any", tar).members.clear()
+            if entry.size < 0:
+                raise archive_invalid("an entry has a negative size", entry.name)
             if entry.isdir():
                 yield _Member(entry.name, "directory", entry.mode, "", None)
             elif entry.isreg():
@@ -243,10 +245,12 @@ class _BoundedReads:
     def __init__(self, file: IO[bytes]) -> None:
         """Args: file: what is read."""
         self._file = file
+        self._end = file.seek(0, os.SEEK_END)
 
     def read(self, size: int = -1) -> bytes:
         """Reads."""
-        if not 0 <= size <= _MAX_ZIP_DIRECTORY:
+        left = self._end - self._file.tell()
+        if (left if size < 0 else size) > _MAX_ZIP_DIRECTORY:
             raise archive_invalid("the archive has a table of contents that is too large")
         return self._file.read(size)
 
@@ -270,6 +274,9 @@ def _zip_members(bare: IO[bytes]) -> Iterator[_Member]:
             kind = stat.S_IFMT(mode)
             if entry.flag_bits & 0x1:
                 raise archive_invalid("the archive is encrypted", entry.filename)
+            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                # Others may ask for gigabytes to unpack a few bytes.
+                raise archive_invalid("an entry is compressed in another way than deflate", entry.filename)
             if entry.is_dir():
                 yield _Member(entry.filename, "directory", mode, "", None)
             elif kind not in (0, stat.S_IFREG, stat.S_IFLNK):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 from uuid import UUID
 
 import fsspec
+
+from services.session.domain.errors import content_not_found
 
 _CHUNK_BYTES = 256 * 1024
 
@@ -37,9 +39,16 @@ class BlobStore:
         data: bytes = await asyncio.to_thread(self._files.cat_file, self._path(session_id, content_id))
         return data
 
-    async def read(self, session_id: UUID, content_id: UUID) -> AsyncIterator[bytes]:
-        """Reads an object piece by piece."""
-        file = await asyncio.to_thread(self._files.open, self._path(session_id, content_id), "rb")
+    async def read(self, session_id: UUID, content_id: UUID) -> AsyncGenerator[bytes, None]:
+        """Reads an object piece by piece.
+
+        Raises:
+            ServiceError: NOT_FOUND with CONTENT_NOT_FOUND: its session was deleted meanwhile.
+        """
+        try:
+            file = await asyncio.to_thread(self._files.open, self._path(session_id, content_id), "rb")
+        except FileNotFoundError:
+            raise content_not_found(content_id) from None
         try:
             while chunk := await asyncio.to_thread(file.read, _CHUNK_BYTES):
                 yield chunk

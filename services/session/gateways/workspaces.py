@@ -1,39 +1,52 @@
-"""The sessions' directories below one root.
-
-An agent owns its workspace and may fill it with links. Whatever works here therefore goes from directory to directory
-by descriptor, and follows no link.
-"""
+"""The sessions' directories below one root."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import shutil
 import stat
-import tarfile
 import tempfile
-import zipfile
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import IO, cast
 from uuid import UUID
 
-from services.session.domain.errors import archive_invalid, invalid_request, workspace_too_large
-from services.session.gateways.archives import Extracted, extract
+import structlog
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_CHUNK = 256 * 1024
+from services.session.domain.errors import (
+    archive_invalid,
+    invalid_request,
+    session_not_found,
+    workspace_too_large,
+)
+from services.session.gateways import trees
+from services.session.gateways.archives import Extracted, extract
+from services.session.gateways.packing import pack
+from services.session.usecases.workspaces import StagedArchive
+
+# Packing and extracting, which take long, in threads of their own: the others must not wait for them.
+_THREADS = 4
+_WRITE_BYTES = 1024 * 1024
+_UPLOAD = ".upload-"
+_DELETED = ".deleted-"
+_STALE_SECONDS = 24 * 3600.0
+_log = structlog.get_logger(__name__)
 
 
 class Workspaces:
-    """See `usecases.ports.WorkspaceStorePort`."""
+    """See `usecases.ports.WorkspaceStorePort` and `usecases.workspaces.WorkspaceFiles`."""
 
     def __init__(self, root: Path, limit_bytes: int) -> None:
         """Args: root: the directory of all workspaces; limit_bytes: what one may hold."""
         self._root = root.resolve()
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.limit_bytes = limit_bytes
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="workspace")
 
     def path(self, session_id: UUID) -> str:
         """Absolute path of a session's workspace."""
@@ -44,86 +57,133 @@ class Workspaces:
         await asyncio.to_thread(Path(self.path(session_id)).mkdir, 0o700, True, True)
 
     async def delete(self, session_id: UUID) -> None:
-        """Removes a workspace; nothing there is no error."""
-        await asyncio.to_thread(shutil.rmtree, self.path(session_id), True)
+        """Removes a workspace; nothing there is no error. What resists is logged, and tried again at the next start."""
+        await asyncio.to_thread(self._delete, session_id)
+
+    def _delete(self, session_id: UUID) -> None:
+        hidden = self._root / f"{_DELETED}{session_id}"
+        try:
+            Path(self.path(session_id)).rename(hidden)
+        except FileNotFoundError:
+            if not hidden.exists():
+                return
+        self._remove(hidden)
+
+    def _remove(self, directory: Path) -> None:
+        try:
+            descriptor = trees.open_root(str(directory))
+            try:
+                trees.erase(descriptor)
+            finally:
+                os.close(descriptor)
+            directory.rmdir()
+        except FileNotFoundError:
+            # Another replica removes it too.
+            return
+        except OSError as error:
+            _log.warning("a workspace resists its removal", directory=directory.name, error=error.strerror)
+
+    async def sweep(self) -> None:
+        """Removes what crashes have left: deleted workspaces, and uploads that are older than a day."""
+        await asyncio.to_thread(self._sweep)
+
+    def _sweep(self) -> None:
+        for entry in list(os.scandir(self._root)):
+            if entry.name.startswith(_DELETED):
+                self._remove(self._root / entry.name)
+            elif entry.name.startswith(_UPLOAD) and _is_stale(entry):
+                shutil.rmtree(entry.path, ignore_errors=True)
+
+    def close(self) -> None:
+        """Ends the threads; what they do is finished first."""
+        self._threads.shutdown(wait=True)
+
+    async def _run[Result](self, work: Callable[..., Result], *arguments: object) -> Result:
+        """Runs work in a thread, to its end: a cancelled caller is let go only when nothing works on files any more."""
+        running = asyncio.get_running_loop().run_in_executor(self._threads, partial(work, *arguments))
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            while not running.done():
+                try:
+                    await asyncio.wait({running})
+                except asyncio.CancelledError:
+                    # It was asked to stop before, and will, in a moment.
+                    continue
+            raise
 
     # Uploading
 
-    async def receive(self, pieces: AsyncIterator[bytes]) -> Path:
-        """Keeps an archive in a temporary file.
-
-        Raises:
-            ServiceError: RESOURCE_EXHAUSTED with WORKSPACE_TOO_LARGE.
-        """
-        descriptor, name = tempfile.mkstemp(prefix=".upload-", dir=self._root)
-        received = 0
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                async for piece in pieces:
-                    received += len(piece)
-                    if received > self.limit_bytes:
-                        raise workspace_too_large(self.limit_bytes)
-                    await asyncio.to_thread(file.write, piece)
-        except BaseException:
-            await asyncio.to_thread(os.unlink, name)
-            raise
-        if received == 0:
-            await asyncio.to_thread(os.unlink, name)
-            raise archive_invalid("the archive is empty")
-        return Path(name)
-
-    async def unpack(self, archive: Path) -> tuple[Path, Extracted]:
-        """Extracts an archive into a directory of its own; removes the archive.
+    @asynccontextmanager
+    async def staged(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[StagedArchive]:
+        """Receives an archive and extracts it into a directory of its own, which is there until the block ends.
 
         Raises:
             ServiceError: INVALID_ARGUMENT with ARCHIVE_INVALID; RESOURCE_EXHAUSTED with WORKSPACE_TOO_LARGE.
         """
-        return await asyncio.to_thread(self._unpack, archive)
-
-    def _unpack(self, archive: Path) -> tuple[Path, Extracted]:
-        staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=self._root))
+        place = Path(await self._run(tempfile.mkdtemp, "", _UPLOAD, self._root))
         try:
-            return staging, extract(archive, staging, self.limit_bytes)
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
+            archive = place / "archive"
+            sha256 = await self._receive(archive, pieces)
+            files = place / "files"
+            extracted = await self._run(_unpack, archive, files, self.limit_bytes)
+            yield StagedArchive(files, extracted.file_count, extracted.size_bytes, sha256)
         finally:
-            archive.unlink(missing_ok=True)
+            await self._run(shutil.rmtree, place, True)
 
-    async def merge(self, session_id: UUID, staging: Path, path: str, size_bytes: int) -> None:
+    async def _receive(self, archive: Path, pieces: AsyncIterator[bytes]) -> str:
+        digest = hashlib.sha256()
+        received, gathered = 0, bytearray()
+
+        def write(data: bytes) -> None:
+            digest.update(data)
+            with archive.open("ab") as file:
+                file.write(data)
+
+        async for piece in pieces:
+            received += len(piece)
+            if received > self.limit_bytes:
+                raise workspace_too_large(self.limit_bytes)
+            gathered += piece
+            if len(gathered) >= _WRITE_BYTES:
+                await self._run(write, bytes(gathered))
+                gathered.clear()
+        if received == 0:
+            raise archive_invalid("the archive is empty")
+        await self._run(write, bytes(gathered))
+        return digest.hexdigest()
+
+    async def merge(self, session_id: UUID, staged: StagedArchive, path: str) -> None:
         """Moves what was extracted into a workspace; checks everything before it moves anything.
 
-        Raises:
-            ServiceError: INVALID_ARGUMENT with ARCHIVE_INVALID: something is in the way; RESOURCE_EXHAUSTED with
-                WORKSPACE_TOO_LARGE.
-        """
-        await asyncio.to_thread(self._merge, session_id, staging, path, size_bytes)
+        Args:
+            session_id: The session.
+            staged: What to move.
+            path: The directory to put it into; empty for the workspace itself.
 
-    def _merge(self, session_id: UUID, staging: Path, path: str, size_bytes: int) -> None:
-        root = os.open(self.path(session_id), _DIRECTORY)
+        Raises:
+            ServiceError: INVALID_ARGUMENT for `path`, or with ARCHIVE_INVALID: something is in the way;
+                RESOURCE_EXHAUSTED with WORKSPACE_TOO_LARGE.
+        """
+        await self._run(self._merge, session_id, staged, path)
+
+    def _merge(self, session_id: UUID, staged: StagedArchive, path: str) -> None:
+        at = trees.split(path)
+        root = trees.open_root(self.path(session_id))
         try:
-            if _size(root) + size_bytes > self.limit_bytes:
+            if trees.size_of(root) + staged.size_bytes > self.limit_bytes:
                 raise workspace_too_large(self.limit_bytes)
-            target = _descend(root, path, create=True)
+            source = trees.open_root(str(staged.directory))
             try:
-                source = os.open(staging, _DIRECTORY)
-                try:
-                    _walk(source, target, _check)
-                    _walk(source, target, _move)
-                finally:
-                    os.close(source)
+                trees.merge(source, root, at)
             finally:
-                os.close(target)
+                os.close(source)
         finally:
             os.close(root)
 
-    async def discard(self, staging: Path) -> None:
-        """Removes what was extracted."""
-        await asyncio.to_thread(shutil.rmtree, staging, True)
-
     # Downloading
 
-    async def archive(self, session_id: UUID, path: str, kind: str) -> AsyncIterator[bytes]:
+    async def archive(self, session_id: UUID, path: str, kind: str) -> AsyncGenerator[bytes, None]:
         """Packs a workspace, or a part of it, piece by piece.
 
         Args:
@@ -132,199 +192,59 @@ class Workspaces:
             kind: TAR_GZ or ZIP.
 
         Raises:
-            ServiceError: INVALID_ARGUMENT for `path`: it is not there.
+            ServiceError: INVALID_ARGUMENT for `path`: it is not there, or a link; NOT_FOUND with SESSION_NOT_FOUND:
+                the session was deleted meanwhile.
         """
-        root = await asyncio.to_thread(os.open, self.path(session_id), _DIRECTORY)
+        packing = self._pack(session_id, trees.split(path), kind)
         try:
-            start = await asyncio.to_thread(_descend, root, path, create=False)
+            while piece := await self._run(next, packing, b""):
+                yield piece
+        finally:
+            await self._run(packing.close)
+
+    def _pack(self, session_id: UUID, parts: trees.Parts, kind: str) -> Generator[bytes, None, None]:
+        try:
+            root = trees.open_root(self.path(session_id))
+        except FileNotFoundError:
+            raise session_not_found(session_id) from None
+        try:
+            yield from pack(_chosen(root, parts), kind)
         finally:
             os.close(root)
-        pieces: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=16)
-        loop = asyncio.get_running_loop()
-        gone = False
-
-        def put(piece: bytes | None) -> None:
-            if gone:
-                raise BrokenPipeError("the reader is gone")
-            asyncio.run_coroutine_threadsafe(pieces.put(piece), loop).result()
-
-        def pack() -> None:
-            try:
-                _pack(start, kind, cast("IO[bytes]", _Pieces(put)))
-            finally:
-                os.close(start)
-                if not gone:
-                    put(None)
-
-        packing = asyncio.create_task(asyncio.to_thread(pack))
-        try:
-            while (piece := await pieces.get()) is not None:
-                yield piece
-            await packing
-        finally:
-            gone = True
-            while not packing.done():
-                while not pieces.empty():
-                    pieces.get_nowait()
-                await asyncio.wait({packing}, timeout=0.05)
-            if not packing.cancelled():
-                packing.exception()
 
 
-class _Pieces:
-    """A file that is only written to, and hands on what it is given in larger pieces."""
-
-    def __init__(self, put: Callable[[bytes], None]) -> None:
-        self._put = put
-        self._buffer = bytearray()
-
-    def write(self, data: bytes) -> int:
-        self._buffer += data
-        if len(self._buffer) >= _CHUNK:
-            self.flush()
-        return len(data)
-
-    def flush(self) -> None:
-        if self._buffer:
-            self._put(bytes(self._buffer))
-            self._buffer.clear()
-
-    def close(self) -> None:
-        self.flush()
-
-
-def _descend(root: int, path: str, *, create: bool) -> int:
-    """Opens a directory below another, following no link."""
-    here = os.dup(root)
-    for part in [part for part in path.split("/") if part not in ("", ".")]:
-        if part == "..":
-            os.close(here)
-            raise invalid_request("path", "must stay in the workspace")
-        try:
-            if create:
-                try:
-                    os.mkdir(part, 0o755, dir_fd=here)
-                except FileExistsError:
-                    create = True
-            below = os.open(part, _DIRECTORY, dir_fd=here)
-        except OSError:
-            raise invalid_request("path", "is no directory of the workspace") from None
-        finally:
-            os.close(here)
-        here = below
-    return here
-
-
-def _size(directory: int) -> int:
-    total = 0
-    for _, _, names, parent in os.fwalk(".", dir_fd=directory, follow_symlinks=False):
-        for name in names:
-            total += os.stat(name, dir_fd=parent, follow_symlinks=False).st_size
-    return total
-
-
-def _entries(directory: int) -> Iterator[tuple[str, os.stat_result]]:
-    with os.scandir(directory) as found:
-        for entry in sorted(found, key=lambda one: one.name):
-            yield entry.name, entry.stat(follow_symlinks=False)
-
-
-def _walk(source: int, target: int, act: Callable[[int, int, str, bool], bool]) -> None:
-    for name, status in list(_entries(source)):
-        is_directory = stat.S_ISDIR(status.st_mode)
-        if not act(source, target, name, is_directory) or not is_directory:
-            continue
-        below_source = os.open(name, _DIRECTORY, dir_fd=source)
-        try:
-            below_target = os.open(name, _DIRECTORY, dir_fd=target)
-            try:
-                _walk(below_source, below_target, act)
-            finally:
-                os.close(below_target)
-        finally:
-            os.close(below_source)
-
-
-def _check(_source: int, target: int, name: str, is_directory: bool) -> bool:
-    """Whether to look further below; raises when something is in the way."""
+def _unpack(archive: Path, into: Path, limit_bytes: int) -> Extracted:
+    into.mkdir()
     try:
-        there = os.stat(name, dir_fd=target, follow_symlinks=False)
+        return extract(archive, into, limit_bytes)
+    finally:
+        archive.unlink()
+
+
+def _chosen(root: int, parts: trees.Parts) -> Iterator[trees.Entry]:
+    """What is below a directory, or a single file."""
+    try:
+        start = trees.descend(root, parts[:-1])
+    except OSError:
+        raise invalid_request("path", "is not in the workspace") from None
+    try:
+        if parts:
+            status = trees.status_of(start, parts[-1])
+            if status is not None and stat.S_ISREG(status.st_mode):
+                yield trees.Entry(parts[-1:], status, start)
+                return
+            if status is None or not stat.S_ISDIR(status.st_mode):
+                raise invalid_request("path", "is not a directory or file of the workspace")
+            below = trees.descend(start, parts[-1:])
+            os.close(start)
+            start = below
+        yield from trees.walk(start)
+    finally:
+        os.close(start)
+
+
+def _is_stale(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.stat(follow_symlinks=False).st_mtime < time.time() - _STALE_SECONDS
     except FileNotFoundError:
         return False
-    if stat.S_ISDIR(there.st_mode) != is_directory:
-        raise archive_invalid("a file and a directory have the same name", name)
-    return True
-
-
-def _move(source: int, target: int, name: str, is_directory: bool) -> bool:
-    """Moves an entry; of a directory that is there already, what is in it."""
-    if is_directory:
-        try:
-            os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
-        except OSError:
-            return True
-        return False
-    os.replace(name, name, src_dir_fd=source, dst_dir_fd=target)
-    return False
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    name: str
-    status: os.stat_result
-    file: IO[bytes] | None = None
-    link: str = ""
-
-
-def _tree(directory: int, prefix: str = "") -> Iterator[_Entry]:
-    """Everything below a directory; files are open while they are looked at."""
-    for name, status in list(_entries(directory)):
-        path = f"{prefix}{name}"
-        if stat.S_ISDIR(status.st_mode):
-            yield _Entry(path, status)
-            below = os.open(name, _DIRECTORY, dir_fd=directory)
-            try:
-                yield from _tree(below, f"{path}/")
-            finally:
-                os.close(below)
-        elif stat.S_ISLNK(status.st_mode):
-            yield _Entry(path, status, link=os.readlink(name, dir_fd=directory))
-        elif stat.S_ISREG(status.st_mode):
-            descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-            with os.fdopen(descriptor, "rb") as file:
-                yield _Entry(path, os.fstat(file.fileno()), file=file)
-
-
-def _pack(start: int, kind: str, out: IO[bytes]) -> None:
-    if kind == "ZIP":
-        _pack_zip(start, out)
-    else:
-        _pack_tar(start, out)
-    out.flush()
-
-
-def _pack_tar(start: int, out: IO[bytes]) -> None:
-    with tarfile.open(fileobj=out, mode="w|gz", compresslevel=3) as tar:
-        for entry in _tree(start):
-            info = tarfile.TarInfo(entry.name)
-            info.mode = stat.S_IMODE(entry.status.st_mode)
-            info.mtime = int(entry.status.st_mtime)
-            if entry.file is not None:
-                info.size = entry.status.st_size
-            elif entry.link:
-                info.type, info.linkname = tarfile.SYMTYPE, entry.link
-            else:
-                info.type = tarfile.DIRTYPE
-            tar.addfile(info, entry.file)
-
-
-def _pack_zip(start: int, out: IO[bytes]) -> None:
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as packed:
-        for entry in _tree(start):
-            if entry.file is None:
-                continue
-            info = zipfile.ZipInfo(entry.name, (1980, 1, 1, 0, 0, 0))
-            info.external_attr = (entry.status.st_mode & 0xFFFF) << 16
-            info.compress_type = zipfile.ZIP_DEFLATED
-            with packed.open(info, "w", force_zip64=True) as member:
-                shutil.copyfileobj(entry.file, member)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AbstractAsyncContextManager, aclosing
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
 from uuid import UUID
@@ -13,44 +17,53 @@ from services.session.domain.entities import LogEvent
 from services.session.domain.errors import workspace_busy
 from services.session.domain.events import EventDraft
 from services.session.usecases.ports import LiveFeedPort, SessionStore
-from services.session.usecases.sessions import require_writer
+from services.session.usecases.sessions import canonical, require_writer
+
+_DAY = timedelta(hours=24)
 
 
-class Extracted(Protocol):
-    """What an archive held."""
+@dataclass(frozen=True, slots=True)
+class Uploaded:
+    """What was put into a workspace."""
 
-    @property
-    def file_count(self) -> int:
-        """How many files."""
+    file_count: int
+    size_bytes: int
 
-    @property
-    def size_bytes(self) -> int:
-        """Their size."""
+
+@dataclass(frozen=True, slots=True)
+class StagedArchive:
+    """An archive that was received and extracted, outside of any workspace.
+
+    Attributes:
+        directory: What it held.
+        file_count: How many files.
+        size_bytes: Their size.
+        sha256: Of the archive, hexadecimal.
+    """
+
+    directory: Path
+    file_count: int
+    size_bytes: int
+    sha256: str
 
 
 class WorkspaceFiles(Protocol):
     """The directories, as these use cases need them."""
 
-    async def receive(self, pieces: AsyncIterator[bytes]) -> Path:
-        """Keeps an archive in a temporary file."""
+    def staged(self, pieces: AsyncIterator[bytes]) -> AbstractAsyncContextManager[StagedArchive]:
+        """Receives an archive and extracts it into a directory of its own, which is there until the block ends."""
 
-    async def unpack(self, archive: Path) -> tuple[Path, Extracted]:
-        """Extracts an archive into a directory of its own."""
-
-    async def merge(self, session_id: UUID, staging: Path, path: str, size_bytes: int) -> None:
+    async def merge(self, session_id: UUID, staged: StagedArchive, path: str) -> None:
         """Moves what was extracted into a workspace: all of it or nothing."""
 
-    async def discard(self, staging: Path) -> None:
-        """Removes what was extracted."""
-
-    def archive(self, session_id: UUID, path: str, kind: str) -> AsyncIterator[bytes]:
+    def archive(self, session_id: UUID, path: str, kind: str) -> AsyncGenerator[bytes, None]:
         """Packs a workspace."""
 
 
 class ContentReader(Protocol):
     """Reads large texts."""
 
-    def read(self, session_id: UUID, content_id: UUID) -> AsyncIterator[bytes]:
+    def read(self, session_id: UUID, content_id: UUID) -> AsyncGenerator[bytes, None]:
         """Reads a text piece by piece."""
 
 
@@ -58,7 +71,11 @@ class WorkspaceUseCases:
     """The use cases."""
 
     def __init__(
-        self, store: SessionStore, files: WorkspaceFiles, contents: ContentReader, feed: LiveFeedPort
+        self,
+        store: SessionStore,
+        files: WorkspaceFiles,
+        contents: ContentReader,
+        feed: LiveFeedPort,
     ) -> None:
         """Args: store: the database; files: the directories; contents: large texts; feed: tells watchers."""
         self._store = store
@@ -67,9 +84,9 @@ class WorkspaceUseCases:
         self._feed = feed
 
     async def upload(
-        self, caller: Caller, session_id: UUID, path: str, pieces: AsyncIterator[bytes]
-    ) -> Extracted:
-        """Extracts an archive into a workspace: all of it, or nothing. Uploading it again does the same again.
+        self, caller: Caller, session_id: UUID, path: str, pieces: AsyncIterator[bytes], request_id: str
+    ) -> Uploaded:
+        """Extracts an archive into a workspace: all of it, or nothing.
 
         Raises:
             ServiceError: as documented at WorkspaceService.UploadWorkspace.
@@ -77,25 +94,30 @@ class WorkspaceUseCases:
         require_writer(caller)
         async with self._store.begin(caller) as transaction:
             await transaction.get_session(session_id)
-        staging, extracted = await self._files.unpack(await self._files.receive(pieces))
         written: list[LogEvent] = []
-        try:
-            async with self._store.begin(caller) as transaction:
+        # Received and extracted before the transaction: only moving it takes place under the head's lock.
+        async with self._files.staged(pieces) as staged, self._store.begin(caller) as transaction:
+
+            async def run() -> bytes:
                 # Under the head's lock no turn begins, and no other upload merges.
                 head = await transaction.lock_head(session_id)
                 if any(turn.state.driven for turn in await transaction.open_turns(session_id)):
                     raise workspace_busy()
-                await self._files.merge(session_id, staging, path, extracted.size_bytes)
+                await self._files.merge(session_id, staged, path)
                 uploaded = events.WorkspaceUploaded(
-                    extracted.file_count, extracted.size_bytes, path, caller.user_id
+                    staged.file_count, staged.size_bytes, path, caller.user_id
                 )
-                written = await transaction.append(head, [EventDraft(uploaded)])
-        finally:
-            await self._files.discard(staging)
-        await self._feed.publish_events(session_id, written)
-        return extracted
+                written.extend(await transaction.append(head, [EventDraft(uploaded)]))
+                return canonical(staged.file_count, staged.size_bytes)
 
-    async def download(self, caller: Caller, session_id: UUID, path: str, kind: str) -> AsyncIterator[bytes]:
+            request = canonical(session_id, path, staged.sha256)
+            done = await transaction.once("UploadWorkspace", request_id, request, run, _DAY)
+        await self._feed.publish_events(session_id, written)
+        return Uploaded(*json.loads(done))
+
+    async def download(
+        self, caller: Caller, session_id: UUID, path: str, kind: str
+    ) -> AsyncGenerator[bytes, None]:
         """Packs a workspace, piece by piece.
 
         Raises:
@@ -103,10 +125,13 @@ class WorkspaceUseCases:
         """
         async with self._store.begin(caller) as transaction:
             await transaction.get_session(session_id)
-        async for piece in self._files.archive(session_id, path, kind):
-            yield piece
+        async with aclosing(self._files.archive(session_id, path, kind)) as pieces:
+            async for piece in pieces:
+                yield piece
 
-    async def read_content(self, caller: Caller, session_id: UUID, content_id: UUID) -> AsyncIterator[bytes]:
+    async def read_content(
+        self, caller: Caller, session_id: UUID, content_id: UUID
+    ) -> AsyncGenerator[bytes, None]:
         """Reads a text that was too large for the log, piece by piece.
 
         Raises:
@@ -115,5 +140,6 @@ class WorkspaceUseCases:
         async with self._store.begin(caller) as transaction:
             await transaction.get_session(session_id)
             await transaction.get_content(session_id, content_id)
-        async for piece in self._contents.read(session_id, content_id):
-            yield piece
+        async with aclosing(self._contents.read(session_id, content_id)) as pieces:
+            async for piece in pieces:
+                yield piece
