@@ -114,14 +114,15 @@ class Gate:
         """Takes note of an event without sending it: one that passed before this gate was made, or just now."""
         self.sequence = max(self.sequence, event.sequence)
         if event.completes is not None:
-            turn_id, attempt, block = event.completes
-            known = self._completed.get((turn_id, attempt), 0)
-            self._completed[(turn_id, attempt)] = max(known, block)
-            if self.key is not None and self.key[:2] == (turn_id, attempt) and self.key.block <= block:
+            of, block = event.completes[:2], event.completes.block
+            self._completed[of] = max(self._completed.get(of, 0), block)
+            if self.key is not None and self.key[:2] == of and self.key.block <= block:
                 self.key, self.offset = None, 0
         if event.begins_attempt is not None:
             self._attempt = event.begins_attempt
-            if self.key is not None and self.key[:2] != event.begins_attempt:
+            turn_id, attempt = event.begins_attempt
+            # Of an older turn or attempt it tells nothing of the open block: that came after it.
+            if self.key is not None and self.key.turn_id == turn_id and self.key.attempt < attempt:
                 self.key, self.offset = None, 0
         if event.ends_turn is not None:
             self._ended.add(event.ends_turn)
