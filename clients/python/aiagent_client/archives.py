@@ -143,7 +143,7 @@ def _excluded(relative: Path, patterns: Sequence[str]) -> bool:
 
 def _inside(root: Path, path: Path) -> bool:
     # Both readings of `..`: of the text, as an archive's reader checks it, and of the file system.
-    return Path(os.path.normpath(path)).is_relative_to(root) and path.resolve().is_relative_to(root)
+    return all(Path(read(path)).is_relative_to(root) for read in (os.path.normpath, os.path.realpath))
 
 
 def _header(header: tarfile.TarInfo) -> bytes:

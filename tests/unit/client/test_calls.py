@@ -25,7 +25,8 @@ from aiagent_client import (
     UnavailableError,
 )
 from aiagent_client.connection import parse_url
-from tests.unit.client.scripted_server import PASSWORD, Fault, ScriptedServer
+from tests.unit.client.scripted_server import PASSWORD, ScriptedServer
+from tests.unit.client.scripted_session import Fault
 
 pytestmark = pytest.mark.unit
 

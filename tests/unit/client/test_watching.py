@@ -21,7 +21,8 @@ from aiagent_client import (
     WatchCursor,
     watching,
 )
-from tests.unit.client.scripted_server import Fault, Log, ScriptedServer
+from tests.unit.client.scripted_server import ScriptedServer
+from tests.unit.client.scripted_session import Fault, Log
 
 pytestmark = pytest.mark.unit
 TURN = "0198c2f0-0000-7000-8000-000000000001"

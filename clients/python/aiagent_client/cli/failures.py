@@ -37,7 +37,9 @@ def report(error: ClientError, url: str, *, as_json: bool) -> int:
         console.print(Text.assemble(("error: ", "bold red"), safe(_sentence(error, url))), soft_wrap=True)
         if isinstance(error, ApiError):
             for violation in error.field_violations:
-                console.print(f"  {safe(violation.field)}: {safe(violation.description)}", soft_wrap=True)
+                line = f"{violation.field}: {violation.description}"
+                if line != error.message:
+                    console.print(f"  {safe(line)}", soft_wrap=True)
     return WRONG_USE if isinstance(error, UsageError) else FAILED
 
 

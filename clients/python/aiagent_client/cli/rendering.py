@@ -243,7 +243,7 @@ class Renderer:
 
     def _turn_ended(self, ended: TurnEnded) -> None:
         self.ended = ended
-        mark, colour, word = _ENDINGS.get(ended.state, ("·", "", ended.state.lower()))
+        mark, colour, word = _ENDINGS.get(ended.state, ("·", "", one_line(ended.state.lower())))
         why = (
             f": {one_line(ended.failure.message or ended.failure.reason, 500)}"
             if ended.HasField("failure")

@@ -101,10 +101,9 @@ async def _query_live(
     thinking: bool,
     stream: bool,
 ) -> None:
-    notes = invocation.out if sys.stdout.isatty() and not stream else invocation.notes
-    renderer = Renderer(
-        invocation.out if notes is invocation.notes else notes, notes, session_id=identity, thinking=thinking
-    )
+    out = invocation.out
+    notes = out if sys.stdout.isatty() and not stream else invocation.notes
+    renderer = Renderer(out, notes, session_id=identity, thinking=thinking)
     renderer.idle("sending")
     try:
         turn = await client.sessions.send(identity, text, when_busy=policy)
