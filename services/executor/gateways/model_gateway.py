@@ -7,7 +7,9 @@ answer through. Without a key it hands the call to the offline model. It counts 
 from __future__ import annotations
 
 import json
+import os
 import secrets
+import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,16 +50,16 @@ class Meter:
 class ModelGateway:
     """The gateway of one executor: on a Unix socket and on a loopback port."""
 
-    def __init__(self, socket: Path, *, base_url: str, api_key: str, offline: Offline | None) -> None:
+    def __init__(self, path: Path, *, base_url: str, api_key: str, offline: Offline | None) -> None:
         """Prepares it.
 
         Args:
-            socket: The Unix socket to listen on.
+            path: The Unix socket to listen on.
             base_url: The model API.
             api_key: The key; empty when the offline model answers.
             offline: The offline model; None when the model API is used.
         """
-        self.socket = socket
+        self.socket = path
         self.port = 0
         self._base_url = base_url.rstrip("/")
         self._api_key = api_key
@@ -82,9 +84,7 @@ class ModelGateway:
         app.router.add_route("*", "/{path:.*}", self._serve)
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True)
         await self._runner.setup()
-        self.socket.unlink(missing_ok=True)
-        await web.UnixSite(self._runner, str(self.socket)).start()
-        self.socket.chmod(0o600)
+        await web.SockSite(self._runner, _listening(self.socket)).start()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()
         self.port = self._runner.addresses[-1][1]
@@ -140,6 +140,19 @@ class ModelGateway:
                 await answer.write(chunk)
             await answer.write_eof()
             return answer
+
+
+def _listening(path: Path) -> socket.socket:
+    """Binds a Unix socket that is its owner's alone; a path may be longer than the 107 bytes of an address."""
+    path.unlink(missing_ok=True)
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        made.bind(f"/proc/self/fd/{folder}/{path.name}")
+    finally:
+        os.close(folder)
+    path.chmod(0o600)
+    return made
 
 
 def _token(request: web.Request) -> str:

@@ -17,12 +17,17 @@ from .edge import Edge
 
 
 async def answered(
-    client: httpx.AsyncClient, path: str = "/health", *, status: int = 200, **options: Any
+    client: httpx.AsyncClient,
+    path: str = "/health",
+    *,
+    method: str = "GET",
+    status: int = 200,
+    **options: Any,
 ) -> httpx.Response:
     """Waits for a status; Envoy tells nobody when it has noticed that a service comes or goes."""
     async with asyncio.timeout(5):
         while True:
-            answer = await client.get(path, **options)
+            answer = await client.request(method, path, **options)
             if answer.status_code == status:
                 return answer
             await asyncio.sleep(0.05)
