@@ -19,7 +19,8 @@ test: env ## everything this machine can check; ARGS go to pytest
 	@$(PYTHON) -m pytest $(ARGS)
 
 lint: env ## what CI checks before the tests
-	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports && .venv/bin/buf lint
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports
+	@.venv/bin/buf lint && .venv/bin/buf format --diff --exit-code --path protos/aiagent && $(PYTHON) -m protos.generate --check
 
 fmt: env ## format Python and protos
 	@.venv/bin/ruff check --fix -q . ; .venv/bin/ruff format . && .venv/bin/buf format -w protos/aiagent

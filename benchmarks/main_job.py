@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from datetime import date
+from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
@@ -95,7 +95,8 @@ def main() -> None:
         print(json.dumps(figures, indent=1))
         return
     memory = psutil.virtual_memory().total / 2**30
-    print(f"{platform.system()} {platform.machine()}, {psutil.cpu_count()} cores, {memory:.0f} GiB, {date.today()}")
+    today = datetime.now(UTC).date()
+    print(f"{platform.system()} {platform.machine()}, {psutil.cpu_count()} cores, {memory:.0f} GiB, {today}")
     for name, value in figures.items():
         print(f"  {name:<44} {value:8.1f}")
 
