@@ -88,7 +88,7 @@ class ClaudeAgents:
         """Returns an agent that is not started."""
         return ClaudeAgent(
             self._agents / str(session_id),
-            self._workspaces / str(session_id),
+            self._workspaces,
             self._isolation,
             self._gateway,
             offline_model=self._offline,
@@ -125,7 +125,7 @@ class ClaudeAgent:
     def __init__(
         self,
         private: Path,
-        workspace: Path,
+        workspaces: Path,
         isolation: Isolation,
         gateway: ModelGateway,
         *,
@@ -135,7 +135,7 @@ class ClaudeAgent:
         """Use `ClaudeAgents.make`."""
         self._private = private
         self._home = private / "home"
-        self._workspace = workspace
+        self._workspaces = workspaces
         self._isolation = isolation
         self._gateway = gateway
         self._offline = offline_model
@@ -143,7 +143,7 @@ class ClaudeAgent:
         self._token = ""
         self._client: ClaudeSDKClient | None = None
         self._task: asyncio.Task[None] | None = None
-        self._ready: asyncio.Future[None] | None = None
+        self._ready: asyncio.Future[None] = asyncio.Future()
         self._messages: asyncio.Queue[Message | None] = asyncio.Queue(maxsize=64)
         self._closing = asyncio.Event()
         self._alive = False
@@ -159,12 +159,9 @@ class ClaudeAgent:
         """Whether it can take a turn."""
         return self._alive
 
-    @property
-    def pid(self) -> int | None:
-        """The launcher's process id."""
-        transport = getattr(self._client, "_transport", None)
-        process = getattr(transport, "_process", None)
-        return getattr(process, "pid", None)
+    @staticmethod
+    def _process(client: ClaudeSDKClient | None) -> Any:
+        return getattr(getattr(client, "_transport", None), "_process", None)
 
     def fits(self, request: TurnRequest) -> bool:
         """Whether it stands where the turn begins."""
@@ -185,19 +182,20 @@ class ClaudeAgent:
         """
         for path in (self._private, self._home, self._home / ".claude", self._home / "tmp"):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._workspace.mkdir(mode=0o700, parents=True, exist_ok=True)
+        workspace = self._workspaces / request.workspace
+        workspace.mkdir(mode=0o700, parents=True, exist_ok=True)
         resume = bool(request.cli_session_id) and self._transcript(request.cli_session_id) is not None
         self.cli_session_id = request.cli_session_id or str(uuid4())
         self._fingerprint = sdk_options.fingerprint(request.options)
         self._token, _ = self._gateway.admit()
         launcher = self._private / "launch"
-        place = AgentPlace(self._workspace, self._home, self._gateway.socket, self._gateway.port, self._token)
+        place = AgentPlace(workspace, self._home, self._gateway.socket, self._gateway.port, self._token)
         self._isolation.write_launcher(place, launcher)
         self._client = ClaudeSDKClient(
             sdk_options.build(
                 request,
                 launcher=launcher,
-                workspace=self._workspace,
+                workspace=workspace,
                 prompt_file=self._home / "system-prompt.md",
                 resume=resume,
                 session_id=self.cli_session_id,
@@ -207,7 +205,6 @@ class ClaudeAgent:
                 stderr=self._note,
             )
         )
-        self._ready = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._own(self._client), name="agent", context=detached())
         await self._ready
 
@@ -216,18 +213,33 @@ class ClaudeAgent:
 
     async def _own(self, client: ClaudeSDKClient) -> None:
         """The actor: connects, reads, disconnects."""
-        if self._ready is None:
-            raise AssertionError("use start")
+        try:
+            if await self._connect(client):
+                await self._until_closed(client)
+        finally:
+            await self._disconnect(client)
+            self._gateway.dismiss(self._token)
+
+    async def _connect(self, client: ClaudeSDKClient) -> bool:
+        failure = ""
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 await client.connect()
-        except (ClaudeSDKError, TimeoutError, OSError) as error:
+        except asyncio.CancelledError:
+            # By `stop`; the task ends by itself.
+            failure = "the agent was stopped before it was up"
+        except Exception as error:
             _log.warning("agent does not start", error=str(error)[:500], stderr=self._errors[-5:])
-            self._ready.set_exception(AgentDied("the agent process did not start"))
-            await self._disconnect(client)
-            return
-        self._alive = True
-        self._ready.set_result(None)
+            failure = "the agent process did not start"
+        self._alive = not failure
+        if not self._ready.done():
+            if failure:
+                self._ready.set_exception(AgentDied(failure))
+            else:
+                self._ready.set_result(None)
+        return not failure
+
+    async def _until_closed(self, client: ClaudeSDKClient) -> None:
         reading = asyncio.create_task(self._read(client), name="agent-reader")
         closing = asyncio.create_task(self._closing.wait(), name="agent-closing")
         try:
@@ -237,8 +249,6 @@ class ClaudeAgent:
             for task in (reading, closing):
                 task.cancel()
             await asyncio.gather(reading, closing, return_exceptions=True)
-            await self._disconnect(client)
-            self._gateway.dismiss(self._token)
 
     async def _read(self, client: ClaudeSDKClient) -> None:
         try:
@@ -257,17 +267,14 @@ class ClaudeAgent:
                     self._messages.get_nowait()
 
     async def _disconnect(self, client: ClaudeSDKClient) -> None:
-        pid = self.pid
+        process = self._process(client)
         try:
             async with asyncio.timeout(DISCONNECT_SECONDS):
                 await client.disconnect()
         except (ClaudeSDKError, TimeoutError, OSError, RuntimeError) as error:
             _log.info("agent did not disconnect", error=type(error).__name__)
-        if pid is not None:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                return
+        if process is not None and process.returncode is None:
+            process.kill()
 
     async def interrupt(self) -> None:
         """Asks the agent to stop its turn."""
@@ -284,6 +291,8 @@ class ClaudeAgent:
         self._alive = False
         self._closing.set()
         if self._task is not None:
+            if not self._ready.done():
+                self._task.cancel()
             await asyncio.shield(asyncio.gather(self._task, return_exceptions=True))
 
     # Turns

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import socket
 from collections.abc import Awaitable, Callable
@@ -20,6 +21,8 @@ import structlog
 from aiohttp import web
 
 _log = structlog.get_logger(__name__)
+# What an agent needs. With the key behind the gateway, more would be the account's files, batches and other users.
+_SERVED = re.compile(r"HEAD /|POST /v1/messages(/count_tokens)?|GET /v1/models(/[A-Za-z0-9._-]+)?")
 _MAX_REQUEST_BYTES = 64 * 1024 * 1024
 _HOP_BY_HOP = frozenset(
     {
@@ -106,7 +109,9 @@ class ModelGateway:
         meter = self._meters.get(_token(request))
         if meter is None:
             return _error(401, "authentication_error", "this token is not known")
-        if request.method in ("HEAD", "GET") and self._offline is not None:
+        if not _SERVED.fullmatch(f"{request.method} {request.rel_url.raw_path}"):
+            return _error(404, "not_found_error", "the gateway serves messages, and nothing else of the API")
+        if request.method != "POST" and self._offline is not None:
             return web.json_response({})
         meter.calls += 1
         if self._offline is not None:

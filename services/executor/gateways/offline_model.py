@@ -38,10 +38,6 @@ async def answer(request: web.Request, body: dict[str, Any]) -> web.StreamRespon
     """Answers one call of the Messages API."""
     if request.path.endswith("/count_tokens"):
         return web.json_response({"input_tokens": _tokens_in(body)})
-    if not request.path.endswith("/messages"):
-        return web.json_response(
-            {"type": "error", "error": {"type": "not_found_error", "message": "?"}}, status=404
-        )
     step = _step(body)
     if step.get("delay_seconds"):
         await asyncio.sleep(float(step["delay_seconds"]))

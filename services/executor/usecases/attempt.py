@@ -19,6 +19,7 @@ from services.executor.domain.items import (
     Decision,
     DecisionNeeded,
     Item,
+    Outcome,
     ToolResult,
     ToolUse,
 )
@@ -70,9 +71,9 @@ class Attempt:
         self._questions: dict[str, asyncio.Future[Decision]] = {}
         self._decided: dict[str, Decision] = {}
         self.ended = False
-        self.stopping: str | None = None
-        self.heard = clock.monotonic()
-        self.waited_seconds = 0.0
+        self.stopping: Outcome | None = None
+        self._begun = self.heard = clock.monotonic()
+        self._waited = 0.0
         self._waiting_since: float | None = None
 
     def _notify(self) -> None:
@@ -84,10 +85,11 @@ class Attempt:
         self.heard = self._clock.monotonic()
 
     @property
-    def working_seconds(self) -> float:
-        """Time spent waiting for decisions so far, in seconds; it does not count against the turn."""
-        waiting = self._clock.monotonic() - self._waiting_since if self._waiting_since is not None else 0.0
-        return self.waited_seconds + waiting
+    def worked_seconds(self) -> float:
+        """Time since it began, in seconds, without that spent waiting for decisions."""
+        now = self._clock.monotonic()
+        waiting = now - self._waiting_since if self._waiting_since is not None else 0.0
+        return now - self._begun - self._waited - waiting
 
     async def emit(self, item: Item) -> None:
         """Takes an item; waits while the buffer is full. Nothing follows the end."""
@@ -96,6 +98,8 @@ class Attempt:
         if isinstance(item, BlockDelta) and self._join(item):
             self._notify()
             return
+        if isinstance(item, AttemptEnded):
+            item = self._as_told(item)
         size = _size(item)
         # The end is always taken: it lets go of everything else.
         while self._bytes + size > BUFFER_BYTES and self._items and not isinstance(item, AttemptEnded):
@@ -111,6 +115,14 @@ class Attempt:
                 if not question.done():
                     question.set_result(Decision(False, "the attempt has ended"))
         self._notify()
+
+    def _as_told(self, ended: AttemptEnded) -> AttemptEnded:
+        """An agent that was stopped says interrupted, whatever for; one that was parked was denied a call by nobody."""
+        if self.stopping is None or self.stopping is ended.outcome:
+            return ended
+        if ended.outcome is Outcome.INTERRUPTED or self.stopping is Outcome.PARKED:
+            return replace(ended, outcome=self.stopping, reason="", message="")
+        return ended
 
     def _join(self, delta: BlockDelta) -> bool:
         """Joins a delta to the one before it, if nobody has read that; it takes the later offset."""
@@ -196,7 +208,7 @@ class Attempt:
         if self._questions and self._waiting_since is None:
             self._waiting_since = now
         elif not self._questions and self._waiting_since is not None:
-            self.waited_seconds += now - self._waiting_since
+            self._waited += now - self._waiting_since
             self._waiting_since = None
 
     def decide(self, tool_use_id: str, decision: Decision) -> None:

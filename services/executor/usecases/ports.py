@@ -42,10 +42,6 @@ class Agent(Protocol):
     def alive(self) -> bool:
         """Whether it can take a turn."""
 
-    @property
-    def pid(self) -> int | None:
-        """Its process id."""
-
     def fits(self, request: TurnRequest) -> bool:
         """Whether it stands where the turn begins: same conversation, same options."""
 

@@ -23,6 +23,8 @@ _log = structlog.get_logger(__name__)
 
 DRIVER_SILENCE_SECONDS = 15.0
 """An attempt without a sign of life of its driver is ended after so long. Drivers wait 16 s before another one."""
+TIMEOUT_GRACE_SECONDS = 5.0
+"""How much longer than its limit a turn may take here: its driver, who sees the other attempts too, comes first."""
 STOP_SECONDS = 1.2
 """How long an agent may take to stop by itself before it is killed."""
 STARTS_AT_ONCE = 2
@@ -251,7 +253,7 @@ class Turns:
         finally:
             if not attempt.ended:
                 if attempt.stopping is not None:
-                    end = AttemptEnded(Outcome(attempt.stopping))
+                    end = AttemptEnded(attempt.stopping)
                 await attempt.emit(end or AttemptEnded(Outcome.LOST, "CLI_DIED", "the agent ended early"))
             live.attempt = None
             live.idle_since = self._clock.monotonic()
@@ -272,7 +274,7 @@ class Turns:
             await self._clock.sleep(0.05)
             waited += 0.05
         if not attempt.ended:
-            await attempt.emit(AttemptEnded(Outcome(attempt.stopping or Outcome.INTERRUPTED)))
+            await attempt.emit(AttemptEnded(attempt.stopping or Outcome.INTERRUPTED))
             await live.agent.stop()
 
     async def watch(self) -> None:
@@ -286,9 +288,14 @@ class Turns:
                     if now - live.idle_since > self._idle_seconds or not live.agent.alive:
                         del self._live[session_id]
                         self._spawn(live.agent.stop())
-                elif now - attempt.heard > DRIVER_SILENCE_SECONDS and not attempt.ended:
+                elif attempt.ended or attempt.stopping is not None:
+                    continue
+                elif now - attempt.heard > DRIVER_SILENCE_SECONDS:
                     _log.warning("no driver; the attempt ends", turn_id=str(attempt.request.turn_id))
                     attempt.stopping = Outcome.LOST
+                    self._spawn(self._stop(attempt))
+                elif attempt.worked_seconds > attempt.request.timeout_seconds + TIMEOUT_GRACE_SECONDS:
+                    attempt.stopping = Outcome.TIMED_OUT
                     self._spawn(self._stop(attempt))
             for key, attempt in list(self._attempts.items()):
                 if attempt.ended and now - attempt.heard > 60.0:

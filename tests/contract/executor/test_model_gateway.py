@@ -1,0 +1,179 @@
+"""The gateway between agents and the model: it keeps the key, and passes on what an agent needs and nothing more."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from services.executor.gateways.model_gateway import ModelGateway
+
+pytestmark = pytest.mark.contract
+KEY = "sk-the-real-key"
+BODY = {"model": "m", "max_tokens": 10, "messages": [{"role": "user", "content": "Hi"}], "stream": True}
+
+
+class Upstream:
+    """A model API that remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, str, dict[str, str], bytes]] = []
+        self.status = 200
+        self.answer = b'data: {"usage": {"input_tokens": 7, "output_tokens": 2}}\n\n'
+        self.url = ""
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", self._serve)
+        self._runner = web.AppRunner(app)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
+        self.requests.append((request.method, request.path_qs, dict(request.headers), await request.read()))
+        headers = {
+            "content-type": "text/event-stream",
+            "request-id": "req_1",
+            "location": "http://elsewhere/",
+        }
+        return web.Response(status=self.status, body=self.answer, headers=headers)
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[Upstream]:
+    made = Upstream()
+    await made.start()
+    yield made
+    await made.stop()
+
+
+@pytest.fixture
+async def keeping(upstream: Upstream, tmp_path: Path) -> AsyncIterator[ModelGateway]:
+    """A gateway that keeps a key."""
+    made = ModelGateway(tmp_path / "gateway.sock", base_url=upstream.url, api_key=KEY, offline=None)
+    await made.start()
+    yield made
+    await made.stop()
+
+
+async def ask(
+    gateway: ModelGateway,
+    token: str,
+    *,
+    method: str = "POST",
+    path: str = "/v1/messages?beta=true",
+    **options,
+) -> tuple[int, bytes, dict[str, str]]:
+    """Calls the gateway as an agent does: through its socket."""
+    connector = aiohttp.UnixConnector(str(gateway.socket))
+    headers = {"x-api-key": token, "anthropic-version": "2023-06-01", **options.pop("headers", {})}
+    async with (
+        aiohttp.ClientSession(connector=connector) as client,
+        client.request(method, f"http://gateway{path}", headers=headers, json=BODY, **options) as answer,
+    ):
+        return answer.status, await answer.read(), dict(answer.headers)
+
+
+async def test_the_agents_token_is_swapped_for_the_key(keeping: ModelGateway, upstream: Upstream):
+    token, meter = keeping.admit()
+    status, body, headers = await ask(keeping, token, headers={"authorization": f"Bearer {token}"})
+    assert (status, body) == (200, upstream.answer)
+    [(method, path, seen, sent)] = upstream.requests
+    assert (method, path, json.loads(sent)) == ("POST", "/v1/messages?beta=true", BODY)
+    lower = {name.lower(): value for name, value in seen.items()}
+    assert lower["x-api-key"] == KEY
+    assert "authorization" not in lower
+    assert lower["anthropic-version"] == "2023-06-01"
+    assert token not in str(seen)
+    assert KEY not in str(headers) + body.decode()
+    assert (meter.calls, meter.input_tokens, meter.output_tokens) == (1, 7, 2)
+
+
+@pytest.mark.parametrize("token", ["", "agent-guessed", KEY])
+async def test_an_unknown_token_gets_nothing(keeping: ModelGateway, upstream: Upstream, token: str):
+    status, body, _ = await ask(keeping, token)
+    assert status == 401
+    assert json.loads(body)["error"]["type"] == "authentication_error"
+    assert upstream.requests == []
+
+
+async def test_a_token_ends_with_its_agent(keeping: ModelGateway, upstream: Upstream):
+    token, _ = keeping.admit()
+    keeping.dismiss(token)
+    assert (await ask(keeping, token))[0] == 401
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/files"),
+        ("POST", "/v1/messages/batches"),
+        ("POST", "/v1/messages/../files"),
+        ("POST", "/v1/messages%2f..%2ffiles"),
+        ("GET", "/v1/organizations/users"),
+        ("DELETE", "/v1/messages"),
+        ("POST", "//elsewhere.example/v1/messages"),
+    ],
+)
+async def test_nothing_else_of_the_account_is_reached(
+    keeping: ModelGateway, upstream: Upstream, method: str, path: str
+):
+    token, _ = keeping.admit()
+    status, _, _ = await ask(keeping, token, method=method, path=path)
+    assert status in (401, 404)
+    assert [request for request in upstream.requests if not request[1].startswith("/v1/messages?")] == []
+
+
+async def test_errors_of_the_model_pass_as_they_are(keeping: ModelGateway, upstream: Upstream):
+    upstream.status, upstream.answer = 529, b'{"type": "error"}'
+    token, _ = keeping.admit()
+    status, body, headers = await ask(keeping, token)
+    assert (status, body, headers["request-id"]) == (529, upstream.answer, "req_1")
+
+
+async def test_a_redirect_takes_the_key_nowhere(keeping: ModelGateway, upstream: Upstream):
+    upstream.status = 307
+    token, _ = keeping.admit()
+    assert (await ask(keeping, token, allow_redirects=False))[0] == 307
+    assert len(upstream.requests) == 1
+
+
+async def test_a_model_that_cannot_be_reached_is_said_so(keeping: ModelGateway, upstream: Upstream):
+    await upstream.stop()
+    token, _ = keeping.admit()
+    status, body, _ = await ask(keeping, token)
+    assert status == 502
+    assert json.loads(body)["error"] == {"type": "api_error", "message": "the model API cannot be reached"}
+
+
+async def test_the_socket_is_its_owners_alone(keeping: ModelGateway):
+    assert keeping.socket.stat().st_mode & 0o777 == 0o600
+
+
+async def test_the_offline_model_plays_the_script_step_by_step(gateway: ModelGateway):
+    token, _ = gateway.admit()
+    steps = [{"tools": [{"name": "Bash", "input": {"command": "ls"}}]}, {"text": "done"}]
+    prompt = {"role": "user", "content": f"<<SCRIPT>>{json.dumps(steps)}<<END>>"}
+    tool = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": "x"}]}
+    call = {"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "Bash", "input": {}}]}
+    said = []
+    for messages in ([prompt], [prompt, call, tool]):
+        connector = aiohttp.UnixConnector(str(gateway.socket))
+        body = {"model": "m", "max_tokens": 9, "messages": messages, "tools": [{"name": "Bash"}]}
+        async with (
+            aiohttp.ClientSession(connector=connector) as client,
+            client.post("http://gateway/v1/messages", headers={"x-api-key": token}, json=body) as answer,
+        ):
+            message = await answer.json()
+            said.append((message["stop_reason"], message["content"][0].get("text")))
+    assert said == [("tool_use", None), ("end_turn", "done")]
