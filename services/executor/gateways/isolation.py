@@ -145,10 +145,10 @@ class Isolation:
         if unshare is None or not _works([unshare, *_namespaces(), "true"]):
             return [*_dying(), str(_CLI)]
         # The state directory is covered; what is the agent's own is bound into the cover again, by descriptors that
-        # were opened before.
+        # were opened before. mount must not resolve those itself: by their names it would find what covers them.
         script = (
             'exec 3<"$1" 4<"$2" && mount -t tmpfs -o mode=0711 none "$3" && mkdir -p "$1" "$2" && '
-            'mount --bind /proc/self/fd/3 "$1" && mount --bind /proc/self/fd/4 "$2" && exec 3<&- 4<&- && '
+            'mount -c --bind /proc/self/fd/3 "$1" && mount -c --bind /proc/self/fd/4 "$2" && exec 3<&- 4<&- && '
             'cd "$1" && shift 3 && exec "$@"'
         )
         return [
