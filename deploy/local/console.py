@@ -9,12 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 
 class Progress:
     """Tells what is going on, with the time it took."""
 
     def __init__(self) -> None:
-        self._begun = self._step = time.monotonic()
+        self._step = time.monotonic()
+        # A person waits from the start of the process on: imports count.
+        self._begun = self._step - (time.time() - psutil.Process().create_time())
 
     def done(self, what: str) -> None:
         """One more step is done."""
