@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
+
+def _age() -> float:
+    """How long this process has existed, in seconds (proc_pid_stat(5), field 22)."""
+    fields = Path("/proc/self/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 class Progress:
@@ -18,7 +23,7 @@ class Progress:
     def __init__(self) -> None:
         self._step = time.monotonic()
         # A person waits from the start of the process on: imports count.
-        self._begun = self._step - (time.time() - psutil.Process().create_time())
+        self._begun = self._step - _age()
 
     def done(self, what: str) -> None:
         """One more step is done."""
