@@ -42,7 +42,7 @@ class Sessions:
         *,
         name: str = "",
         mode: Session.Mode.ValueType = Session.MODE_UNSPECIFIED,
-        options: AgentOptions | None = None,
+        sdk_options: AgentOptions | None = None,
         labels: Mapping[str, str] | None = None,
         permission_timeout: timedelta | None = None,
         turn_timeout: timedelta | None = None,
@@ -50,7 +50,7 @@ class Sessions:
     ) -> Session:
         """Creates a session with an empty workspace. No agent starts before the first message."""
         request = pb.CreateSessionRequest(
-            name=name, mode=mode, sdk_options=options, labels=labels or {}, request_id=request_id
+            name=name, mode=mode, sdk_options=sdk_options, labels=labels or {}, request_id=request_id
         )
         if permission_timeout is not None:
             request.permission_timeout.FromTimedelta(permission_timeout)
@@ -89,13 +89,13 @@ class Sessions:
         session_id: str,
         *,
         name: str | None = None,
-        options: AgentOptions | None = None,
+        sdk_options: AgentOptions | None = None,
         labels: Mapping[str, str] | None = None,
         permission_timeout: timedelta | None = None,
         turn_timeout: timedelta | None = None,
         etag: str = "",
     ) -> Session:
-        """Changes what is given; options and labels are replaced as a whole.
+        """Changes what is given; `sdk_options` and `labels` are replaced as a whole.
 
         Raises AbortedError with ETAG_MISMATCH when `etag` is not that of the current version.
         """
@@ -104,8 +104,8 @@ class Sessions:
         if name is not None:
             request.name = name
             paths.append("name")
-        if options is not None:
-            request.sdk_options.CopyFrom(options)
+        if sdk_options is not None:
+            request.sdk_options.CopyFrom(sdk_options)
             paths.append("sdk_options")
         if labels is not None:
             request.labels.update(labels)

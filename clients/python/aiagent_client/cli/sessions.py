@@ -94,7 +94,7 @@ def create(
         labels = dict(_label(text) for text in label or [])
         with invocation.busy("creating the session"):
             session = await client.sessions.create(
-                name=name, mode=number_of(Session.Mode, mode), options=options, labels=labels
+                name=name, mode=number_of(Session.Mode, mode), sdk_options=options, labels=labels
             )
         if directory is not None:
             try:
