@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -32,6 +31,7 @@ from services.kernel.db.migrations import upgrade
 from services.kernel.grpc import KernelServer, build_server
 from services.kernel.identity.access_tokens import JwksVerifier
 from services.kernel.ids import Uuid7Source
+from services.kernel.readiness import watch_database
 
 # Beside those whose password is hashed, a few may stand in the database.
 _LOGINS_BESIDE_THREADS: Final = 2
@@ -77,7 +77,7 @@ class AuthService:
         self._password_file = password_file
         self._clock = clock
         self._announce = announce
-        self._housekeeping: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def port(self) -> int:
@@ -100,9 +100,11 @@ class AuthService:
         if password is not None:
             self._announce(email, password, self._password_file.path)
         await self._server.start()
-        self._housekeeping = asyncio.create_task(
-            keep_house(self._transactions, self._clock), name="auth-housekeeping", context=context.detached()
-        )
+        for name, work in (
+            ("auth-housekeeping", keep_house(self._transactions, self._clock)),
+            ("auth-readiness", watch_database(self._database.check, self._server.health, SystemClock())),
+        ):
+            self._tasks.append(asyncio.create_task(work, name=name, context=context.detached()))
 
     async def drain(self, grace_seconds: float) -> None:
         """See Service."""
@@ -111,10 +113,9 @@ class AuthService:
     async def stop(self) -> None:
         """See Service."""
         await self._server.stop()
-        if self._housekeeping is not None:
-            self._housekeeping.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._housekeeping
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._hasher.close()
         await self._database.close()
 

@@ -17,11 +17,13 @@ from aiagent.session.v1.permission_service_pb2_grpc import add_PermissionService
 from aiagent.session.v1.session_service_pb2_grpc import add_SessionServiceServicer_to_server
 from aiagent.session.v1.workspace_service_pb2_grpc import add_WorkspaceServiceServicer_to_server
 from services.kernel.clock import SystemClock
+from services.kernel.context import detached
 from services.kernel.db import Database
 from services.kernel.grpc import KernelServer, MethodPolicy, build_server, open_channel, user_or_services
 from services.kernel.identity import JwksDocument, JwksVerifier, ServiceTokenSigner, ServiceTokenVerifier
 from services.kernel.ids import Uuid7Source, new_id
 from services.kernel.lifecycle import Drain
+from services.kernel.readiness import watch_database
 from services.kernel.redis import open_redis
 from services.kernel.settings import targets
 from services.session import codec
@@ -97,6 +99,7 @@ class SessionService:
         self._channels = channels
         self._redis = redis
         self._workspaces = workspaces
+        self._readiness: asyncio.Task[None] | None = None
 
     @property
     def port(self) -> int:
@@ -114,6 +117,11 @@ class SessionService:
         await self._feed.start()
         await self._pool.start()
         await self._server.start()
+        self._readiness = asyncio.create_task(
+            watch_database(self._database.check, self._server.health, SystemClock()),
+            name="session-readiness",
+            context=detached(),
+        )
 
     async def drain(self, grace_seconds: float) -> None:
         """Ends streams with DRAINING, lets calls end, and hands the sessions over."""
@@ -123,6 +131,9 @@ class SessionService:
     async def stop(self) -> None:
         """Closes everything."""
         await self._pool.drain()
+        if self._readiness is not None:
+            self._readiness.cancel()
+            await asyncio.gather(self._readiness, return_exceptions=True)
         await self._server.stop()
         await self._feed.stop()
         await asyncio.gather(*(channel.close() for channel in self._channels))
