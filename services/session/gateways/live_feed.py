@@ -21,6 +21,7 @@ from redis.asyncio.client import PubSub
 from aiagent.session.v1 import session_service_pb2
 from services.kernel.context import detached
 from services.kernel.errors import ServiceError
+from services.kernel.ids import new_id
 from services.kernel.lifecycle import Drain
 from services.kernel.redis import UNAVAILABLE
 from services.session import codec
@@ -87,6 +88,7 @@ class _OpenBlock:
     thinking: bool
     after_sequence: int
     text: str = ""
+    changed: float = 0.0
     stored: float = 0.0
 
 
@@ -98,6 +100,7 @@ class LiveFeed:
         self._redis = redis
         self._heads = heads
         self._drain = drain
+        self._origin = new_id().bytes
         self._subscriptions: dict[UUID, set[Subscription]] = {}
         self._blocks: dict[UUID, _OpenBlock] = {}
         self._told: dict[UUID, int] = {}
@@ -137,9 +140,10 @@ class LiveFeed:
             del self._blocks[session_id]
             self._queue("DEL", _block_key(session_id), b"")
         self._offer(session_id, EventsFrame(gate_events))
-        self._told[session_id] = max(self._told.get(session_id, 0), events[-1].sequence)
+        if session_id in self._subscriptions:
+            self._told[session_id] = max(self._told.get(session_id, 0), events[-1].sequence)
         frame = session_service_pb2.WatchSessionResponse(items=items)
-        self._queue("PUBLISH", _channel(session_id), frame.SerializeToString())
+        self._queue("PUBLISH", _channel(session_id), self._origin + frame.SerializeToString())
 
     async def publish_delta(
         self,
@@ -158,14 +162,14 @@ class LiveFeed:
         self._offer(session_id, delta)
         frame = session_service_pb2.WatchSessionResponse(items=[delta_item(delta)])
         frame.cursor.sequence = after_sequence
-        self._queue("PUBLISH", _channel(session_id), frame.SerializeToString())
+        self._queue("PUBLISH", _channel(session_id), self._origin + frame.SerializeToString())
         open_block = self._blocks.get(session_id)
         if open_block is None or open_block.key != key:
             open_block = self._blocks[session_id] = _OpenBlock(key, thinking, after_sequence)
         known = len(open_block.text)
         if text_offset <= known < text_offset + len(text):
             open_block.text += text[known - text_offset :]
-        now = time.monotonic()
+        now = open_block.changed = time.monotonic()
         if now - open_block.stored >= SNAPSHOT_SECONDS:
             open_block.stored = now
             self._queue("BLOCK", _block_key(session_id), _snapshot(open_block))
@@ -203,6 +207,7 @@ class LiveFeed:
             others.discard(subscription)
             if not others and self._subscriptions.get(session_id) is others:
                 del self._subscriptions[session_id]
+                self._told.pop(session_id, None)
                 await self._listen_to(session_id, no_more=True)
 
     async def block(self, session_id: UUID) -> Delta | None:
@@ -250,21 +255,30 @@ class LiveFeed:
         while True:
             try:
                 async with redis.pubsub(ignore_subscribe_messages=True) as pubsub:
-                    channels = [_DRIVERS, *(_channel(session_id) for session_id in self._subscriptions)]
-                    await pubsub.subscribe(*channels)
+                    await pubsub.subscribe(_DRIVERS)
+                    # From here on who subscribes does it at once; who did so before is in the list.
                     self._pubsub = pubsub
+                    if self._subscriptions:
+                        await pubsub.subscribe(*map(_channel, self._subscriptions))
                     if self._away:
                         self._away = False
                         _log.warning("redis is back")
                     while True:
                         message = await pubsub.get_message(timeout=30.0)
                         if message is not None:
-                            self._received(message["channel"], message["data"])
+                            self._read(message["channel"], message["data"])
             except UNAVAILABLE:
                 self._note_away()
             finally:
                 self._pubsub = None
             await asyncio.sleep(_RECONNECT_SECONDS)
+
+    def _read(self, channel: bytes, data: bytes) -> None:
+        try:
+            self._received(channel, data)
+        except Exception:
+            # What nobody here has written must not end the listening.
+            _log.exception("a frame cannot be read", channel=channel)
 
     def _received(self, channel: bytes, data: bytes) -> None:
         name = channel.decode()
@@ -272,14 +286,17 @@ class LiveFeed:
             if self._wake is not None and len(data) == 16:
                 self._wake(UUID(bytes=data))
             return
+        if data.startswith(self._origin):
+            return  # The gates here have passed it.
         session_id = UUID(name.removeprefix("aiagent:session:"))
-        frame = session_service_pb2.WatchSessionResponse.FromString(data)
-        # This replica's own come back too: the gates have passed them, and drop them.
+        # Another replica drives the session now: what was open here is its predecessor's.
+        self._blocks.pop(session_id, None)
+        frame = session_service_pb2.WatchSessionResponse.FromString(data[len(self._origin) :])
         events = tuple(gate_event(item) for item in frame.items if item.HasField("event"))
         if events:
             self._offer(session_id, EventsFrame(events))
         for item in frame.items:
-            if item.HasField("delta") and session_id not in self._blocks:
+            if item.HasField("delta"):
                 self._offer(session_id, read_delta(item.delta, frame.cursor.sequence))
 
     async def _send(self, redis: Redis) -> None:
@@ -306,6 +323,7 @@ class LiveFeed:
     async def _poll(self) -> None:
         while True:
             await asyncio.sleep(POLL_SECONDS)
+            self._forget_old_blocks()
             watched = list(self._subscriptions)
             if not watched:
                 continue
@@ -321,6 +339,12 @@ class LiveFeed:
                 elif last != self._told.get(session_id):
                     self._told[session_id] = last
                     self._offer(session_id, HeadFrame(last))
+
+    def _forget_old_blocks(self) -> None:
+        """Drops open blocks that nobody adds to: their driver has lost the session, or the model takes very long."""
+        oldest = time.monotonic() - BLOCK_SECONDS
+        for session_id in [known for known, block in self._blocks.items() if block.changed < oldest]:
+            del self._blocks[session_id]
 
     async def _tell_of_drain(self) -> None:
         await self._drain.wait()

@@ -206,11 +206,15 @@ class _Watcher:
         await self._join_block()
         if self._out:
             yield self._batch()
+        looked_at = -1
         while True:
-            if self._request.until_idle and self._gate.sequence >= target and await self._finished():
-                async for batch in self._catch_up():
-                    yield batch
-                return
+            # Only an event can end a turn: between events nothing has to be asked.
+            if self._request.until_idle and looked_at != self._gate.sequence >= target:
+                looked_at = self._gate.sequence
+                if await self._finished():
+                    async for batch in self._catch_up():
+                        yield batch
+                    return
             left = (self._caller.token_expire_time - self._watching.now()).total_seconds()
             if left <= 0:
                 raise token_expired()
