@@ -189,3 +189,7 @@ def role_not_allowed(role: str) -> ServiceError:
 
 class LeaseLost(Exception):
     """The driver's lease ended: another holder has a higher epoch, or the session is gone. Stop at once."""
+
+
+class TurnMoved(Exception):
+    """A turn that was read without a lock stands elsewhere under it, as one that its user has ended. Look again."""

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.session.domain.driving import Answer, Changes, DrivenTurn
 from services.session.domain.entities import Head, LogEvent, ToolUse
-from services.session.domain.errors import LeaseLost
+from services.session.domain.errors import LeaseLost, TurnMoved
 from services.session.domain.states import PermissionRequestState, ToolCallState, TurnState
 from services.session.store.columns import content_columns, content_of
 from services.session.store.event_log import append
@@ -106,6 +106,16 @@ class FencedConnection:
             )
         ).one_or_none()
         return (row.id, TurnState(row.state)) if row else None
+
+    async def confirm(self, turn: DrivenTurn) -> None:
+        """Makes sure, under the lock, that the turn stands where it was read without one."""
+        row = (
+            await self._connection.execute(
+                sa.select(turns.c.state, turns.c.attempt, turns.c.applied_offset).where(turns.c.id == turn.id)
+            )
+        ).one_or_none()
+        if row is None or tuple(row) != (turn.state.value, turn.attempt, turn.applied_offset):
+            raise TurnMoved(f"turn {turn.id} is no longer {turn.state} in attempt {turn.attempt}")
 
     async def refresh(self, turn: DrivenTurn) -> None:
         """Rereads the wish to interrupt, of which deleting the session is one, and the time of the last heartbeat."""

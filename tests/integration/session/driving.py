@@ -86,7 +86,7 @@ class World:
         self.executor = executor
         self.feed = RecordingFeed()
         self.blobs = MemoryBlobs()
-        self._gateway = gateway
+        self.executors = gateway
         self.pools: list[DriverPool] = []
 
     async def pool(self, *, hold_seconds: float = 600.0) -> DriverPool:
@@ -95,7 +95,7 @@ class World:
         pool = DriverPool(
             DriverPorts(
                 store=DriverQueries(self.database),
-                executors=self._gateway,
+                executors=self.executors,
                 feed=self.feed,
                 contents=ContentKeeper(self.blobs, ids),
                 ids=ids,

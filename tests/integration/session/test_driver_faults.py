@@ -319,3 +319,32 @@ async def test_a_drained_replica_hands_its_sessions_over_at_once(session_databas
         await it.pool()
         gate.set()
         assert (await it.ended(turn_id, 4.0)).attempt == 1
+
+
+async def test_a_turn_that_its_user_ends_while_it_is_being_placed_does_not_begin(session_database, monkeypatch):
+    executor = ScriptedExecutor(greet)
+    async with world(session_database, executor) as it:
+        session_id = await it.session()
+        turn_id = await it.send(session_id)
+        pool = await it.pool()
+        placed = asyncio.Event()
+        list_executors = it.executors.list_executors
+
+        async def end_first():
+            # The driver has read the turn as queued, and holds no lock.
+            await it.change(tables.turns, tables.turns.c.id == turn_id, state="INTERRUPTED")
+            placed.set()
+            return await list_executors()
+
+        monkeypatch.setattr(it.executors, "list_executors", end_first)
+        pool.wake(session_id)
+        await asyncio.wait_for(placed.wait(), 5)
+
+        async def idle():
+            (head,) = await it.rows(tables.session_heads, session_id)
+            return head.lease_holder is None
+
+        await it.until(idle)
+        row = await it.turn(turn_id)
+        assert (row.state, row.attempt) == ("INTERRUPTED", 0)
+        assert not executor.attempts

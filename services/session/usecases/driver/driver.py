@@ -28,7 +28,7 @@ from services.session.domain.driving import (
     Work,
 )
 from services.session.domain.entities import Failure, Lease, LogEvent
-from services.session.domain.errors import LeaseLost
+from services.session.domain.errors import LeaseLost, TurnMoved
 from services.session.domain.states import PermissionRequestState, ToolCallState, TurnState
 from services.session.domain.turn_items import (
     AttemptKey,
@@ -112,7 +112,10 @@ class SessionDriver:
                 await self._remove(work)
                 return
             if work.turn is not None:
-                await self._advance(work.session, work.turn, work.now)
+                try:
+                    await self._advance(work.session, work.turn, work.now)
+                except TurnMoved as moved:
+                    _log.info("looking again", why=str(moved))
 
     async def _advance(self, session: DrivenSession, turn: DrivenTurn, now: datetime) -> None:
         """Takes a turn one step: follows its attempt, starts one, or ends it."""
@@ -136,6 +139,7 @@ class SessionDriver:
     ) -> None:
         changes = Changes()
         async with self._ports.store.fenced(self.lease) as transaction:
+            await transaction.confirm(turn)
             await end_turn(session, turn, state, failure, changes, transaction)
             written = await transaction.commit(turn, changes, expected_offset=turn.applied_offset)
         await self._ports.feed.publish_events(session.id, written)
@@ -180,6 +184,7 @@ class SessionDriver:
         left = session.turn_timeout - turn.active_time(now)
         changes = Changes()
         async with self._ports.store.fenced(self.lease) as transaction:
+            await transaction.confirm(turn)
             possibly_run = []
             for call in await transaction.open_calls(turn.id):
                 running = call.state is ToolCallState.RUNNING

@@ -40,6 +40,14 @@ class FencedTransaction(Protocol):
     async def next_open_turn(self, after: UUID | None) -> tuple[UUID, TurnState] | None:
         """The session's first open turn other than `after`."""
 
+    async def confirm(self, turn: DrivenTurn) -> None:
+        """Makes sure, under the lock, that the turn stands where this driver read it without one: users end queued
+        turns.
+
+        Raises:
+            TurnMoved: Its state or its attempt is another by now.
+        """
+
     async def refresh(self, turn: DrivenTurn) -> None:
         """Rereads what others may change: the wish to interrupt, and the time of the last heartbeat."""
 
