@@ -23,7 +23,7 @@ lint: env ## what CI checks before the tests
 	@.venv/bin/buf lint && .venv/bin/buf format --diff --exit-code --path protos/aiagent && $(PYTHON) -m protos.generate --check
 
 fmt: env ## format Python and protos
-	@.venv/bin/ruff check --fix -q . ; .venv/bin/ruff format . && .venv/bin/buf format -w protos/aiagent
+	@.venv/bin/ruff check --fix -q . ; .venv/bin/ruff format . && .venv/bin/buf format -w --path protos/aiagent
 
 proto: env ## generate protos/gen from protos/aiagent
 	@$(PYTHON) -m protos.generate

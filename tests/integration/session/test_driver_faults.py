@@ -321,7 +321,9 @@ async def test_a_drained_replica_hands_its_sessions_over_at_once(session_databas
         assert (await it.ended(turn_id, 4.0)).attempt == 1
 
 
-async def test_a_turn_that_its_user_ends_while_it_is_being_placed_does_not_begin(session_database, monkeypatch):
+async def test_a_turn_that_its_user_ends_while_it_is_being_placed_does_not_begin(
+    session_database, monkeypatch
+):
     executor = ScriptedExecutor(greet)
     async with world(session_database, executor) as it:
         session_id = await it.session()
