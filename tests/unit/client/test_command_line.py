@@ -87,6 +87,13 @@ def test_wrong_use_is_2(tmp_path: Path, arguments: list[str]) -> None:
     assert result.exit_code == 2, result.output
 
 
+@pytest.mark.parametrize("word", ["bypass-permissions", "bypass_permissions", "BYPASS_PERMISSIONS"])
+def test_words_of_the_contract_are_taken_as_it_writes_them(tmp_path: Path, word: str) -> None:
+    arguments = ["sessions", "create", "--permission-mode", word]
+    result = CliRunner().invoke(app, arguments, env={"AIAGENT_CONFIG_DIR": str(tmp_path)}, input="")
+    assert (result.exit_code, "not logged in" in result.output) == (1, True), result.output
+
+
 def test_settings(tmp_path: Path) -> None:
     environment = {"AIAGENT_CONFIG_DIR": str(tmp_path / "c"), "AIAGENT_URL": None, "AIAGENT_TOKEN": None}
 

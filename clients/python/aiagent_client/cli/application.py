@@ -13,12 +13,18 @@ from aiagent_client.cli.output import OutputFormat
 from aiagent_client.cli.settings import Settings
 from aiagent_client.connection import package_version
 
+
+def _normalized(word: str) -> str:
+    """Takes options and words of the contract in any case, and as the contract writes them: `accept_edits`."""
+    return word.lower().replace("_", "-")
+
+
 app = typer.Typer(
     name="ai-agent",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["--help", "-h"]},
+    context_settings={"help_option_names": ["--help", "-h"], "token_normalize_func": _normalized},
 )
 app.add_typer(auth.app, name="auth")
 app.add_typer(sessions.app, name="sessions")
