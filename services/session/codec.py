@@ -7,6 +7,7 @@ leaves the service.
 from __future__ import annotations
 
 import json
+import math
 from uuid import UUID
 
 from google.protobuf import struct_pb2
@@ -29,25 +30,54 @@ def content(value: Content) -> content_pb2.Content:
 
 
 def tool_use(value: ToolUse) -> content_pb2.ToolUse:
-    """Maps a tool call; an input that was too large for the log goes as text with its reference."""
+    """Maps a tool call; an input that a structure cannot hold as the model wrote it goes as text."""
     message = content_pb2.ToolUse(
         tool_use_id=value.tool_use_id,
         tool_name=value.tool_name,
         input_hash=value.input_hash,
         parent_tool_use_id=value.parent_tool_use_id,
     )
-    if value.input_json.content_id is not None:
+    structure = None if value.input_json.content_id is not None else _structure(value.input_json.text)
+    if structure is None:
         message.input_content.CopyFrom(content(value.input_json))
     else:
-        message.input.CopyFrom(_structure(value.input_json.text))
+        message.input.CopyFrom(structure)
     return message
 
 
-def _structure(text: str) -> struct_pb2.Struct:
-    fields = json.loads(text)
+_MAX_DEPTH = 20
+"""Of a structure: parsers of protobuf stop at 100 nested messages, and each level of JSON takes three."""
+_MAX_EXACT_INTEGER = 2**53
+"""The numbers of a structure are doubles (IEEE 754): larger integers would become others."""
+
+
+def _structure(text: str) -> struct_pb2.Struct | None:
+    """Reads JSON as a structure; None when that would change it, or nothing could read the structure again."""
+    try:
+        fields = json.loads(text)
+    except RecursionError:
+        return None
+    if not _holds(fields, _MAX_DEPTH):
+        return None
     structure = struct_pb2.Struct()
     structure.update(fields if isinstance(fields, dict) else {"value": fields})
     return structure
+
+
+def _holds(value: object, depth: int) -> bool:
+    match value:
+        case dict():
+            return depth > 0 and all(_holds(inner, depth - 1) for inner in value.values())
+        case list():
+            return depth > 0 and all(_holds(inner, depth - 1) for inner in value)
+        case bool():
+            return True
+        case int():
+            return abs(value) <= _MAX_EXACT_INTEGER
+        case float():
+            return math.isfinite(value)
+        case _:
+            return True
 
 
 def usage(value: Usage) -> content_pb2.Usage:

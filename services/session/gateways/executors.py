@@ -37,8 +37,8 @@ from services.session.domain.turn_items import (
 _log = structlog.get_logger(__name__)
 _DESCRIBE_TIMEOUT_SECONDS = 1.0
 _CALL_TIMEOUT_SECONDS = 5.0
-# A heartbeat is carried out within this time or not at all: its time is stored before it is sent, and a new attempt
-# waits a second longer than the executor does.
+# What an executor takes as a sign of life is carried out within this time or not at all: its time is stored before
+# it is sent, and a new attempt waits until the executor has certainly given the old one up (`HEARTBEAT_GRACE`).
 _HEARTBEAT_TIMEOUT_SECONDS = 0.8
 _GONE = frozenset({"ATTEMPT_UNKNOWN", "TOOL_USE_NOT_WAITING"})
 
@@ -143,7 +143,7 @@ class ExecutorGateway:
     async def acknowledge(self, key: AttemptKey, lease_epoch: int, offset: int) -> None:
         """See ExecutorPort."""
         request = pb.AckTurnRequest(fence=_fence(key, lease_epoch), offset=offset)
-        await self._call(self._stub(key.target).AckTurn(request, timeout=_CALL_TIMEOUT_SECONDS))
+        await self._call(self._stub(key.target).AckTurn(request, timeout=_HEARTBEAT_TIMEOUT_SECONDS))
 
     async def decide(
         self, key: AttemptKey, lease_epoch: int, tool_use_id: str, allow: bool, reason: str

@@ -26,7 +26,7 @@ from services.session.store.tables import (
     tool_calls,
     turns,
 )
-from services.session.usecases.driver.ports import OpenCall
+from services.session.usecases.driver.ports import KnownCall
 
 _NOW = sa.func.clock_timestamp()
 _OPEN_CALLS = ("REQUESTED", "WAITING", "RUNNING")
@@ -42,13 +42,20 @@ class FencedConnection:
         self.now = now
         self.last_sequence = head.last_sequence
 
-    async def open_calls(self, turn_id: UUID) -> list[OpenCall]:
-        """Tool calls of the turn without a result."""
+    async def open_calls(self, turn_id: UUID) -> list[KnownCall]:
+        """Tool calls of the turn that are not over."""
+        return await self._calls(tool_calls.c.turn_id == turn_id, tool_calls.c.state.in_(_OPEN_CALLS))
+
+    async def calls_of(self, turn_id: UUID, attempt: int) -> list[KnownCall]:
+        """Every tool call of an attempt, in order."""
+        return await self._calls(tool_calls.c.turn_id == turn_id, tool_calls.c.attempt == attempt)
+
+    async def _calls(self, *conditions: sa.ColumnElement[bool]) -> list[KnownCall]:
         rows = await self._connection.execute(
-            sa.select(tool_calls).where(tool_calls.c.turn_id == turn_id, tool_calls.c.state.in_(_OPEN_CALLS))
+            sa.select(tool_calls).where(*conditions).order_by(tool_calls.c.sequence)
         )
         return [
-            OpenCall(
+            KnownCall(
                 tool_use=ToolUse(
                     row.tool_use_id,
                     row.tool_name,
@@ -60,6 +67,7 @@ class FencedConnection:
                 state=ToolCallState(row.state),
                 decision_allowed=row.decision_allowed,
                 decision_reason=row.decision_reason or "",
+                ended=row.end_time is not None,
             )
             for row in rows
         ]
@@ -200,8 +208,9 @@ class FencedConnection:
                 ],
             )
         if changes.tool_calls:
+            # The model names its calls: one that uses a name twice must not stop the log.
             await self._connection.execute(
-                sa.insert(tool_calls),
+                insert(tool_calls).on_conflict_do_nothing(),
                 [
                     {
                         **self._row(),

@@ -43,14 +43,24 @@ _ASKED = sa.exists().where(
     permission_requests.c.state == "PENDING",
     permission_requests.c.expire_time >= _NOW,
 )
+# A session's turns run one after the other: one that has begun, even a parked one, holds up those that wait.
+_begun = turns.alias("begun")
+_HELD_UP = sa.and_(
+    turns.c.state == "QUEUED",
+    sa.exists().where(
+        _begun.c.session_id == turns.c.session_id, _begun.c.state.in_(("STARTING", "RUNNING", "WAITING"))
+    ),
+)
 _ACTIONABLE = sa.and_(
     turns.c.state.in_(_OPEN),
+    sa.not_(_HELD_UP),
     sa.or_(
         turns.c.parked.is_(False),
         turns.c.interrupt_time.is_not(None),
         sa.and_(_ANSWERED, sa.not_(_ASKED)),
     ),
 )
+"""What a driver can do something about: the one condition of `work`, of giving a lease back, and of the sweep."""
 
 
 class DriverQueries:
@@ -105,8 +115,6 @@ class DriverQueries:
             if row is None:
                 return None
             session = _driven_session(row)
-            # The turn that has begun comes before those that wait, and one that is parked holds them up: a
-            # session's turns run one after the other.
             turn = (
                 await connection.execute(
                     sa.select(turns, _ACTIONABLE.label("actionable"))
@@ -139,17 +147,10 @@ class DriverQueries:
     async def abandoned(self, limit: int) -> list[UUID]:
         """Sessions that have work and no live lease, those waiting longest first."""
         free = sa.or_(session_heads.c.lease_holder.is_(None), session_heads.c.lease_expire_time < _NOW)
-        # A session whose begun turn is parked has no work, even with others queued behind it.
-        held_up = sa.exists().where(
-            (parked := turns.alias("parked")).c.session_id == turns.c.session_id,
-            parked.c.parked.is_(True),
-            parked.c.state == "WAITING",
-            parked.c.id != turns.c.id,
-        )
         with_turns = (
             sa.select(turns.c.session_id, turns.c.create_time.label("since"))
             .join(session_heads, session_heads.c.session_id == turns.c.session_id)
-            .where(free, _ACTIONABLE, sa.or_(turns.c.state != "QUEUED", sa.not_(held_up)))
+            .where(free, _ACTIONABLE)
         )
         deleted = (
             sa.select(sessions.c.id, sessions.c.delete_time.label("since"))

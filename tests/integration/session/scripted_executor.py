@@ -7,6 +7,7 @@ breaks between two items, an attempt that is unknown, a restart with another inc
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,7 +74,7 @@ class Attempt:
     def ask(self, tool_use_id: str, tool: str, tool_input: dict[str, Any], input_hash: str = "h") -> None:
         """A tool call, and the question about it."""
         use = content_pb2.ToolUse(tool_use_id=tool_use_id, tool_name=tool, input_hash=input_hash)
-        use.input.update(tool_input)
+        use.input_content.text = json.dumps(tool_input)
         self.emit(tool_use=use)
         self.emit(decision_needed=turn_item_pb2.DecisionNeeded(tool_use_id=tool_use_id, tool_use=use))
 

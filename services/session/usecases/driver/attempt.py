@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -50,13 +51,17 @@ class DriverPorts:
 
 @dataclass(slots=True)
 class Attempt:
-    """One attempt, as its driver knows it.
+    """One attempt, as its driver knows it while it follows one stream of it.
+
+    What a transaction changes here is true only if it commits: after any failure the attempt is recalled from the log.
 
     Attributes:
         calls: The tool calls known to the log, by id, with their state.
+        lock: Held around a transaction and what it changes here: items and commands come side by side.
         connected: Its items are being followed; heartbeats are sent only then.
         interrupted: The executor has been told to stop it.
         timed_out: It was told so because the turn's time was up.
+        parking: It was told so to free its process while a person is asked: answers are for the next attempt.
         last_sequence: The last event this driver knows of; deltas are published as following it.
         outcome: Set when the attempt's end has been applied.
     """
@@ -66,9 +71,11 @@ class Attempt:
     key: AttemptKey
     lease: Lease
     calls: dict[str, ToolCallState] = field(default_factory=dict)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     connected: bool = False
     interrupted: bool = False
     timed_out: bool = False
+    parking: bool = False
     last_sequence: int = 0
     outcome: Outcome | None = None
 
@@ -126,12 +133,13 @@ class AttemptRunner:
         changes = Changes()
         verdicts = Verdicts()
         offset = items[-1].offset
-        async with self._ports.store.fenced(attempt.lease) as transaction:
-            for item in items:
-                await self._fold(item, kept, changes, verdicts, transaction)
-            changes.turn["applied_offset"] = offset
-            written = await transaction.commit(turn, changes, expected_offset=turn.applied_offset)
-        turn.applied_offset = offset
+        async with attempt.lock:
+            async with self._ports.store.fenced(attempt.lease) as transaction:
+                for item in items:
+                    await self._fold(item, kept, changes, verdicts, transaction)
+                changes.turn["applied_offset"] = offset
+                written = await transaction.commit(turn, changes, expected_offset=turn.applied_offset)
+            turn.applied_offset = offset
         await self.publish(written)
         await self.send(verdicts)
         if attempt.outcome is None:
@@ -153,7 +161,8 @@ class AttemptRunner:
     async def send(self, verdicts: Verdicts) -> None:
         """Tells the executor what was decided and committed.
 
-        Should it fail or this process die here, the decision is sent again on attaching: it is in the log.
+        Should it fail or this process die here, the attempt is attached to anew, and the decision sent again: it is in
+        the log.
         """
         for tool_use_id, allow, reason in verdicts.decided:
             await self._ports.executors.decide(
@@ -249,6 +258,9 @@ class AttemptRunner:
         state = self.attempt.calls.get(item.tool_use_id)
         if state is None:
             _log.warning("result of an unknown tool call", tool_use_id=item.tool_use_id)
+            return
+        if state is ToolCallState.WAITING:
+            # Nobody has decided it: the executor denied it by itself on the way to a stop. The question stands.
             return
         changes.add(events.ToolEnded(item.tool_use_id, content, item.is_error), self.attempt.turn.id)
         if state is ToolCallState.DENIED:

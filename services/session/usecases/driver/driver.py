@@ -4,7 +4,7 @@ What may die, and what happens then:
 
 * This process, anywhere: the lease runs out, a successor takes it, finds the attempt stored with the turn and attaches
   to it after `applied_offset`. Decisions that were committed but perhaps not sent are sent again.
-* The executor: its restart (another incarnation), its word that it does not know the attempt, or 16 s without a
+* The executor: its restart (another incarnation), its word that it does not know the attempt, or 17 s without a
   heartbeat prove that the attempt is gone; then there is another one, from the transcript.
 """
 
@@ -208,8 +208,6 @@ class SessionDriver:
             if turn.start_time is None:
                 turn.start_time = transaction.now
                 changes.count("turns")
-            if turn.attempt > 1:
-                changes.count("retries")
             changes.turn |= {
                 "attempt": turn.attempt,
                 "applied_offset": 0,
@@ -251,25 +249,19 @@ class SessionDriver:
     async def _reattach(
         self, session: DrivenSession, turn: DrivenTurn, key: AttemptKey, now: datetime
     ) -> None:
-        attempt = self.attempt
-        if attempt is None or attempt.key != key:
-            attempt = self.attempt = Attempt(session, turn, key, self.lease)
-            await self._recall(attempt)
-        else:
-            attempt.session, attempt.turn = session, turn
+        attempt = self.attempt = Attempt(session, turn, key, self.lease)
+        await self._recall(attempt)
         stream = self._ports.executors.attach(key, self.lease.epoch, turn.applied_offset)
         await self._follow(attempt, stream)
 
     async def _recall(self, attempt: Attempt) -> None:
-        """Learns from the log what a predecessor has done, and sends its decisions once more."""
+        """Learns from the log what has become of an attempt, whoever drove it, and sends its decisions once more."""
         verdicts = Verdicts()
         async with self._ports.store.fenced(self.lease) as transaction:
             attempt.last_sequence = transaction.last_sequence
-            for call in await transaction.open_calls(attempt.turn.id):
-                if call.attempt != attempt.key.attempt:
-                    continue
+            for call in await transaction.calls_of(attempt.turn.id, attempt.key.attempt):
                 attempt.calls[call.tool_use.tool_use_id] = call.state
-                if call.decision_allowed is not None:
+                if call.decision_allowed is not None and not call.ended:
                     verdicts.decided.append(
                         (call.tool_use.tool_use_id, call.decision_allowed, call.decision_reason)
                     )
@@ -295,16 +287,18 @@ class SessionDriver:
         finally:
             # Without heartbeats the executor ends the attempt by itself: so long as nobody follows it, none is sent.
             attempt.connected = False
-        if attempt.outcome is not None:
-            self.attempt = None
-        elif broken is not None:
-            await self._broken(attempt, broken)
-        else:
+        self.attempt = None
+        if broken is not None:
+            await self._broken(attempt.key, broken)
+        elif attempt.outcome is None:
             await self._pause()
 
-    async def _broken(self, attempt: Attempt, error: ServiceError) -> None:
-        """The stream could not be had, or broke: looks at what that proves."""
-        session, turn = attempt.session, attempt.turn
+    async def _broken(self, key: AttemptKey, error: ServiceError) -> None:
+        """The stream could not be had, or broke, or a transaction failed: looks at what that proves."""
+        work = await self._ports.store.work(self.lease)
+        if work is None or work.turn is None or work.turn.key(work.session.id) != key:
+            return
+        session, turn = work.session, work.turn
         _log.info("item stream broke", reason=error.reason, turn_id=str(turn.id), message=error.message)
         if error.reason == "LEASE_EPOCH_STALE":
             raise LeaseLost(f"the executor has seen a higher epoch than {self.lease.epoch}")
@@ -316,7 +310,6 @@ class SessionDriver:
         if not proof and error.kind in (ErrorKind.INVALID_ARGUMENT, ErrorKind.FAILED_PRECONDITION):
             refused = Failure("EXECUTOR_REFUSED", f"the executor refused the turn: {error.message}")
             await self._end(session, turn, TurnState.FAILED, refused)
-            self.attempt = None
             return
         if proof or await self._silent(turn):
             changes = Changes()
@@ -330,7 +323,6 @@ class SessionDriver:
                     await lose_attempt(session, turn, gone, changes, transaction)
                 written = await transaction.commit(turn, changes, expected_offset=offset)
             await self._ports.feed.publish_events(session.id, written)
-            self.attempt = None
             return
         await self._pause()
 
@@ -350,7 +342,6 @@ class SessionDriver:
             changes.turn["executor_incarnation"] = None
             written = await transaction.commit(turn, changes, expected_offset=turn.applied_offset)
         await self._ports.feed.publish_events(session.id, written)
-        self.attempt = None
 
     # Commands
 
@@ -369,6 +360,7 @@ class SessionDriver:
             else:
                 hold_left -= self._clock.monotonic() - waiting_since
                 if hold_left <= 0:
+                    attempt.parking = True
                     await self._ports.executors.interrupt(attempt.key, self.lease.epoch, park=True)
             try:
                 async with asyncio.timeout(_next_look(turn_left, hold_left)):
@@ -385,10 +377,10 @@ class SessionDriver:
         attempt, turn = runner.attempt, runner.attempt.turn
         changes, verdicts = Changes(), Verdicts()
         written: list[LogEvent] = []
-        async with self._ports.store.fenced(self.lease) as transaction:
+        async with attempt.lock, self._ports.store.fenced(self.lease) as transaction:
             await transaction.refresh(turn)
             left = (attempt.session.turn_timeout - turn.active_time(transaction.now)).total_seconds()
-            if turn.state is TurnState.WAITING and turn.interrupt_time is None:
+            if turn.state is TurnState.WAITING and turn.interrupt_time is None and not attempt.parking:
                 await self._decider.settle(attempt, changes, verdicts, transaction)
             if changes.drafts:
                 written = await transaction.commit(turn, changes, expected_offset=turn.applied_offset)

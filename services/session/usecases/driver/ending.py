@@ -21,6 +21,7 @@ from services.session.domain.states import (
     session_state_for,
 )
 from services.session.domain.turn_items import AttemptEnded, Outcome
+from services.session.usecases.driver.decisions import expire
 from services.session.usecases.driver.ports import FencedTransaction
 
 if TYPE_CHECKING:
@@ -63,9 +64,7 @@ async def end_attempt(
     attempt.outcome = item.outcome
     await transaction.refresh(turn)
     if item.outcome is Outcome.PARKED and turn.interrupt_time is None:
-        turn.parked = True
-        changes.turn |= {"parked": True, "executor_incarnation": None}
-        turn.executor_incarnation = None
+        await _park(session, turn, changes, transaction)
         return
     if item.outcome is Outcome.LOST and turn.interrupt_time is None and not attempt.timed_out:
         await lose_attempt(session, turn, item.failure, changes, transaction)
@@ -79,6 +78,24 @@ async def end_attempt(
         transaction,
         structured_output_json=item.structured_output_json,
     )
+
+
+async def _park(
+    session: DrivenSession, turn: DrivenTurn, changes: Changes, transaction: FencedTransaction
+) -> None:
+    """The process is gone, as it was meant to be: the turn waits without one for as long as a question stands.
+
+    An answer that came while the process ended finds no question standing: the next attempt begins with it.
+    """
+    questions = expire(await transaction.answers(turn.id), turn.id, changes, transaction)
+    asked = {request.tool_use.tool_use_id for request in changes.permission_requests}
+    turn.parked = bool(asked) or any(
+        question.state is PermissionRequestState.PENDING for question in questions
+    )
+    turn.executor_incarnation = None
+    changes.turn |= {"parked": turn.parked, "executor_incarnation": None}
+    if turn.parked:
+        changes.move_turn(session, turn, TurnState.WAITING, transaction.now)
 
 
 def _final_state(attempt: Attempt, outcome: Outcome) -> TurnState:
@@ -98,10 +115,13 @@ async def lose_attempt(
 
     A turn that waits for a person waits on without a process: its question stands.
     """
-    turn.lost_attempts += 1
+    reason = failure or Failure("EXECUTOR_LOST", "the executor that ran the turn is gone")
+    if reason.reason != "DRAINING":
+        # An executor that is replaced in good order says nothing against the turn, however often.
+        turn.lost_attempts += 1
+        changes.count("retries")
     turn.executor_incarnation = None
     changes.turn |= {"lost_attempts": turn.lost_attempts, "executor_incarnation": None}
-    reason = failure or Failure("EXECUTOR_LOST", "the executor that ran the turn is gone")
     if turn.lost_attempts >= MAX_LOST_ATTEMPTS:
         exhausted = Failure(
             "ATTEMPTS_EXHAUSTED", f"{turn.lost_attempts} attempts were lost; the last: {reason.message}"
@@ -110,8 +130,7 @@ async def lose_attempt(
         return
     changes.add(events.Notice("ATTEMPT_LOST", reason.message), turn.id)
     if turn.state is TurnState.WAITING:
-        turn.parked = True
-        changes.turn["parked"] = True
+        await _park(session, turn, changes, transaction)
 
 
 async def end_turn(

@@ -161,11 +161,11 @@ class DriverPool:
             if driver is not None and task is not None and driver.lease == held[session_id]:
                 _log.info("lease lost", session_id=str(session_id))
                 task.cancel()
-        for session_id in await self._ports.store.with_commands(list(held)):
-            self.wake(session_id)
         await asyncio.gather(
             *(self._heartbeat(attempt) for attempt in attempts if attempt.session.id not in lost)
         )
+        for session_id in await self._ports.store.with_commands(list(held)):
+            self.wake(session_id)
 
     async def _heartbeat(self, attempt: Attempt) -> None:
         try:

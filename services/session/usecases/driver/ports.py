@@ -15,14 +15,15 @@ from services.session.domain.states import ToolCallState, TurnState
 
 
 @dataclass(frozen=True, slots=True)
-class OpenCall:
-    """A tool call of the turn that has not ended."""
+class KnownCall:
+    """A tool call as the log knows it; `ended` says that its result is known, or never will be."""
 
     tool_use: ToolUse
     attempt: int
     state: ToolCallState
     decision_allowed: bool | None
     decision_reason: str
+    ended: bool
 
 
 class FencedTransaction(Protocol):
@@ -31,8 +32,11 @@ class FencedTransaction(Protocol):
     now: datetime
     last_sequence: int
 
-    async def open_calls(self, turn_id: UUID) -> list[OpenCall]:
-        """Tool calls of the turn without a result."""
+    async def open_calls(self, turn_id: UUID) -> list[KnownCall]:
+        """Tool calls of the turn that are not over."""
+
+    async def calls_of(self, turn_id: UUID, attempt: int) -> list[KnownCall]:
+        """Every tool call of an attempt, in order."""
 
     async def answers(self, turn_id: UUID) -> list[Answer]:
         """The turn's permission requests whose answer was not used, the pending ones included."""

@@ -97,11 +97,13 @@ class ToolUse(_message.Message):
     """The call within which a subagent made this one; empty for the agent itself."""
     @_builtins.property
     def input(self) -> _struct_pb2.Struct:
-        """The input, as the model wrote it. Absent when it is too large for the log: then `input_content` has it."""
+        """The input, as the model wrote it. Absent when a structure cannot hold it so: then `input_content` has it."""
 
     @_builtins.property
     def input_content(self) -> Global___Content:
-        """The input as JSON text, when it is larger than 256 KiB."""
+        """The input as JSON text, when it is larger than 256 KiB, nested deeper than 20 levels, or has numbers that a double
+        cannot hold.
+        """
 
     def __init__(
         self,
