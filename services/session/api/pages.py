@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from uuid import UUID
 
+from google.protobuf.message import Message
+
 from services.kernel import paging
 from services.kernel.identity import Caller
 from services.session.domain.errors import DOMAIN
 
 DEFAULT_PAGE_SIZE = 50
 DEFAULT_EVENTS = 100
+PAGE_BYTES = 3 * 1024 * 1024
+"""A page ends earlier when it would be larger (AIP-158): clients of gRPC take 4 MiB unless told otherwise."""
+PORTION = 100
+"""Rows read at once: what a page is cut to is not held in memory as a whole."""
 
 
-async def page[Row, Key: (int, UUID)](
+async def page[Row, Key: (int, UUID), Resource: Message](
     caller: Caller,
     filters: Sequence[object],
     page_size: int,
@@ -21,9 +27,10 @@ async def page[Row, Key: (int, UUID)](
     kind: type[Key],
     read: Callable[[Key | None, int], Awaitable[list[Row]]],
     key_of: Callable[[Row], Key],
+    resource_of: Callable[[Row], Resource],
     *,
     default: int = DEFAULT_PAGE_SIZE,
-) -> tuple[list[Row], str]:
+) -> tuple[list[Resource], str]:
     """Reads a page.
 
     Args:
@@ -34,10 +41,11 @@ async def page[Row, Key: (int, UUID)](
         kind: The type of the sort key.
         read: Reads rows behind a key, at most so many.
         key_of: The sort key of a row.
+        resource_of: Maps a row.
         default: Rows on a page if none were asked for.
 
     Returns:
-        The rows, and the token of the next page, empty on the last.
+        The resources, and the token of the next page, empty on the last.
 
     Raises:
         ServiceError: INVALID_ARGUMENT for `page_token`: it is broken, or another list's.
@@ -52,8 +60,17 @@ async def page[Row, Key: (int, UUID)](
             raise paging.invalid_page_token(DOMAIN)
         after = keys[0]
     limit = paging.page_size(page_size, default=default)
-    rows = await read(after, limit + 1)
-    if len(rows) <= limit:
-        return rows, ""
-    rows = rows[:limit]
-    return rows, paging.encode(list_hash, [key_of(rows[-1])])
+    resources: list[Resource] = []
+    size = 0
+    while True:
+        wanted = min(PORTION, limit + 1 - len(resources))
+        rows = await read(after, wanted)
+        for row in rows:
+            resource = resource_of(row)
+            size += resource.ByteSize()
+            if resources and (len(resources) == limit or size > PAGE_BYTES) and after is not None:
+                return resources, paging.encode(list_hash, [after])
+            resources.append(resource)
+            after = key_of(row)
+        if len(rows) < wanted:
+            return resources, ""

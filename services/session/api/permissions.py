@@ -28,7 +28,7 @@ class PermissionServicer(PermissionServiceServicer):
         caller = current_caller()
         session_id = mapping.optional_uuid(request.session_id)
         states = [session_pb2.PermissionRequest.State.Name(state) for state in request.states]
-        rows, token = await page(
+        requests, token = await page(
             caller,
             ("ListPermissionRequests", session_id, states),
             request.page_size,
@@ -36,10 +36,9 @@ class PermissionServicer(PermissionServiceServicer):
             UUID,
             lambda after, limit: self._permissions.list_page(caller, session_id, states, after, limit),
             lambda row: row.id,
+            mapping.permission_request,
         )
-        return pb.ListPermissionRequestsResponse(
-            permission_requests=map(mapping.permission_request, rows), next_page_token=token
-        )
+        return pb.ListPermissionRequestsResponse(permission_requests=requests, next_page_token=token)
 
     async def ResolvePermission(
         self, request: pb.ResolvePermissionRequest, context: Any

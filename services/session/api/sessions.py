@@ -16,6 +16,7 @@ from aiagent.session.v1 import session_pb2, session_service_pb2
 from aiagent.session.v1 import session_service_pb2 as pb
 from aiagent.session.v1.session_service_pb2_grpc import SessionServiceServicer
 from services.kernel.context import current_caller
+from services.kernel.paging import MAX_PAGE_SIZE
 from services.session import codec
 from services.session.api import mapping
 from services.session.api.pages import DEFAULT_EVENTS, page
@@ -26,7 +27,6 @@ from services.session.usecases.sessions import CreateSession, Sessions, UpdateSe
 from services.session.usecases.turns import SendMessage, Turns, WhenBusy
 from services.session.usecases.workspaces import WorkspaceUseCases
 
-_MAX_CALLS = 1000
 _MODES = session_pb2.Session.Mode
 _WHEN_BUSY = pb.WhenBusy.Policy
 
@@ -88,7 +88,7 @@ class SessionServicer(SessionServiceServicer):
             created_after=mapping.optional_time(request, "created_after"),
             created_before=mapping.optional_time(request, "created_before"),
         )
-        rows, token = await page(
+        sessions, token = await page(
             caller,
             ("ListSessions", wanted),
             request.page_size,
@@ -96,8 +96,9 @@ class SessionServicer(SessionServiceServicer):
             UUID,
             lambda before, limit: self._sessions.list_page(caller, wanted, before, limit),
             lambda row: row.id,
+            mapping.session,
         )
-        return pb.ListSessionsResponse(sessions=map(mapping.session, rows), next_page_token=token)
+        return pb.ListSessionsResponse(sessions=sessions, next_page_token=token)
 
     async def UpdateSession(self, request: pb.UpdateSessionRequest, context: Any) -> session_pb2.Session:
         """Changes a session."""
@@ -141,12 +142,23 @@ class SessionServicer(SessionServiceServicer):
             turn.id,
             request.wait_seconds if request.HasField("wait_seconds") else None,
         )
-        calls = await self._turns.list_tool_calls(caller, session_id, turn.id, "", (), 0, _MAX_CALLS)
+        calls, _ = await page(
+            caller,
+            ("QuerySession", session_id, turn.id),
+            MAX_PAGE_SIZE,
+            "",
+            int,
+            lambda after, limit: self._turns.list_tool_calls(
+                caller, session_id, turn.id, "", (), after or 0, limit
+            ),
+            lambda row: row.sequence,
+            mapping.tool_call,
+        )
         result = waited.turn.result
         return pb.QuerySessionResponse(
             turn=mapping.turn(waited.turn),
             content=result.text if result is not None else "",
-            tool_calls=map(mapping.tool_call, calls),
+            tool_calls=calls,
             permission_requests=map(mapping.permission_request, waited.permission_requests),
             metrics=mapping.metrics(waited.turn, waited.now),
         )
@@ -174,7 +186,7 @@ class SessionServicer(SessionServiceServicer):
         """Lists turns."""
         caller, session_id = current_caller(), UUID(request.session_id)
         states = [session_pb2.Turn.State.Name(state) for state in request.states]
-        rows, token = await page(
+        turns, token = await page(
             caller,
             ("ListTurns", session_id, states),
             request.page_size,
@@ -182,8 +194,9 @@ class SessionServicer(SessionServiceServicer):
             int,
             lambda before, limit: self._turns.list_page(caller, session_id, states, before, limit),
             lambda row: row.number,
+            mapping.turn,
         )
-        return pb.ListTurnsResponse(turns=map(mapping.turn, rows), next_page_token=token)
+        return pb.ListTurnsResponse(turns=turns, next_page_token=token)
 
     async def InterruptTurn(self, request: pb.InterruptTurnRequest, context: Any) -> session_pb2.Turn:
         """Stops a turn."""
@@ -209,7 +222,7 @@ class SessionServicer(SessionServiceServicer):
         caller, session_id = current_caller(), UUID(request.session_id)
         turn_id = mapping.optional_uuid(request.turn_id)
         roles = [session_pb2.Message.Role.Name(role) for role in request.roles]
-        rows, token = await page(
+        messages, token = await page(
             caller,
             ("ListMessages", session_id, turn_id, roles),
             request.page_size,
@@ -219,15 +232,16 @@ class SessionServicer(SessionServiceServicer):
                 caller, session_id, turn_id, roles, after or 0, limit
             ),
             lambda row: row.sequence,
+            mapping.message,
         )
-        return pb.ListMessagesResponse(messages=map(mapping.message, rows), next_page_token=token)
+        return pb.ListMessagesResponse(messages=messages, next_page_token=token)
 
     async def ListToolCalls(self, request: pb.ListToolCallsRequest, context: Any) -> pb.ListToolCallsResponse:
         """Lists tool calls."""
         caller, session_id = current_caller(), UUID(request.session_id)
         turn_id = mapping.optional_uuid(request.turn_id)
         states = [session_pb2.ToolCall.State.Name(state) for state in request.states]
-        rows, token = await page(
+        tool_calls, token = await page(
             caller,
             ("ListToolCalls", session_id, turn_id, request.tool_name, states),
             request.page_size,
@@ -237,14 +251,15 @@ class SessionServicer(SessionServiceServicer):
                 caller, session_id, turn_id, request.tool_name, states, after or 0, limit
             ),
             lambda row: row.sequence,
+            mapping.tool_call,
         )
-        return pb.ListToolCallsResponse(tool_calls=map(mapping.tool_call, rows), next_page_token=token)
+        return pb.ListToolCallsResponse(tool_calls=tool_calls, next_page_token=token)
 
     async def ListEvents(self, request: pb.ListEventsRequest, context: Any) -> pb.ListEventsResponse:
         """Lists events."""
         caller, session_id = current_caller(), UUID(request.session_id)
         turn_id = mapping.optional_uuid(request.turn_id)
-        rows, token = await page(
+        events, token = await page(
             caller,
             ("ListEvents", session_id, turn_id, request.after_sequence),
             request.page_size,
@@ -254,9 +269,10 @@ class SessionServicer(SessionServiceServicer):
                 caller, session_id, turn_id, request.after_sequence if after is None else after, limit
             ),
             lambda row: row.sequence,
+            codec.event,
             default=DEFAULT_EVENTS,
         )
-        return pb.ListEventsResponse(events=map(codec.event, rows), next_page_token=token)
+        return pb.ListEventsResponse(events=events, next_page_token=token)
 
     async def ReadEventContent(
         self, request: pb.ReadEventContentRequest, context: Any

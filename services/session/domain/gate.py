@@ -49,6 +49,7 @@ class GateEvent:
     Attributes:
         sequence: Its place in the log.
         item: What is sent for it.
+        size_bytes: How large that is.
         completes: The block that it completes, if it is a message of the agent itself.
         text: That block's whole text.
         thinking: Whether that block is thinking.
@@ -58,6 +59,7 @@ class GateEvent:
 
     sequence: int
     item: object
+    size_bytes: int = 0
     completes: BlockKey | None = None
     text: str = ""
     thinking: bool = False

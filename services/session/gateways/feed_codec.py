@@ -37,25 +37,27 @@ def read_delta(delta: session_service_pb2.TextDelta, after_sequence: int) -> Del
 def gate_event(item: session_service_pb2.WatchItem) -> GateEvent:
     """An item's event as the gate takes it; the item goes with it, made once for all watchers."""
     event = item.event
+    size = item.ByteSize()
     turn_id = UUID(event.turn_id) if event.turn_id else None
     match event.payload.WhichOneof("kind"):
         case "assistant_message" if turn_id is not None:
             message = event.payload.assistant_message
             if message.parent_tool_use_id:
-                return GateEvent(event.sequence, item)
+                return GateEvent(event.sequence, item, size)
             # A text in the blob store is previewed as far as the event holds it: a delta repeats no megabytes.
             return GateEvent(
                 event.sequence,
                 item,
+                size,
                 completes=BlockKey(turn_id, message.attempt, message.block),
                 text=message.content.text,
                 thinking=message.type == session_event_pb2.AssistantMessage.THINKING,
             )
         case "attempt_started" if turn_id is not None:
             return GateEvent(
-                event.sequence, item, begins_attempt=(turn_id, event.payload.attempt_started.attempt)
+                event.sequence, item, size, begins_attempt=(turn_id, event.payload.attempt_started.attempt)
             )
         case "turn_ended":
-            return GateEvent(event.sequence, item, ends_turn=turn_id)
+            return GateEvent(event.sequence, item, size, ends_turn=turn_id)
         case _:
-            return GateEvent(event.sequence, item)
+            return GateEvent(event.sequence, item, size)

@@ -33,7 +33,9 @@ from services.session.usecases.ports import DeletedFrame, DrainFrame, EventsFram
 _log = structlog.get_logger(__name__)
 POLL_SECONDS = 1.0
 QUEUE_FRAMES = 2000
+QUEUE_BYTES = 8 * 1024 * 1024
 OUTGOING = 10_000
+OUTGOING_BYTES = 64 * 1024 * 1024
 BLOCK_SECONDS = 120
 SNAPSHOT_SECONDS = 0.1
 _RECONNECT_SECONDS = 0.5
@@ -57,15 +59,21 @@ class Subscription:
 
     session_id: UUID
     overflowed: bool = False
+    _size_bytes: int = 0
     _frames: deque[Frame] = field(default_factory=deque)
     _woken: asyncio.Event = field(default_factory=asyncio.Event)
 
     def offer(self, frame: Frame) -> None:
         """Hands over a frame."""
-        if len(self._frames) >= QUEUE_FRAMES:
+        if len(self._frames) >= QUEUE_FRAMES or self._size_bytes >= QUEUE_BYTES:
             self._frames.clear()
+            self._size_bytes = 0
             self.overflowed = True
         self._frames.append(frame)
+        if isinstance(frame, EventsFrame):
+            self._size_bytes += frame.size_bytes
+        elif isinstance(frame, Delta):
+            self._size_bytes += len(frame.text)
         self._woken.set()
 
     async def take(self, timeout_seconds: float) -> list[Frame]:
@@ -79,6 +87,7 @@ class Subscription:
                 return []
         taken = list(self._frames)
         self._frames.clear()
+        self._size_bytes = 0
         return taken
 
 
@@ -104,7 +113,9 @@ class LiveFeed:
         self._subscriptions: dict[UUID, set[Subscription]] = {}
         self._blocks: dict[UUID, _OpenBlock] = {}
         self._told: dict[UUID, int] = {}
-        self._outgoing: asyncio.Queue[tuple[str, str, bytes]] = asyncio.Queue(maxsize=OUTGOING)
+        self._outgoing: deque[tuple[str, str, bytes]] = deque()
+        self._outgoing_bytes = 0
+        self._to_send = asyncio.Event()
         self._wake: Callable[[UUID], None] | None = None
         self._pubsub: PubSub | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -139,7 +150,7 @@ class LiveFeed:
         if block is not None and any(_closes(event, block.key) for event in gate_events):
             del self._blocks[session_id]
             self._queue("DEL", _block_key(session_id), b"")
-        self._offer(session_id, EventsFrame(gate_events))
+        self._offer(session_id, _frame(gate_events))
         if session_id in self._subscriptions:
             self._told[session_id] = max(self._told.get(session_id, 0), events[-1].sequence)
         frame = session_service_pb2.WatchSessionResponse(items=items)
@@ -181,12 +192,12 @@ class LiveFeed:
     def _queue(self, command: str, key: str, data: bytes) -> None:
         if self._redis is None:
             return
-        try:
-            self._outgoing.put_nowait((command, key, data))
-        except asyncio.QueueFull:
+        while len(self._outgoing) >= OUTGOING or self._outgoing_bytes >= OUTGOING_BYTES:
             # Redis is away, or far behind: watchers elsewhere find it in the database.
-            self._outgoing.get_nowait()
-            self._outgoing.put_nowait((command, key, data))
+            self._outgoing_bytes -= len(self._outgoing.popleft()[2])
+        self._outgoing.append((command, key, data))
+        self._outgoing_bytes += len(data)
+        self._to_send.set()
 
     # Subscribing
 
@@ -196,12 +207,12 @@ class LiveFeed:
         subscription = Subscription(session_id)
         others = self._subscriptions.setdefault(session_id, set())
         others.add(subscription)
-        if len(others) == 1:
-            self._told.pop(session_id, None)
-            await self._listen_to(session_id)
-        if self._drain.draining:
-            subscription.offer(DrainFrame())
         try:
+            if len(others) == 1:
+                self._told.pop(session_id, None)
+                await self._listen_to(session_id)
+            if self._drain.draining:
+                subscription.offer(DrainFrame())
             yield subscription
         finally:
             others.discard(subscription)
@@ -289,21 +300,29 @@ class LiveFeed:
         if data.startswith(self._origin):
             return  # The gates here have passed it.
         session_id = UUID(name.removeprefix("aiagent:session:"))
-        # Another replica drives the session now: what was open here is its predecessor's.
-        self._blocks.pop(session_id, None)
         frame = session_service_pb2.WatchSessionResponse.FromString(data[len(self._origin) :])
         events = tuple(gate_event(item) for item in frame.items if item.HasField("event"))
+        block = self._blocks.get(session_id)
+        if block is not None and any(_closes(event, block.key) for event in events):
+            del self._blocks[session_id]
         if events:
-            self._offer(session_id, EventsFrame(events))
+            self._offer(session_id, _frame(events))
         for item in frame.items:
             if item.HasField("delta"):
+                # Another replica drives the session now: what was open here is its predecessor's. Events alone say
+                # nothing of it: any replica writes those of users.
+                self._blocks.pop(session_id, None)
                 self._offer(session_id, read_delta(item.delta, frame.cursor.sequence))
 
     async def _send(self, redis: Redis) -> None:
         while True:
-            batch = [await self._outgoing.get()]
-            while len(batch) < 256 and not self._outgoing.empty():
-                batch.append(self._outgoing.get_nowait())
+            self._to_send.clear()
+            if not self._outgoing:
+                await self._to_send.wait()
+            batch: list[tuple[str, str, bytes]] = []
+            while len(batch) < 256 and self._outgoing:
+                batch.append(self._outgoing.popleft())
+                self._outgoing_bytes -= len(batch[-1][2])
             try:
                 async with redis.pipeline(transaction=False) as pipeline:
                     for command, key, data in batch:
@@ -350,6 +369,10 @@ class LiveFeed:
         await self._drain.wait()
         for session_id in list(self._subscriptions):
             self._offer(session_id, DrainFrame())
+
+
+def _frame(events: tuple[GateEvent, ...]) -> EventsFrame:
+    return EventsFrame(events, sum(event.size_bytes for event in events))
 
 
 def _closes(event: GateEvent, key: BlockKey) -> bool:

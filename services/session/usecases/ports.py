@@ -271,9 +271,10 @@ class SessionStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EventsFrame:
-    """Events that were written."""
+    """Events that were written; `size_bytes` is what they hold in memory, about."""
 
     events: tuple[GateEvent, ...]
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,9 @@ from datetime import datetime
 from uuid import UUID
 
 from services.kernel.clock import Clock
+from services.kernel.errors import ErrorKind, ServiceError
 from services.kernel.identity import Caller
-from services.session.domain.entities import LogEvent, PermissionRequest, Turn
+from services.session.domain.entities import LogEvent, PermissionRequest, Session, Turn
 from services.session.domain.errors import (
     cursor_ahead,
     draining,
@@ -31,8 +32,9 @@ from services.session.usecases.ports import (
 )
 
 CHECKPOINT_SECONDS = 15.0
-READ_EVENTS = 500
-READ_BYTES = 2 * 1024 * 1024
+READ_EVENTS = 200
+RESPONSE_BYTES = 2 * 1024 * 1024
+"""About the size at which what has piled up goes out: clients of gRPC take 4 MiB at once unless told otherwise."""
 MAX_OVERFLOWS = 20
 DEFAULT_WAIT_SECONDS = 600
 
@@ -91,9 +93,9 @@ class Watching:
         Raises:
             ServiceError: as documented at SessionService.WatchSession.
         """
+        await self.check(caller, request.session_id)
         async with self._feed.subscribe(request.session_id) as subscription:
-            async with self._store.begin(caller) as transaction:
-                session = await transaction.get_session(request.session_id)
+            session = await self.check(caller, request.session_id)
             if request.sequence > session.last_sequence:
                 raise cursor_ahead(session.last_sequence)
             watcher = _Watcher(
@@ -102,6 +104,15 @@ class Watching:
             watcher.head = session.last_sequence
             async for batch in watcher.run():
                 yield batch
+
+    async def check(self, caller: Caller, session_id: UUID) -> Session:
+        """Returns the session.
+
+        Raises:
+            ServiceError: NOT_FOUND with SESSION_NOT_FOUND: it is not there, or not the caller's.
+        """
+        async with self._store.begin(caller) as transaction:
+            return await transaction.get_session(session_id)
 
     async def read(self, caller: Caller, session_id: UUID, after: int, limit: int) -> list[GateEvent]:
         """Reads events for a gate."""
@@ -123,6 +134,10 @@ class Watching:
     def now(self) -> datetime:
         """The time."""
         return self._clock.now()
+
+    def monotonic(self) -> float:
+        """Seconds, for measuring how long something took."""
+        return self._clock.monotonic()
 
     async def wait(self, caller: Caller, session_id: UUID, turn_id: UUID, wait_seconds: int | None) -> Waited:
         """Waits until a turn has ended, or a person is asked, or the time is up.
@@ -188,10 +203,16 @@ class _Watcher:
         self.head = 0
         self._overflows = 0
         self._out: list[Delta | GateEvent] = []
+        self._size = 0
+
+    def _add(self, items: list[Delta | GateEvent]) -> None:
+        for item in items:
+            self._size += item.size_bytes if isinstance(item, GateEvent) else len(item.text)
+        self._out += items
 
     def _batch(self) -> WatchBatch:
         items = self._out
-        self._out = []
+        self._out, self._size = [], 0
         if self._request.exclude_deltas:
             items = [item for item in items if isinstance(item, GateEvent)]
         gate = self._gate
@@ -207,6 +228,7 @@ class _Watcher:
         if self._out:
             yield self._batch()
         looked_at = -1
+        due = self._watching.monotonic() + CHECKPOINT_SECONDS
         while True:
             # Only an event can end a turn: between events nothing has to be asked.
             if self._request.until_idle and looked_at != self._gate.sequence >= target:
@@ -218,14 +240,16 @@ class _Watcher:
             left = (self._caller.token_expire_time - self._watching.now()).total_seconds()
             if left <= 0:
                 raise token_expired()
-            frames = await self._subscription.take(min(CHECKPOINT_SECONDS, left))
+            wait = max(0.0, due - self._watching.monotonic())
+            frames = await self._subscription.take(min(wait, left))
             if self._lagging():
                 async for batch in self._catch_up():
                     yield batch
             async for batch in self._pass(frames):
                 yield batch
-            if self._out or not frames:
+            if self._out or self._watching.monotonic() >= due:
                 yield self._batch()
+                due = self._watching.monotonic() + CHECKPOINT_SECONDS
 
     def _lagging(self) -> bool:
         """Whether frames were lost; a watcher that loses them again and again is sent away."""
@@ -247,8 +271,23 @@ class _Watcher:
                     draining() if isinstance(frame, DrainFrame) else session_deleted(self._request.session_id)
                 )
             while not await self._take(frame):
+                before = self._gate.sequence
                 async for batch in self._catch_up():
                     yield batch
+                if self._gate.sequence == before:
+                    # The log has nothing of what was announced: it is gone, or the frame is nobody's.
+                    await self._still_there()
+                    break
+            if self._size >= RESPONSE_BYTES:
+                yield self._batch()
+
+    async def _still_there(self) -> None:
+        try:
+            await self._watching.check(self._caller, self._request.session_id)
+        except ServiceError as error:
+            if error.kind is ErrorKind.NOT_FOUND:
+                raise session_deleted(self._request.session_id) from error
+            raise
 
     async def _finished(self) -> bool:
         return await self._watching.idle(self._caller, self._request.session_id)
@@ -275,13 +314,10 @@ class _Watcher:
             events = await self._watching.read(
                 self._caller, self._request.session_id, self._gate.sequence, READ_EVENTS
             )
-            size = 0
             for event in events:
-                self._out += self._gate.event(event)
-                size += 256 + len(event.text)
-                if size > READ_BYTES:
+                self._add(self._gate.event(event))
+                if self._size >= RESPONSE_BYTES:
                     yield self._batch()
-                    size = 0
             if self._out:
                 yield self._batch()
             if len(events) < READ_EVENTS:
@@ -292,7 +328,7 @@ class _Watcher:
         if block is None or self._request.exclude_deltas:
             return
         try:
-            self._out += self._gate.delta(block)
+            self._add(self._gate.delta(block))
         except (NeedRead, NeedBlock):
             # What is missing is on its way: the block's own event brings all of it.
             return
@@ -303,10 +339,10 @@ class _Watcher:
             match frame:
                 case EventsFrame():
                     for event in frame.events:
-                        self._out += self._gate.event(event)
+                        self._add(self._gate.event(event))
                 case Delta():
                     if not self._request.exclude_deltas:
-                        self._out += self._gate.delta(frame)
+                        self._add(self._gate.delta(frame))
                 case HeadFrame():
                     self.head = max(self.head, frame.sequence)
                     return frame.sequence <= self._gate.sequence

@@ -331,3 +331,64 @@ async def test_a_driver_elsewhere_is_woken(feeds: Feeds, session_id: UUID):
             await feeds.driving.wake_driver(session_id)
             await asyncio.sleep(0.05)
     assert woken.get_nowait() == session_id
+
+
+async def test_what_a_user_does_on_another_replica_leaves_the_open_block_alone(
+    feeds: Feeds, session_id: UUID
+):
+    async with feeds.driving.subscribe(session_id) as subscription:
+        await feeds.delta(session_id, 0, "one ")
+        # A message, an interrupt or an answer was taken by the other replica, which publishes its event.
+        async with asyncio.timeout(10):
+            while 2 not in sequences(await subscription.take(0.1)):
+                await feeds.watching.publish_events(session_id, [event(session_id, 2)])
+        await feeds.delta(session_id, 4, "two")
+        found = await feeds.driving.block(session_id)
+        assert found is not None
+        assert (found.offset, found.text) == (0, "one two")
+
+
+async def test_a_queue_is_bounded_in_bytes_too(
+    feeds: Feeds, session_id: UUID, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(live_feed, "QUEUE_BYTES", 10_000)
+    async with feeds.driving.subscribe(session_id) as subscription:
+        for sequence in range(2, 7):
+            await feeds.publish(session_id, sequence, **completed(sequence, "x" * 4000))
+        assert subscription.overflowed
+        held = [frame for frame in await subscription.take(1.0) if isinstance(frame, EventsFrame)]
+        assert sum(frame.size_bytes for frame in held) < 15_000
+
+
+async def test_a_watcher_that_leaves_while_it_subscribes_is_forgotten(
+    feeds: Feeds, session_id: UUID, monkeypatch: pytest.MonkeyPatch
+):
+    begun = asyncio.Event()
+
+    async def hang(*_: object, **__: object) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(feeds.watching, "_listen_to", hang)
+
+    async def watch() -> None:
+        async with feeds.watching.subscribe(session_id):
+            raise AssertionError("it cannot have subscribed")
+
+    watcher = asyncio.create_task(watch())
+    await begun.wait()
+    monkeypatch.undo()
+    watcher.cancel()
+    await asyncio.gather(watcher, return_exceptions=True)
+    # The poll of the heads asks for what is watched.
+    asked: list[UUID] = []
+
+    async def heads(wanted: Sequence[UUID]) -> dict[UUID, int]:
+        asked.extend(wanted)
+        return dict.fromkeys(wanted, 1)
+
+    monkeypatch.setattr(feeds.watching, "_heads", heads)
+    other = uuid4()
+    async with feeds.watching.subscribe(other) as subscription:
+        await until(subscription, lambda frames: any(isinstance(frame, HeadFrame) for frame in frames))
+    assert session_id not in asked and other in asked

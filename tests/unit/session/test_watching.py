@@ -1,0 +1,124 @@
+"""A watcher whose session goes away, and one that leaves deltas out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any, cast
+from uuid import UUID, uuid4
+
+import pytest
+
+from services.kernel.clock import SystemClock
+from services.kernel.errors import ServiceError
+from services.session.domain.errors import session_not_found
+from services.session.domain.gate import BlockKey, Delta
+from services.session.gateways.live_feed import Subscription
+from services.session.usecases import watch
+from services.session.usecases.ports import Frame, HeadFrame
+from services.session.usecases.watch import Watching, WatchRequest
+
+pytestmark = pytest.mark.unit
+
+SESSION = uuid4()
+REQUEST = WatchRequest(SESSION, 5, None, 0, exclude_deltas=False, until_idle=False)
+CALLER: Any = SimpleNamespace(token_expire_time=datetime.now(UTC) + timedelta(hours=1))
+
+
+@dataclass
+class Log:
+    """A session of five events, until it is purged."""
+
+    there: bool = True
+    reads: int = 0
+
+    @asynccontextmanager
+    async def begin(self, caller: object) -> AsyncIterator[Log]:
+        yield self
+
+    async def get_session(self, session_id: UUID) -> Any:
+        if not self.there:
+            raise session_not_found(session_id)
+        return SimpleNamespace(last_sequence=5)
+
+    async def list_events(self, *_: object) -> list[Any]:
+        self.reads += 1
+        # A log that is read without end must not keep the test from ending.
+        await asyncio.sleep(0)
+        return []
+
+
+@dataclass
+class Feed:
+    """Offers frames once somebody has subscribed."""
+
+    frames: list[Frame]
+    on_subscribe: Callable[[], None] = lambda: None
+    subscriptions: list[Subscription] = field(default_factory=list)
+
+    @asynccontextmanager
+    async def subscribe(self, session_id: UUID) -> AsyncIterator[Subscription]:
+        subscription = Subscription(session_id)
+        self.subscriptions.append(subscription)
+        for frame in self.frames:
+            subscription.offer(frame)
+        yield subscription
+
+    async def block(self, session_id: UUID) -> None:
+        return None
+
+
+def watching(log: Log, feed: Feed) -> Watching:
+    return Watching(cast(Any, log), cast(Any, feed), SystemClock(), cast(Any, lambda event: event))
+
+
+async def test_a_head_of_a_log_that_is_purged_ends_the_watching():
+    log, feed = Log(), Feed([HeadFrame(9)])
+    batches = watching(log, feed).watch(CALLER, REQUEST)
+
+    async def follow() -> None:
+        async for _ in batches:
+            raise AssertionError("there is nothing to see")
+
+    real = log.list_events
+
+    async def purged(*arguments: object) -> list[Any]:
+        log.there = False
+        return await real(*arguments)
+
+    log.list_events = purged  # type: ignore[method-assign]
+    with pytest.raises(ServiceError) as caught:
+        await asyncio.wait_for(follow(), 5)
+    assert caught.value.reason == "SESSION_DELETED"
+    assert log.reads < 5
+
+
+async def test_who_may_not_see_a_session_is_not_subscribed_to_it():
+    log, feed = Log(there=False), Feed([])
+    with pytest.raises(ServiceError) as caught:
+        await anext(watching(log, feed).watch(CALLER, REQUEST))
+    assert caught.value.reason == "SESSION_NOT_FOUND"
+    assert not feed.subscriptions
+
+
+async def test_checkpoints_come_while_deltas_are_left_out(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(watch, "CHECKPOINT_SECONDS", 0.1)
+    log, feed = Log(), Feed([])
+    request = WatchRequest(SESSION, 5, None, 0, exclude_deltas=True, until_idle=False)
+    batches = watching(log, feed).watch(CALLER, request)
+    first = asyncio.create_task(anext(batches))
+
+    async def talk() -> None:
+        for offset in range(1000):
+            for subscription in feed.subscriptions:
+                subscription.offer(Delta(BlockKey(uuid4(), 1, 1), offset, "x", False, 5))
+            await asyncio.sleep(0.01)
+
+    talking = asyncio.create_task(talk())
+    batch = await asyncio.wait_for(first, 5)
+    assert (batch.items, batch.head) == ([], 5)
+    talking.cancel()
