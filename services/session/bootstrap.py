@@ -12,14 +12,27 @@ from google.protobuf import json_format
 from redis.asyncio import Redis
 
 from aiagent.auth.v1 import auth_service_pb2, auth_service_pb2_grpc
-from aiagent.session.v1 import permission_service_pb2, session_service_pb2, workspace_service_pb2
+from aiagent.session.v1 import (
+    permission_service_pb2,
+    session_service_pb2,
+    transcript_service_pb2,
+    workspace_service_pb2,
+)
 from aiagent.session.v1.permission_service_pb2_grpc import add_PermissionServiceServicer_to_server
 from aiagent.session.v1.session_service_pb2_grpc import add_SessionServiceServicer_to_server
+from aiagent.session.v1.transcript_service_pb2_grpc import add_TranscriptServiceServicer_to_server
 from aiagent.session.v1.workspace_service_pb2_grpc import add_WorkspaceServiceServicer_to_server
 from services.kernel.clock import SystemClock
 from services.kernel.context import detached
 from services.kernel.db import Database
-from services.kernel.grpc import KernelServer, MethodPolicy, build_server, open_channel, user_or_services
+from services.kernel.grpc import (
+    KernelServer,
+    MethodPolicy,
+    build_server,
+    open_channel,
+    services,
+    user_or_services,
+)
 from services.kernel.identity import JwksDocument, JwksVerifier, ServiceTokenSigner, ServiceTokenVerifier
 from services.kernel.ids import Uuid7Source, new_id
 from services.kernel.lifecycle import Drain
@@ -29,9 +42,11 @@ from services.kernel.settings import targets
 from services.session import codec
 from services.session.api.permissions import PermissionServicer
 from services.session.api.sessions import SessionServicer
+from services.session.api.transcripts import TranscriptServicer
 from services.session.api.watch import WatchApi
 from services.session.api.workspaces import WorkspaceServicer
 from services.session.domain.errors import DOMAIN
+from services.session.gateways.attempt_tokens import AttemptTokens
 from services.session.gateways.blobs import BlobStore
 from services.session.gateways.executors import ExecutorGateway
 from services.session.gateways.feed_codec import event_item, gate_event
@@ -40,11 +55,13 @@ from services.session.gateways.workspaces import Workspaces
 from services.session.settings import SessionSettings
 from services.session.store.system_queries import DriverQueries
 from services.session.store.tenant import TenantStore
+from services.session.store.transcripts import TranscriptQueries
 from services.session.usecases.contents import ContentKeeper
 from services.session.usecases.driver import DriverPool
 from services.session.usecases.driver.attempt import DriverPorts
 from services.session.usecases.permissions import Permissions
 from services.session.usecases.sessions import Sessions
+from services.session.usecases.transcripts import Transcripts
 from services.session.usecases.turns import Turns
 from services.session.usecases.watch import Watching
 from services.session.usecases.workspaces import WorkspaceUseCases
@@ -54,12 +71,13 @@ _FILES = (
     permission_service_pb2.DESCRIPTOR,
     workspace_service_pb2.DESCRIPTOR,
 )
+_TRANSCRIPTS = transcript_service_pb2.DESCRIPTOR.services_by_name["TranscriptService"]
 POLICIES: dict[str, MethodPolicy] = {
     f"/{service.full_name}/{method.name}": user_or_services("scheduler", "reports")
     for file in _FILES
     for service in file.services_by_name.values()
     for method in service.methods
-}
+} | {f"/{_TRANSCRIPTS.full_name}/{method.name}": services("executor") for method in _TRANSCRIPTS.methods}
 
 
 class DriverAlarm:
@@ -162,6 +180,7 @@ async def build(settings: SessionSettings) -> SessionService:
     workspaces = Workspaces(settings.workspace_root, settings.workspace_limit_bytes)
     contents = ContentKeeper(blobs, ids)
     signer = ServiceTokenSigner("session", settings.private_key())
+    tokens = AttemptTokens(settings.private_key())
     executors = {
         target: open_channel(target, signer=signer, audience="executor")
         for target in targets(settings.executor_targets)
@@ -170,7 +189,7 @@ async def build(settings: SessionSettings) -> SessionService:
     pool = DriverPool(
         DriverPorts(
             store=queries,
-            executors=ExecutorGateway(executors),
+            executors=ExecutorGateway(executors, tokens),
             feed=feed,
             contents=contents,
             ids=ids,
@@ -202,6 +221,10 @@ async def build(settings: SessionSettings) -> SessionService:
                 PermissionServicer(Permissions(store, feed, alarm)),
             ),
             partial(add_WorkspaceServiceServicer_to_server, WorkspaceServicer(workspace_cases)),
+            partial(
+                add_TranscriptServiceServicer_to_server,
+                TranscriptServicer(Transcripts(TranscriptQueries(database), tokens)),
+            ),
         ],
         policies=POLICIES,
         users=JwksVerifier(_key_set(auth)),

@@ -17,7 +17,8 @@ from services.kernel.grpc.validation import RequestValidator
 from services.kernel.identity.service_tokens import ServiceTokenVerifier
 from services.kernel.lifecycle import Drain
 
-MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
+# A text of 16 MiB, and room for what it travels in.
+MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024 + 64 * 1024
 # After the last call has ended, what is left are probes: they need no long farewell.
 _FAREWELL_SECONDS: Final = 0.25
 _OPTIONS: Final[tuple[tuple[str, int], ...]] = (

@@ -182,6 +182,23 @@ def session_deleted(session_id: UUID) -> ServiceError:
     )
 
 
+def transcript_token_invalid() -> ServiceError:
+    """PERMISSION_DENIED: the token is not that of the attempt."""
+    return _error(
+        ErrorKind.PERMISSION_DENIED, "TRANSCRIPT_TOKEN_INVALID", "the token is not that of the attempt"
+    )
+
+
+def attempt_superseded(attempt: int) -> ServiceError:
+    """FAILED_PRECONDITION: a later attempt has begun, or this one never did."""
+    return _error(
+        ErrorKind.FAILED_PRECONDITION,
+        "ATTEMPT_SUPERSEDED",
+        "another attempt has begun in the session",
+        attempt=str(attempt),
+    )
+
+
 def role_not_allowed(role: str) -> ServiceError:
     """PERMISSION_DENIED: viewers read only."""
     return _error(ErrorKind.PERMISSION_DENIED, "ROLE_NOT_ALLOWED", f"the role {role} reads only", role=role)

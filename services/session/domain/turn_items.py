@@ -150,6 +150,16 @@ class EarlierDecision:
 
 
 @dataclass(frozen=True, slots=True)
+class FinishedCall:
+    """A tool call of an earlier attempt that has ended; `result` may be its beginning only."""
+
+    tool_use_id: str
+    tool_name: str
+    input_json: str
+    result: str
+
+
+@dataclass(frozen=True, slots=True)
 class AttemptPlan:
     """What an executor needs to start an attempt; times in seconds, money in US dollars."""
 
@@ -162,6 +172,8 @@ class AttemptPlan:
     organization_id: UUID
     earlier_decisions: tuple[EarlierDecision, ...]
     possibly_run: tuple[tuple[str, str], ...]
+    transcript_position: int = 0
+    finished_calls: tuple[FinishedCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

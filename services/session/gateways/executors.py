@@ -17,6 +17,7 @@ from aiagent.session.v1 import agent_options_pb2
 from services.kernel.errors import ErrorKind, ServiceError
 from services.kernel.grpc.status import error_from_rpc
 from services.session.domain.entities import Failure, Usage
+from services.session.domain.transcripts import AttemptName
 from services.session.domain.turn_items import (
     AgentStarted,
     AttemptEnded,
@@ -33,6 +34,7 @@ from services.session.domain.turn_items import (
     ToolUsed,
     TurnItem,
 )
+from services.session.gateways.attempt_tokens import AttemptTokens
 
 _log = structlog.get_logger(__name__)
 _DESCRIBE_TIMEOUT_SECONDS = 1.0
@@ -46,8 +48,9 @@ _GONE = frozenset({"ATTEMPT_UNKNOWN", "TOOL_USE_NOT_WAITING"})
 class ExecutorGateway:
     """The configured executors, each behind a channel of its own."""
 
-    def __init__(self, channels: Mapping[str, grpc.aio.Channel]) -> None:
-        """Args: channels: an open channel for each target, `host:port`."""
+    def __init__(self, channels: Mapping[str, grpc.aio.Channel], tokens: AttemptTokens) -> None:
+        """Args: channels: an open channel for each target, `host:port`; tokens: signs what attempts show."""
+        self._tokens = tokens
         self._stubs = {
             target: executor_service_pb2_grpc.ExecutorServiceStub(channel)
             for target, channel in channels.items()
@@ -111,6 +114,17 @@ class ExecutorGateway:
             ],
             possibly_run=[
                 pb.PossiblyRun(tool_name=name, input_json=text) for name, text in plan.possibly_run
+            ],
+            transcript_position=plan.transcript_position,
+            transcript_token=self._tokens.sign(AttemptName(key.session_id, key.turn_id, key.attempt)),
+            finished_calls=[
+                pb.FinishedCall(
+                    tool_use_id=call.tool_use_id,
+                    tool_name=call.tool_name,
+                    input_json=call.input_json,
+                    result=call.result,
+                )
+                for call in plan.finished_calls
             ],
         )
         json_format.ParseDict(plan.options, request.options)

@@ -11,12 +11,13 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.session.domain.driving import Answer, Changes, DrivenTurn
-from services.session.domain.entities import Head, LogEvent, ToolUse
+from services.session.domain.entities import Content, Head, LogEvent, ToolUse
 from services.session.domain.errors import LeaseLost, TurnMoved
 from services.session.domain.states import PermissionRequestState, ToolCallState, TurnState
 from services.session.store.columns import content_columns, content_of
 from services.session.store.event_log import append
 from services.session.store.leases import LEASE_LIFE
+from services.session.store.rows import tool_use_of
 from services.session.store.tables import (
     event_contents,
     messages,
@@ -71,6 +72,22 @@ class FencedConnection:
             )
             for row in rows
         ]
+
+    async def finished_calls(self, turn_id: UUID) -> list[tuple[ToolUse, Content]]:
+        """Tool calls of the turn that ran and have a result, with it, in order."""
+        rows = await self._connection.execute(
+            sa.select(tool_calls)
+            .where(tool_calls.c.turn_id == turn_id, tool_calls.c.state.in_(("SUCCEEDED", "FAILED")))
+            .order_by(tool_calls.c.sequence)
+        )
+        return [(tool_use_of(row), content_of(row, "result")) for row in rows]
+
+    async def transcript_position(self) -> int:
+        """The last position of the session's transcripts: as it is when this transaction commits."""
+        query = sa.select(session_heads.c.transcript_position).where(
+            session_heads.c.session_id == self._head.session_id
+        )
+        return int((await self._connection.execute(query)).scalar_one())
 
     async def answers(self, turn_id: UUID) -> list[Answer]:
         """The turn's permission requests whose answer was not used, the oldest first."""

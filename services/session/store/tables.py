@@ -100,6 +100,8 @@ session_heads = sa.Table(
     sa.Column("lease_holder", sa.Text),
     sa.Column("lease_epoch", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("lease_expire_time", _TIME),
+    # How many entries the session's transcripts have.
+    _counter("transcript_position"),
     # Locked by every append and updated in place: room on the page keeps such updates off the indexes (HOT).
     postgresql_with={"fillfactor": "50"},
 )
@@ -266,6 +268,26 @@ event_contents = sa.Table(
     sa.Column("sha256", sa.Text, nullable=False),
     sa.Column("create_time", _TIME, nullable=False, server_default=sa.func.clock_timestamp()),
     sa.Index("event_contents_by_session", "session_id"),
+)
+
+transcript_entries = sa.Table(
+    "transcript_entries",
+    metadata,
+    _session_reference(),
+    sa.Column("organization_id", _ID, nullable=False),
+    # Gapless within the session, over all its transcripts.
+    sa.Column("position", sa.BigInteger, nullable=False),
+    sa.Column("cli_session_id", _ID, nullable=False),
+    sa.Column("subpath", sa.Text, nullable=False),
+    sa.Column("entry_uuid", _ID, nullable=False),
+    # JSON as text: JSONB would refuse NUL, and change what is read back.
+    sa.Column("entry", sa.Text, nullable=False),
+    sa.Column("create_time", _TIME, nullable=False, server_default=sa.func.clock_timestamp()),
+    sa.PrimaryKeyConstraint("session_id", "position", name="transcript_entries_pkey"),
+    sa.UniqueConstraint(
+        "session_id", "cli_session_id", "subpath", "entry_uuid", name="transcript_entries_uuid"
+    ),
+    sa.CheckConstraint("position > 0", name="transcript_entries_position"),
 )
 
 outbox = outbox_table(metadata, SCHEMA)

@@ -17,12 +17,14 @@ from services.kernel.clock import SystemClock
 from services.kernel.db import Database
 from services.kernel.grpc import open_channel
 from services.kernel.grpc.authentication import PUBLIC
+from services.kernel.identity import generate_private_key
 from services.kernel.ids import Uuid7Source, new_id
 from services.kernel.testing import running_server
 from services.session.domain import events
 from services.session.domain.entities import Content, LogEvent
 from services.session.domain.events import EventDraft
 from services.session.domain.states import TurnState
+from services.session.gateways.attempt_tokens import AttemptTokens
 from services.session.gateways.executors import ExecutorGateway
 from services.session.store import event_log, tables
 from services.session.store.system_queries import DriverQueries
@@ -235,7 +237,9 @@ async def world(database: Database, executor: ScriptedExecutor) -> AsyncIterator
     ):
         target = f"127.0.0.1:{server.port}"
         channel = open_channel(target, signer=None, audience="executor")
-        made = World(database, executor, ExecutorGateway({target: channel}))
+        made = World(
+            database, executor, ExecutorGateway({target: channel}, AttemptTokens(generate_private_key()))
+        )
         try:
             yield made
         finally:

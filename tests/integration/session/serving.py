@@ -56,6 +56,7 @@ _OF_A_SESSION = (
     tables.tool_calls,
     tables.permission_requests,
     tables.event_contents,
+    tables.transcript_entries,
 )
 
 

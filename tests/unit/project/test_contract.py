@@ -13,7 +13,7 @@ from protos.openapi.operations import bindings
 
 pytestmark = pytest.mark.unit
 
-INTERNAL = {"ExecutorService"}
+INTERNAL = {"ExecutorService", "TranscriptService"}
 READING = ("Get", "List", "Watch", "Read", "Wait", "Download")
 
 # Changes that need no request id, each with its reason.

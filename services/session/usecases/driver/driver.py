@@ -35,6 +35,7 @@ from services.session.domain.turn_items import (
     AttemptPlan,
     EarlierDecision,
     ExecutorInfo,
+    FinishedCall,
     TurnItem,
 )
 from services.session.usecases.driver.attempt import Attempt, AttemptRunner, DriverPorts
@@ -49,6 +50,8 @@ RETRY_SECONDS = 0.5
 """Between two tries to place a turn, or to reach an executor."""
 LOOK_SECONDS = 5.0
 """At most this long between two looks for commands; the pool wakes the driver within a second of one."""
+TOLD_CHARACTERS = 2000
+"""Of the result of a call that an earlier attempt has made: enough to go on with."""
 _GONE = frozenset({"ATTEMPT_UNKNOWN", "INCARNATION_MISMATCH", "ATTEMPT_BARRED", "OFFSET_GONE"})
 _NO_ROOM = frozenset({"EXECUTOR_FULL", "DRAINING"})
 
@@ -197,6 +200,8 @@ class SessionDriver:
                 for answer in await transaction.answers(turn.id)
                 if answer.state is not PermissionRequestState.PENDING
             ]
+            position = await transaction.transcript_position()
+            finished = await transaction.finished_calls(turn.id)
             changes.move_turn(session, turn, TurnState.STARTING, transaction.now)
             expected_offset, turn.applied_offset = turn.applied_offset, 0
             turn.attempt += 1
@@ -238,6 +243,18 @@ class SessionDriver:
                 ]
             ),
             possibly_run=tuple([(name, await read(session.id, text)) for name, text in possibly_run]),
+            transcript_position=position,
+            finished_calls=tuple(
+                [
+                    FinishedCall(
+                        call.tool_use_id,
+                        call.tool_name,
+                        await read(session.id, call.input_json),
+                        (await read(session.id, result))[:TOLD_CHARACTERS],
+                    )
+                    for call, result in finished
+                ]
+            ),
         )
         key = turn.key(session.id)
         if key is None:

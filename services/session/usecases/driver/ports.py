@@ -10,7 +10,7 @@ from typing import Protocol
 from uuid import UUID
 
 from services.session.domain.driving import Answer, Changes, DrivenTurn, Work
-from services.session.domain.entities import Lease, LogEvent, ToolUse
+from services.session.domain.entities import Content, Lease, LogEvent, ToolUse
 from services.session.domain.states import ToolCallState, TurnState
 
 
@@ -37,6 +37,12 @@ class FencedTransaction(Protocol):
 
     async def calls_of(self, turn_id: UUID, attempt: int) -> list[KnownCall]:
         """Every tool call of an attempt, in order."""
+
+    async def finished_calls(self, turn_id: UUID) -> list[tuple[ToolUse, Content]]:
+        """Tool calls of the turn that ran and have a result, with it."""
+
+    async def transcript_position(self) -> int:
+        """The last position of the session's transcripts: as it is when this transaction commits."""
 
     async def answers(self, turn_id: UUID) -> list[Answer]:
         """The turn's permission requests whose answer was not used, the pending ones included."""

@@ -78,6 +78,9 @@ class RunTurnRequest(_message.Message):
     ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
     EARLIER_DECISIONS_FIELD_NUMBER: _builtins.int
     POSSIBLY_RUN_FIELD_NUMBER: _builtins.int
+    TRANSCRIPT_POSITION_FIELD_NUMBER: _builtins.int
+    TRANSCRIPT_TOKEN_FIELD_NUMBER: _builtins.int
+    FINISHED_CALLS_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """The user's message."""
     prompt_id: _builtins.str
@@ -90,6 +93,12 @@ class RunTurnRequest(_message.Message):
     """What the turn may still spend, in US dollars; 0 means no limit."""
     organization_id: _builtins.str
     """The organization the session belongs to, a UUID; for logs and metering."""
+    transcript_position: _builtins.int
+    """The last position of the session's transcripts: a live client that stands elsewhere is ended, and the conversation
+    resumed from the transcript.
+    """
+    transcript_token: _builtins.str
+    """What the attempt shows TranscriptService."""
     @_builtins.property
     def fence(self) -> Global___Fence:
         """The attempt."""
@@ -110,6 +119,12 @@ class RunTurnRequest(_message.Message):
     def possibly_run(self) -> _containers.RepeatedCompositeFieldContainer[Global___PossiblyRun]:
         """Calls of an earlier attempt that were allowed and whose result is unknown: the model is told they possibly ran."""
 
+    @_builtins.property
+    def finished_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___FinishedCall]:
+        """Calls of earlier attempts at this turn whose result is in the log: the model is told of those that the transcript
+        lost.
+        """
+
     def __init__(
         self,
         *,
@@ -124,10 +139,13 @@ class RunTurnRequest(_message.Message):
         organization_id: _builtins.str = ...,
         earlier_decisions: _abc.Iterable[Global___EarlierDecision] | None = ...,
         possibly_run: _abc.Iterable[Global___PossiblyRun] | None = ...,
+        transcript_position: _builtins.int = ...,
+        transcript_token: _builtins.str = ...,
+        finished_calls: _abc.Iterable[Global___FinishedCall] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence", "options", b"options", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_usd", b"budget_usd", "cli_session_id", b"cli_session_id", "earlier_decisions", b"earlier_decisions", "fence", b"fence", "options", b"options", "organization_id", b"organization_id", "possibly_run", b"possibly_run", "prompt", b"prompt", "prompt_id", b"prompt_id", "timeout", b"timeout", "workspace", b"workspace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_usd", b"budget_usd", "cli_session_id", b"cli_session_id", "earlier_decisions", b"earlier_decisions", "fence", b"fence", "finished_calls", b"finished_calls", "options", b"options", "organization_id", b"organization_id", "possibly_run", b"possibly_run", "prompt", b"prompt", "prompt_id", b"prompt_id", "timeout", b"timeout", "transcript_position", b"transcript_position", "transcript_token", b"transcript_token", "workspace", b"workspace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -192,6 +210,40 @@ class PossiblyRun(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PossiblyRun: _TypeAlias = PossiblyRun  # noqa: Y015
+
+@_typing.final
+class FinishedCall(_message.Message):
+    """A tool call of an earlier attempt that has ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOOL_USE_ID_FIELD_NUMBER: _builtins.int
+    TOOL_NAME_FIELD_NUMBER: _builtins.int
+    INPUT_JSON_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    tool_use_id: _builtins.str
+    """The call's id."""
+    tool_name: _builtins.str
+    """The tool."""
+    input_json: _builtins.str
+    """Its input as JSON text."""
+    result: _builtins.str
+    """The beginning of its result."""
+    def __init__(
+        self,
+        *,
+        tool_use_id: _builtins.str = ...,
+        tool_name: _builtins.str = ...,
+        input_json: _builtins.str = ...,
+        result: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input_json", b"input_json", "result", b"result", "tool_name", b"tool_name", "tool_use_id", b"tool_use_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FinishedCall: _TypeAlias = FinishedCall  # noqa: Y015
 
 @_typing.final
 class RunTurnResponse(_message.Message):

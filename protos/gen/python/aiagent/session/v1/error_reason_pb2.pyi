@@ -117,6 +117,14 @@ class ErrorReason(_message.Message):
         """Two uploads or an upload and a turn would write the workspace at once.
         Example: {"reason": "WORKSPACE_BUSY"}.
         """
+        TRANSCRIPT_TOKEN_INVALID: ErrorReason._Reason.ValueType  # 22
+        """The token is not that of the attempt, or of no attempt at all.
+        Example: {"reason": "TRANSCRIPT_TOKEN_INVALID"}.
+        """
+        ATTEMPT_SUPERSEDED: ErrorReason._Reason.ValueType  # 23
+        """A later attempt has begun in the session; this one's transcript is closed.
+        Example: {"reason": "ATTEMPT_SUPERSEDED", "metadata": {"attempt": "1"}}.
+        """
 
     class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
         """The reasons."""
@@ -206,6 +214,14 @@ class ErrorReason(_message.Message):
     WORKSPACE_BUSY: ErrorReason.Reason.ValueType  # 21
     """Two uploads or an upload and a turn would write the workspace at once.
     Example: {"reason": "WORKSPACE_BUSY"}.
+    """
+    TRANSCRIPT_TOKEN_INVALID: ErrorReason.Reason.ValueType  # 22
+    """The token is not that of the attempt, or of no attempt at all.
+    Example: {"reason": "TRANSCRIPT_TOKEN_INVALID"}.
+    """
+    ATTEMPT_SUPERSEDED: ErrorReason.Reason.ValueType  # 23
+    """A later attempt has begun in the session; this one's transcript is closed.
+    Example: {"reason": "ATTEMPT_SUPERSEDED", "metadata": {"attempt": "1"}}.
     """
 
     def __init__(
