@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
+import grpc
 import structlog
 
 from aiagent.executor.v1.executor_service_pb2_grpc import add_ExecutorServiceServicer_to_server
@@ -13,13 +14,15 @@ from services.executor.domain.errors import DOMAIN
 from services.executor.gateways import isolation, offline_model
 from services.executor.gateways.agent import ClaudeAgents
 from services.executor.gateways.model_gateway import ModelGateway
+from services.executor.gateways.transcripts import TranscriptClient
 from services.executor.settings import ExecutorSettings
 from services.executor.usecases.turns import Turns
 from services.kernel.clock import SystemClock
 from services.kernel.context import detached
-from services.kernel.grpc import KernelServer, build_server
-from services.kernel.identity import ServiceTokenVerifier
+from services.kernel.grpc import KernelServer, build_server, open_channel, replicas
+from services.kernel.identity import ServiceTokenSigner, ServiceTokenVerifier
 from services.kernel.ids import new_id
+from services.kernel.settings import targets
 
 _log = structlog.get_logger(__name__)
 
@@ -30,13 +33,19 @@ class ExecutorService:
     name = "executor"
 
     def __init__(
-        self, server: KernelServer, turns: Turns, agents: ClaudeAgents, gateway: ModelGateway
+        self,
+        server: KernelServer,
+        turns: Turns,
+        agents: ClaudeAgents,
+        gateway: ModelGateway,
+        channel: grpc.aio.Channel,
     ) -> None:
         """Use `build`."""
         self._server = server
         self._turns = turns
         self._agents = agents
         self._gateway = gateway
+        self._channel = channel
         self._watch: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -61,6 +70,7 @@ class ExecutorService:
         await self._turns.stop()
         await self._server.stop()
         await self._gateway.stop()
+        await self._channel.close()
 
 
 async def build(settings: ExecutorSettings) -> ExecutorService:
@@ -91,11 +101,18 @@ async def build(settings: ExecutorSettings) -> ExecutorService:
         api_key=key,
         offline=offline_model.answer if offline else None,
     )
+    channel = open_channel(
+        replicas(targets(settings.session_targets)),
+        signer=ServiceTokenSigner("executor", settings.private_key()),
+        audience="session",
+        balanced=True,
+    )
     agents = ClaudeAgents(
         settings.state_dir,
         settings.workspace_root,
         chosen,
         gateway,
+        TranscriptClient(channel),
         offline_model=offline,
         hook_timeout_seconds=settings.decision_hold_seconds,
     )
@@ -117,4 +134,4 @@ async def build(settings: ExecutorSettings) -> ExecutorService:
         services=ServiceTokenVerifier(settings.trusted_keys(), "executor"),
         reflect=False,
     )
-    return ExecutorService(server, turns, agents, gateway)
+    return ExecutorService(server, turns, agents, gateway, channel)

@@ -14,6 +14,10 @@ class ExecutorSettings(KernelSettings):
     """Read from the environment (prefix `AIAGENT_`), then from `.env`."""
 
     executor_listen: str = "127.0.0.1:50053"
+    session_targets: str = Field(
+        default="127.0.0.1:50052",
+        description="Replicas of the session service: addresses with commas between them, or one name.",
+    )
     executor_id: str = Field(default="executor-1", description="The executor's name: stable over restarts.")
     state_dir: Path = Path(".aiagent")
     workspace_root: Path = Path(".aiagent/workspaces")

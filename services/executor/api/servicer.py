@@ -115,6 +115,12 @@ def _turn(request: pb.RunTurnRequest) -> TurnRequest:
             for decision in request.earlier_decisions
         ),
         possibly_run=tuple((call.tool_name, call.input_json) for call in request.possibly_run),
+        transcript_position=request.transcript_position,
+        transcript_token=request.transcript_token,
+        finished_calls=tuple(
+            (call.tool_use_id, call.tool_name, call.input_json, call.result)
+            for call in request.finished_calls
+        ),
     )
 
 

@@ -20,6 +20,7 @@ from claude_agent_sdk import (
     ClaudeSDKClient,
     ClaudeSDKError,
     Message,
+    MirrorErrorMessage,
     PermissionResult,
     PermissionResultAllow,
     PermissionResultDeny,
@@ -27,21 +28,29 @@ from claude_agent_sdk import (
     ToolPermissionContext,
 )
 
-from services.executor.domain.items import AgentStarted, AttemptEnded, Outcome
+from services.executor.domain.items import AgentStarted, AttemptEnded, Notice, Outcome
 from services.executor.gateways import options as sdk_options
 from services.executor.gateways.isolation import AgentPlace, Isolation
 from services.executor.gateways.messages import TurnReader, tool_use
 from services.executor.gateways.model_gateway import ModelGateway
-from services.executor.usecases.ports import AgentDied, Ask, Emit, TurnRequest
+from services.executor.gateways.prompts import prompt
+from services.executor.gateways.transcripts import TranscriptMirror
+from services.executor.usecases.ports import (
+    AgentDied,
+    Ask,
+    Emit,
+    TranscriptPort,
+    TranscriptRefused,
+    TranscriptUnavailable,
+    TurnRequest,
+)
+from services.kernel.clock import SystemClock
 from services.kernel.context import detached
 
 _log = structlog.get_logger(__name__)
 CONNECT_SECONDS = 60.0
 DISCONNECT_SECONDS = 2.0
-_RESUMED = (
-    "[The work on the last message was interrupted by a fault of the machine, not by the user. Look at what is done, "
-    "and go on where it stopped.{notes}]"
-)
+NOT_SAVED = "the conversation could not be saved: if this executor is lost, so is what was said in this turn"
 
 
 class ClaudeAgents:
@@ -53,6 +62,7 @@ class ClaudeAgents:
         workspace_root: Path,
         isolation: Isolation,
         gateway: ModelGateway,
+        transcripts: TranscriptPort,
         *,
         offline_model: bool,
         hook_timeout_seconds: float,
@@ -64,6 +74,7 @@ class ClaudeAgents:
             workspace_root: Where the workspaces are.
             isolation: How agents are started.
             gateway: Where they find the model.
+            transcripts: Where their conversations are kept.
             offline_model: Whether the scripted model answers.
             hook_timeout_seconds: Longer than any decision on a tool call may take.
         """
@@ -71,6 +82,7 @@ class ClaudeAgents:
         self._workspaces = workspace_root.resolve()
         self._isolation = isolation
         self._gateway = gateway
+        self._transcripts = transcripts
         self._offline = offline_model
         self._hook_timeout = hook_timeout_seconds
 
@@ -91,6 +103,7 @@ class ClaudeAgents:
             self._workspaces,
             self._isolation,
             self._gateway,
+            self._transcripts,
             offline_model=self._offline,
             hook_timeout_seconds=self._hook_timeout,
         )
@@ -128,6 +141,7 @@ class ClaudeAgent:
         workspaces: Path,
         isolation: Isolation,
         gateway: ModelGateway,
+        transcripts: TranscriptPort,
         *,
         offline_model: bool,
         hook_timeout_seconds: float,
@@ -138,6 +152,8 @@ class ClaudeAgent:
         self._workspaces = workspaces
         self._isolation = isolation
         self._gateway = gateway
+        self._transcripts = transcripts
+        self._mirror: TranscriptMirror | None = None
         self._offline = offline_model
         self._hook_timeout = hook_timeout_seconds
         self._token = ""
@@ -170,6 +186,9 @@ class ClaudeAgent:
             and self._fingerprint == sdk_options.fingerprint(request.options)
             and not request.budget_usd
             and request.attempt == 1
+            and self._mirror is not None
+            and self._mirror.whole
+            and self._mirror.position == request.transcript_position
         )
 
     # Start and stop
@@ -184,8 +203,13 @@ class ClaudeAgent:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         workspace = self._workspaces / request.workspace
         workspace.mkdir(mode=0o700, parents=True, exist_ok=True)
-        resume = bool(request.cli_session_id) and self._transcript(request.cli_session_id) is not None
         self.cli_session_id = request.cli_session_id or str(uuid4())
+        self._mirror = TranscriptMirror(self._transcripts, self._home, workspace, SystemClock())
+        self._mirror.begin(request.attempt_pass, request.transcript_position)
+        try:
+            resume = await self._mirror.restore(self.cli_session_id, known=bool(request.cli_session_id))
+        except (TranscriptUnavailable, TranscriptRefused, OSError) as error:
+            raise AgentDied(f"the conversation cannot be read: {error}") from error
         self._fingerprint = sdk_options.fingerprint(request.options)
         self._token, _ = self._gateway.admit()
         launcher = self._private / "launch"
@@ -203,6 +227,8 @@ class ClaudeAgent:
                 permit=self._permit,
                 hook_timeout_seconds=self._hook_timeout,
                 stderr=self._note,
+                mirror=self._mirror,
+                config_dir=self._home / ".claude",
             )
         )
         self._task = asyncio.create_task(self._own(self._client), name="agent", context=detached())
@@ -303,8 +329,8 @@ class ClaudeAgent:
         Raises:
             AgentDied: The process ended before the turn did.
         """
-        client = self._client
-        if client is None or not self._alive:
+        client, mirror = self._client, self._mirror
+        if client is None or mirror is None or not self._alive:
             raise AgentDied("the agent process is gone")
         while not self._messages.empty():
             self._messages.get_nowait()
@@ -313,7 +339,9 @@ class ClaudeAgent:
         reader = TurnReader(
             cost_before_usd=self._cost_usd, structured=bool(request.options.get("output_schema"))
         )
-        text, message_id = self._prompt(request)
+        mirror.begin(request.attempt_pass)
+        known = mirror.holds(str(request.prompt_id))
+        text, message_id = prompt(request, known=known, answered=mirror.answered)
         try:
             await client.query(_one_message(text, message_id, self.cli_session_id))
             await emit(
@@ -328,6 +356,8 @@ class ClaudeAgent:
                 message = await self._messages.get()
                 if message is None:
                     raise AgentDied("the agent process ended")
+                if isinstance(message, MirrorErrorMessage):
+                    mirror.doubt()
                 if isinstance(message, ResultMessage) and not _answers(message, message_id):
                     continue
                 for item in reader.read(message):
@@ -338,6 +368,8 @@ class ClaudeAgent:
                             # The CLI would fail the next turn too.
                             self._closing.set()
                             self._alive = False
+                        if not await mirror.settle():
+                            await emit(Notice("TRANSCRIPT_NOT_SAVED", NOT_SAVED))
                         await emit(item)
                         return
                     await emit(item)
@@ -345,32 +377,6 @@ class ClaudeAgent:
             raise AgentDied("the agent process does not take the message") from error
         finally:
             self._ask = None
-
-    def _prompt(self, request: TurnRequest) -> tuple[str, str]:
-        """The message to send: the user's own, unless the transcript has it already."""
-        transcript = self._transcript(self.cli_session_id)
-        known = transcript is not None and str(request.prompt_id) in transcript.read_text(
-            encoding="utf-8", errors="replace"
-        )
-        notes = "".join(
-            f"\nA person has decided on the call {name} with the input {text[:2000]}: it is "
-            + (
-                "allowed. Make exactly this call again."
-                if allowed
-                else f"not allowed ({reason}). Do not repeat it."
-            )
-            for name, text, allowed, reason in request.earlier_decisions
-        ) + "".join(
-            f"\nThe call {name} with the input {text[:2000]} possibly ran, wholly or in part; look before repeating it."
-            for name, text in request.possibly_run
-        )
-        if known:
-            return _RESUMED.format(notes=notes), str(uuid4())
-        return request.prompt + (f"\n\n[{notes.strip()}]" if notes else ""), str(request.prompt_id)
-
-    def _transcript(self, cli_session_id: str) -> Path | None:
-        projects = self._home / ".claude" / "projects"
-        return next(iter(projects.glob(f"*/{cli_session_id}.jsonl")), None) if projects.is_dir() else None
 
     async def _decide(self, data: Any, tool_use_id: str | None, _context: Any) -> dict[str, Any]:
         """The `PreToolUse` hook: asks the driver, and denies on any doubt."""

@@ -39,6 +39,8 @@ def build(
     permit: Any,
     hook_timeout_seconds: float,
     stderr: Any,
+    mirror: Any,
+    config_dir: Path,
 ) -> ClaudeAgentOptions:
     """Builds the options of a client.
 
@@ -53,6 +55,8 @@ def build(
         permit: Answers what the CLI asks all the same.
         hook_timeout_seconds: Longer than any decision may take.
         stderr: Takes the CLI's error output, line by line.
+        mirror: Takes what the CLI writes to its transcripts.
+        config_dir: Where those lie; the launcher sets the agent's environment, this is for the SDK.
     """
     options = request.options
     system_prompt: Any = {"type": "preset", "preset": "claude_code"}
@@ -90,6 +94,9 @@ def build(
         hooks={"PreToolUse": [HookMatcher(hooks=[hook], timeout=hook_timeout_seconds, on_failure="block")]},
         can_use_tool=permit,
         stderr=stderr,
+        env={"CLAUDE_CONFIG_DIR": str(config_dir)},
+        session_store=mirror,
+        session_store_flush="eager",
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import UUID
 
 from services.executor.domain.items import Decision, Item, ToolUse
+from services.executor.domain.transcripts import Entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,52 @@ class TurnRequest:
     budget_usd: float
     earlier_decisions: tuple[tuple[str, str, bool, str], ...]
     possibly_run: tuple[tuple[str, str], ...]
+    transcript_position: int = 0
+    transcript_token: str = ""
+    finished_calls: tuple[tuple[str, str, str, str], ...] = ()
+
+    @property
+    def attempt_pass(self) -> AttemptPass:
+        """What the store of transcripts asks for."""
+        return AttemptPass(self.session_id, self.turn_id, self.attempt, self.transcript_token)
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptPass:
+    """An attempt, and the token that lets it write its conversation."""
+
+    session_id: UUID
+    turn_id: UUID
+    attempt: int
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTranscript:
+    """A conversation in the store: the session's last position, and entries as (subpath, id, JSON text) in order."""
+
+    position: int
+    entries: tuple[tuple[str, str, str], ...]
+
+
+class TranscriptUnavailable(Exception):
+    """The store of transcripts cannot be reached; trying again may help."""
+
+
+class TranscriptRefused(Exception):
+    """The store does not take this attempt's word any more: another one has begun, or the session is gone."""
+
+
+class TranscriptPort(Protocol):
+    """Keeps conversations outside of this machine. Both calls raise TranscriptUnavailable or TranscriptRefused."""
+
+    async def append(
+        self, attempt: AttemptPass, cli_session_id: str, subpath: str, entries: Sequence[Entry]
+    ) -> int:
+        """Adds entries to a transcript, dropping those whose id it has; returns the session's last position."""
+
+    async def read(self, attempt: AttemptPass, cli_session_id: str) -> StoredTranscript:
+        """Reads a conversation."""
 
 
 Emit = Callable[[Item], Awaitable[None]]

@@ -1,7 +1,7 @@
 """gRPC server and channel as every service uses them."""
 
 from services.kernel.grpc.authentication import PUBLIC, USER, MethodPolicy, services, user_or_services
-from services.kernel.grpc.channel import open_channel
+from services.kernel.grpc.channel import open_channel, replicas
 from services.kernel.grpc.pipeline import accept_stream
 from services.kernel.grpc.server import KernelServer, build_server
 from services.kernel.grpc.status import error_from_rpc
@@ -15,6 +15,7 @@ __all__ = [
     "build_server",
     "error_from_rpc",
     "open_channel",
+    "replicas",
     "services",
     "user_or_services",
 ]

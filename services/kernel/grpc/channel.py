@@ -6,7 +6,8 @@ and each message of a stream.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Final
 
@@ -30,7 +31,35 @@ _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     # Without this, channels of one process to one target share a connection, and its fate.
     ("grpc.use_local_subchannel_pool", 1),
 )
+# Only UNAVAILABLE is tried again (AIP-194): whoever balances calls makes none that may not be repeated.
+_BALANCED: Final[tuple[tuple[str, str], ...]] = (
+    (
+        "grpc.service_config",
+        json.dumps(
+            {
+                "loadBalancingConfig": [{"round_robin": {}}],
+                "methodConfig": [
+                    {
+                        "name": [{}],
+                        "retryPolicy": {
+                            "maxAttempts": 4,
+                            "initialBackoff": "0.05s",
+                            "maxBackoff": "0.5s",
+                            "backoffMultiplier": 2,
+                            "retryableStatusCodes": ["UNAVAILABLE"],
+                        },
+                    }
+                ],
+            }
+        ),
+    ),
+)
 _Metadata = list[tuple[str, str | bytes]]
+
+
+def replicas(addresses: Sequence[str]) -> str:
+    """One target for several replicas: IPv4 addresses with ports, or a single name that resolves to all of them."""
+    return addresses[0] if len(addresses) == 1 else "ipv4:" + ",".join(addresses)
 
 
 def open_channel(
@@ -39,6 +68,7 @@ def open_channel(
     signer: ServiceTokenSigner | None,
     audience: str,
     forward_caller: bool = False,
+    balanced: bool = False,
 ) -> grpc.aio.Channel:
     """Opens a channel; nothing is sent before the first call.
 
@@ -47,9 +77,11 @@ def open_channel(
         signer: this service's signer; None for a service whose methods are public.
         audience: name of the service behind the target.
         forward_caller: whether calls are made on behalf of the current end user, if there is one.
+        balanced: whether the target is several replicas (see `replicas`): calls go to them in turn, and one that finds
+            its replica away is made again with another.
     """
     return _ServiceChannel(
-        grpc.aio.insecure_channel(target, options=_OPTIONS),
+        grpc.aio.insecure_channel(target, options=[*_OPTIONS, *(_BALANCED if balanced else ())]),
         signer=signer,
         audience=audience,
         forward_caller=forward_caller,

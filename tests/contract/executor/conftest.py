@@ -13,6 +13,7 @@ from services.executor.gateways import isolation, offline_model
 from services.executor.gateways.agent import ClaudeAgents
 from services.executor.gateways.isolation import Isolation
 from services.executor.gateways.model_gateway import ModelGateway
+from tests.unit.executor.memory_transcripts import MemoryTranscripts
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +43,22 @@ def strongest(directory: Path) -> Isolation:
 
 
 @pytest.fixture
-def claude_agents(directory: Path, gateway: ModelGateway, strongest: Isolation) -> ClaudeAgents:
+def transcripts() -> MemoryTranscripts:
+    """Where real agents keep their conversations."""
+    return MemoryTranscripts()
+
+
+@pytest.fixture
+def claude_agents(
+    directory: Path, gateway: ModelGateway, strongest: Isolation, transcripts: MemoryTranscripts
+) -> ClaudeAgents:
     """Real agents."""
     return ClaudeAgents(
         directory / "state",
         directory / "workspaces",
         strongest,
         gateway,
+        transcripts,
         offline_model=True,
         hook_timeout_seconds=60.0,
     )

@@ -14,6 +14,7 @@ import pytest
 from services.executor.domain.items import AgentStarted, AttemptEnded, Decision, Item, Outcome, ToolUse
 from services.executor.gateways.agent import ClaudeAgents
 from services.executor.usecases.ports import Agent, AgentDied, AgentFactory, TurnRequest
+from tests.unit.executor.memory_transcripts import MemoryTranscripts
 from tests.unit.executor.scripted_agent import (
     ScriptedAgents,
     a_request,
@@ -68,8 +69,9 @@ class Turn:
 class Desk:
     """Makes agents of one kind that play."""
 
-    def __init__(self, factory: AgentFactory) -> None:
+    def __init__(self, factory: AgentFactory, transcripts: MemoryTranscripts) -> None:
         self.factory = factory
+        self.transcripts = transcripts
         self.made: list[Agent] = []
 
     def agent(self, play: object, session_id: UUID | None = None) -> tuple[Agent, TurnRequest]:
@@ -81,12 +83,19 @@ class Desk:
 
     def request(self, play: object, session_id: UUID, cli_session_id: str = "") -> TurnRequest:
         prompt = f"Please. <<SCRIPT>>{json.dumps(STEPS[play])}<<END>>"  # type: ignore[index]
-        return a_request(session_id, prompt=prompt, cli_session_id=cli_session_id)
+        return a_request(
+            session_id,
+            prompt=prompt,
+            cli_session_id=cli_session_id,
+            transcript_position=self.transcripts.position(session_id),
+        )
 
 
 @pytest.fixture(params=["scripted", "claude"])
-async def desk(request: pytest.FixtureRequest, claude_agents: ClaudeAgents) -> AsyncIterator[Desk]:
-    made = Desk(ScriptedAgents() if request.param == "scripted" else claude_agents)
+async def desk(
+    request: pytest.FixtureRequest, claude_agents: ClaudeAgents, transcripts: MemoryTranscripts
+) -> AsyncIterator[Desk]:
+    made = Desk(ScriptedAgents() if request.param == "scripted" else claude_agents, transcripts)
     yield made
     await asyncio.gather(*(agent.stop() for agent in made.made))
 

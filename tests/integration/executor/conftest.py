@@ -8,9 +8,10 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import grpc
 import psutil
@@ -20,12 +21,21 @@ from grpc_status import rpc_status
 
 from aiagent.executor.v1 import executor_service_pb2 as pb
 from aiagent.executor.v1 import executor_service_pb2_grpc
+from aiagent.session.v1 import transcript_service_pb2
+from aiagent.session.v1.transcript_service_pb2_grpc import add_TranscriptServiceServicer_to_server
 from deploy.local.ports import free_port
 from services.executor.bootstrap import ExecutorService, build
 from services.executor.settings import ExecutorSettings
 from services.kernel.grpc import open_channel
-from services.kernel.identity.keys import public_key_to_text
-from services.kernel.testing import ServiceKeys
+from services.kernel.grpc.authentication import PUBLIC
+from services.kernel.identity.keys import private_key_to_text, public_key_to_text
+from services.kernel.testing import ServiceKeys, running_server
+from tests.unit.executor.memory_transcripts import MemoryTranscripts, ServedTranscripts
+
+_TRANSCRIPTS = {
+    f"/aiagent.session.v1.TranscriptService/{method.name}": PUBLIC
+    for method in transcript_service_pb2.DESCRIPTOR.services_by_name["TranscriptService"].methods
+}
 
 
 def agent_processes() -> set[int]:
@@ -73,8 +83,14 @@ class Turn:
 class Driver:
     """Calls an executor as the session service does."""
 
-    def __init__(self, stub: executor_service_pb2_grpc.ExecutorServiceStub, incarnation: str) -> None:
+    def __init__(
+        self,
+        stub: executor_service_pb2_grpc.ExecutorServiceStub,
+        incarnation: str,
+        transcripts: MemoryTranscripts,
+    ) -> None:
         self.stub = stub
+        self.transcripts = transcripts
         self.incarnation = incarnation
 
     def turn(
@@ -94,6 +110,8 @@ class Driver:
             cli_session_id=cli_session_id,
             workspace=fence.session_id,
             organization_id=str(uuid4()),
+            transcript_position=self.transcripts.position(UUID(fence.session_id)),
+            transcript_token="a token",
         )
         request.options.SetInParent()
         request.timeout.FromSeconds(options.pop("timeout_seconds", 60))
@@ -153,7 +171,20 @@ def directory() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 async def running(directory: Path) -> AsyncIterator[RunningExecutor]:
-    """An executor on a free port."""
+    """An executor on a free port, and where it keeps conversations."""
+    transcripts = MemoryTranscripts()
+    async with running_server(
+        register=[partial(add_TranscriptServiceServicer_to_server, ServedTranscripts(transcripts))],
+        policies=_TRANSCRIPTS,
+        domain="session.aiagent",
+    ) as (store, _):
+        async for made in _executor(directory, transcripts, store):
+            yield made
+
+
+async def _executor(
+    directory: Path, transcripts: MemoryTranscripts, store: Any
+) -> AsyncIterator[RunningExecutor]:
     keys = ServiceKeys("session", "auth", "executor")
     settings = ExecutorSettings(
         _env_file=None,
@@ -161,6 +192,8 @@ async def running(directory: Path) -> AsyncIterator[RunningExecutor]:
         state_dir=directory / "state",
         workspace_root=directory / "workspaces",
         executor_max_live_clients=3,
+        session_targets=f"127.0.0.1:{store.port}",
+        service_key=private_key_to_text(keys.private["executor"]),
         service_trust={name: public_key_to_text(key) for name, key in keys.trust.items()},
         ANTHROPIC_API_KEY="",
     )
@@ -169,7 +202,7 @@ async def running(directory: Path) -> AsyncIterator[RunningExecutor]:
     channel = open_channel(settings.executor_listen, signer=keys.signer("session"), audience="executor")
     stub = executor_service_pb2_grpc.ExecutorServiceStub(channel)
     described = await stub.GetExecutor(pb.GetExecutorRequest(), wait_for_ready=True)
-    yield RunningExecutor(service, settings, Driver(stub, described.incarnation), keys)
+    yield RunningExecutor(service, settings, Driver(stub, described.incarnation, transcripts), keys)
     await channel.close()
     await service.stop()
 

@@ -14,77 +14,17 @@ from aiagent.session.v1 import session_service_pb2
 from aiagent.session.v1 import transcript_service_pb2 as pb
 from aiagent.session.v1.transcript_service_pb2_grpc import TranscriptServiceStub
 from deploy.local.servers import Valkey
-from services.kernel.grpc import open_channel
-from services.kernel.identity import ServiceTokenSigner, private_key_to_text
-from services.kernel.identity.keys import public_key_to_text
-from services.kernel.testing import ServiceKeys
+from services.kernel.identity import ServiceTokenSigner
 from services.session.store import tables
 from tests.databases import Copy
 
-from .serving import Serving, reason, serving
+from .serving import reason
+from .transcript_store import Store, open_store
 
 pytestmark = pytest.mark.integration
 
 SUPERSEDED = "FAILED_PRECONDITION ATTEMPT_SUPERSEDED"
 NO_TOKEN = "PERMISSION_DENIED TRANSCRIPT_TOKEN_INVALID"
-
-
-class Store:
-    """The transcripts of a running session service, as an executor calls them."""
-
-    def __init__(self, api: Serving, stub: Any) -> None:
-        self.api = api
-        self.stub = stub
-
-    async def attempt(self, message: str = "stay") -> pb.TranscriptFence:
-        """Begins an attempt in a new session and returns what proves it."""
-        client = self.api.client()
-        created = await client.session()
-        await client.send(created.id, message)
-        return await self.begun(created.id, 1)
-
-    async def begun(self, session_id: str, number: int) -> pb.TranscriptFence:
-        """Waits for the session's n-th attempt."""
-
-        async def found() -> Any:
-            runs = [run for run in self.api.executor.runs if run.request.fence.session_id == session_id]
-            return runs[number - 1] if len(runs) >= number else None
-
-        request = (await self.api.until(found)).request
-        return pb.TranscriptFence(
-            session_id=session_id,
-            turn_id=request.fence.turn_id,
-            attempt=request.fence.attempt,
-            token=request.transcript_token,
-        )
-
-    async def superseded(self, session_id: str, attempts: int = 2) -> None:
-        """Lets the running attempt be lost, so that there is another one."""
-        self.api.executor.restart()
-        await self.begun(session_id, attempts)
-
-    def append(self, fence: pb.TranscriptFence, *entries: tuple[str, str], **fields: Any) -> Any:
-        values = {"cli_session_id": fence.session_id, **fields}
-        return self.stub.AppendTranscript(
-            pb.AppendTranscriptRequest(
-                fence=fence,
-                entries=[pb.NewTranscriptEntry(uuid=uuid, json=text) for uuid, text in entries],
-                **values,
-            )
-        )
-
-    def stream(self, fence: pb.TranscriptFence) -> Any:
-        return self.stub.ReadTranscript(
-            pb.ReadTranscriptRequest(fence=fence, cli_session_id=fence.session_id)
-        )
-
-    async def read(self, fence: pb.TranscriptFence) -> list[tuple[int, str, str, str]]:
-        """The whole conversation."""
-        return [
-            (entry.position, entry.subpath, entry.uuid, entry.json)
-            async for answer in self.stream(fence)
-            for entry in answer.entries
-        ]
 
 
 def entry(**content: Any) -> tuple[str, str]:
@@ -96,24 +36,9 @@ def entry(**content: Any) -> tuple[str, str]:
 async def store(
     databases: Copy, valkey: Valkey, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Store]:
-    keys = ServiceKeys("session", "executor", "auth")
-    trust = {name: public_key_to_text(key) for name, key in keys.trust.items()}
-    async with serving(
-        databases,
-        valkey,
-        tmp_path_factory.mktemp("transcripts"),
-        service_key=private_key_to_text(keys.private["session"]),
-        service_trust=trust,
-    ) as api:
-        target = f"127.0.0.1:{api.service.port}"
-        async with (
-            open_channel(target, signer=keys.signer("executor"), audience="session") as channel,
-            open_channel(target, signer=keys.signer("auth"), audience="session") as foreign,
-        ):
-            made = Store(api, TranscriptServiceStub(channel))
-            made.foreign = TranscriptServiceStub(foreign)  # type: ignore[attr-defined]
-            made.keys = keys  # type: ignore[attr-defined]
-            yield made
+    """A session service, called by an executor."""
+    async with open_store(databases, valkey, tmp_path_factory.mktemp("transcripts")) as made:
+        yield made
 
 
 async def test_what_was_appended_is_read_in_order_with_positions(store: Store):
@@ -167,7 +92,7 @@ async def test_an_earlier_turns_late_write_is_refused(store: Store):
 
 async def test_the_token_is_of_this_attempt_or_refused(store: Store):
     fence, other = await store.attempt(), await store.attempt()
-    signer = ServiceTokenSigner("session", store.keys.private["session"])  # type: ignore[attr-defined]
+    signer = ServiceTokenSigner("session", store.keys.private["session"])
     changed = [
         {"token": other.token},
         {"token": "nonsense"},
@@ -191,7 +116,7 @@ async def test_only_executors_may_call(store: Store):
     fence = await store.attempt()
     request = pb.ReadTranscriptRequest(fence=fence, cli_session_id=fence.session_id)
     refused = "PERMISSION_DENIED CALLER_NOT_ALLOWED"
-    assert await reason(store.foreign.ReadTranscript(request)) == refused  # type: ignore[attr-defined]
+    assert await reason(TranscriptServiceStub(store.foreign).ReadTranscript(request)) == refused
     client = store.api.client()
     stub = TranscriptServiceStub(store.api.channel)
     token = store.api.tokens.token(client.caller)

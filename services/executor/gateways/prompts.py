@@ -1,0 +1,55 @@
+"""What an agent is told when a turn begins or goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from uuid import uuid4
+
+from services.executor.usecases.ports import TurnRequest
+
+_TOLD_CHARACTERS = 2000
+_RESUMED = (
+    "[The work on the last message was interrupted by a fault of the machine, not by the user. Look at what is done, "
+    "and go on where it stopped.{notes}]"
+)
+
+
+def prompt(request: TurnRequest, *, known: bool, answered: Callable[[str], bool]) -> tuple[str, str]:
+    """The message to send, with its id: the user's own, unless the conversation has it already.
+
+    Args:
+        request: The turn.
+        known: Whether the conversation has the user's message.
+        answered: Whether it has the result of a tool call.
+    """
+    notes = "".join(
+        [
+            *(
+                f"\nThe call {name} with the input {_short(text)} has been made; the conversation has lost this. "
+                f"Do not repeat it. Its result: {result}"
+                for tool_use_id, name, text, result in request.finished_calls
+                if not answered(tool_use_id)
+            ),
+            *(
+                f"\nA person has decided on the call {name} with the input {_short(text)}: it is "
+                + (
+                    "allowed. Make exactly this call again."
+                    if allowed
+                    else f"not allowed ({reason}). Do not repeat it."
+                )
+                for name, text, allowed, reason in request.earlier_decisions
+            ),
+            *(
+                f"\nThe call {name} with the input {_short(text)} possibly ran, wholly or in part; look before "
+                "repeating it."
+                for name, text in request.possibly_run
+            ),
+        ]
+    )
+    if known:
+        return _RESUMED.format(notes=notes), str(uuid4())
+    return request.prompt + (f"\n\n[{notes.strip()}]" if notes else ""), str(request.prompt_id)
+
+
+def _short(text: str) -> str:
+    return text[:_TOLD_CHARACTERS]
