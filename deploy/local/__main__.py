@@ -34,7 +34,16 @@ def _options(arguments: argparse.Namespace) -> Options:
         if name not in counts or not number.isdigit() or int(number) < 1:
             raise LocalError(f"--replicas: {part!r} is not SERVICE=NUMBER with one of {', '.join(counts)}")
         counts[name] = int(number)
+    if arguments.executors:
+        counts["executor"] = arguments.executors
     return Options(processes=arguments.processes or max(counts.values()) > 1, counts=counts)
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isdigit() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return number
 
 
 def _suite(options: Options) -> Suite:
@@ -137,6 +146,9 @@ def main() -> int:
     run = commands.add_parser("run", help="start everything and stay up")
     run.add_argument("--processes", action="store_true", help="one process for each service")
     run.add_argument("--replicas", metavar="SERVICE=N,…", help="several replicas, as in session=2,executor=2")
+    run.add_argument(
+        "--executors", metavar="N", type=_positive, help="several executors, each with its own agents"
+    )
     run.set_defaults(do=_run)
     commands.add_parser("migrate", help="bring the schemas up to date").set_defaults(do=_migrate)
     commands.add_parser("status", help="tell whether it runs and serves").set_defaults(do=_status)

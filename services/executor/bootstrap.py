@@ -14,6 +14,7 @@ from services.executor.domain.errors import DOMAIN
 from services.executor.gateways import isolation, offline_model
 from services.executor.gateways.agent import ClaudeAgents
 from services.executor.gateways.model_gateway import ModelGateway
+from services.executor.gateways.registration import Registration
 from services.executor.gateways.transcripts import TranscriptClient
 from services.executor.settings import ExecutorSettings
 from services.executor.usecases.turns import Turns
@@ -22,6 +23,7 @@ from services.kernel.context import detached
 from services.kernel.grpc import KernelServer, build_server, open_channel, replicas
 from services.kernel.identity import ServiceTokenSigner, ServiceTokenVerifier
 from services.kernel.ids import new_id
+from services.kernel.redis import open_redis
 from services.kernel.settings import targets
 
 _log = structlog.get_logger(__name__)
@@ -39,6 +41,7 @@ class ExecutorService:
         agents: ClaudeAgents,
         gateway: ModelGateway,
         channel: grpc.aio.Channel,
+        registration: Registration | None,
     ) -> None:
         """Use `build`."""
         self._server = server
@@ -46,7 +49,8 @@ class ExecutorService:
         self._agents = agents
         self._gateway = gateway
         self._channel = channel
-        self._watch: asyncio.Task[None] | None = None
+        self._registration = registration
+        self._loops: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Ends what a killed predecessor left, then serves."""
@@ -54,19 +58,34 @@ class ExecutorService:
         if orphans:
             _log.warning("agents of a killed executor were ended", count=orphans)
         await self._gateway.start()
-        self._watch = asyncio.create_task(self._turns.watch(), name="executor-watch", context=detached())
+        loops = [self._turns.watch()]
         await self._server.start()
+        if self._registration is not None:
+            loops.append(self._registration.keep())
+        self._loops = [asyncio.create_task(loop, context=detached()) for loop in loops]
 
     async def drain(self, grace_seconds: float) -> None:
         """Takes no more turns; those that run get half of the time to end, and go on at the next start otherwise."""
+        await self._withdraw()
         await self._turns.drain(grace_seconds / 2)
         await self._server.drain_calls(grace_seconds / 2)
 
+    async def _withdraw(self) -> None:
+        """Is not to be found any more; those who hold attempts here know the address."""
+        registration, self._registration = self._registration, None
+        if registration is not None:
+            if len(self._loops) > 1:
+                keeping = self._loops.pop()
+                keeping.cancel()
+                await asyncio.gather(keeping, return_exceptions=True)
+            await registration.withdraw()
+
     async def stop(self) -> None:
         """Ends all agents and closes everything."""
-        if self._watch is not None:
-            self._watch.cancel()
-            await asyncio.gather(self._watch, return_exceptions=True)
+        await self._withdraw()
+        for loop in self._loops:
+            loop.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
         await self._turns.stop()
         await self._server.stop()
         await self._gateway.stop()
@@ -108,7 +127,8 @@ async def build(settings: ExecutorSettings) -> ExecutorService:
         balanced=True,
     )
     agents = ClaudeAgents(
-        settings.state_dir,
+        # Homes are one executor's own: several may share a state directory, and each ends what it finds in its own.
+        settings.state_dir / "executors" / settings.executor_id,
         settings.workspace_root,
         chosen,
         gateway,
@@ -116,9 +136,10 @@ async def build(settings: ExecutorSettings) -> ExecutorService:
         offline_model=offline,
         hook_timeout_seconds=settings.decision_hold_seconds,
     )
+    incarnation = new_id()
     turns = Turns(
         agents,
-        incarnation=new_id(),
+        incarnation=incarnation,
         clock=SystemClock(),
         max_live_clients=settings.executor_max_live_clients,
         idle_seconds=settings.executor_idle_seconds,
@@ -134,4 +155,9 @@ async def build(settings: ExecutorSettings) -> ExecutorService:
         services=ServiceTokenVerifier(settings.trusted_keys(), "executor"),
         reflect=False,
     )
-    return ExecutorService(server, turns, agents, gateway, channel)
+    registration = None
+    if settings.redis_url is not None:
+        redis = open_redis(settings.redis_url.get_secret_value(), max_connections=2)
+        target = settings.executor_target or settings.executor_listen
+        registration = Registration(redis, settings.executor_id, target, incarnation, SystemClock())
+    return ExecutorService(server, turns, agents, gateway, channel, registration)

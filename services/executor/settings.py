@@ -19,6 +19,10 @@ class ExecutorSettings(KernelSettings):
         description="Replicas of the session service: addresses with commas between them, or one name.",
     )
     executor_id: str = Field(default="executor-1", description="The executor's name: stable over restarts.")
+    executor_target: str = Field(
+        default="", description="Where the session service finds this executor; empty: where it listens."
+    )
+    redis_url: SecretStr | None = Field(default=None, description="Where the executor says that it is there.")
     state_dir: Path = Path(".aiagent")
     workspace_root: Path = Path(".aiagent/workspaces")
     executor_max_live_clients: int = Field(default=8, ge=1, le=1000)

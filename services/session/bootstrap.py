@@ -48,6 +48,7 @@ from services.session.api.workspaces import WorkspaceServicer
 from services.session.domain.errors import DOMAIN
 from services.session.gateways.attempt_tokens import AttemptTokens
 from services.session.gateways.blobs import BlobStore
+from services.session.gateways.executor_registry import ExecutorRegistry
 from services.session.gateways.executors import ExecutorGateway
 from services.session.gateways.feed_codec import event_item, gate_event
 from services.session.gateways.live_feed import LiveFeed
@@ -106,6 +107,7 @@ class SessionService:
         feed: LiveFeed,
         pool: DriverPool,
         channels: list[grpc.aio.Channel],
+        executors: ExecutorGateway,
         redis: Redis | None,
         workspaces: Workspaces,
     ) -> None:
@@ -115,6 +117,7 @@ class SessionService:
         self._feed = feed
         self._pool = pool
         self._channels = channels
+        self._executors = executors
         self._redis = redis
         self._workspaces = workspaces
         self._readiness: asyncio.Task[None] | None = None
@@ -154,7 +157,7 @@ class SessionService:
             await asyncio.gather(self._readiness, return_exceptions=True)
         await self._server.stop()
         await self._feed.stop()
-        await asyncio.gather(*(channel.close() for channel in self._channels))
+        await asyncio.gather(*(channel.close() for channel in self._channels), self._executors.close())
         if self._redis is not None:
             await self._redis.aclose()
         await self._database.close()
@@ -181,15 +184,16 @@ async def build(settings: SessionSettings) -> SessionService:
     contents = ContentKeeper(blobs, ids)
     signer = ServiceTokenSigner("session", settings.private_key())
     tokens = AttemptTokens(settings.private_key())
-    executors = {
-        target: open_channel(target, signer=signer, audience="executor")
-        for target in targets(settings.executor_targets)
-    }
+    connect = partial(open_channel, signer=signer, audience="executor")
+    configured = {target: connect(target) for target in targets(settings.executor_targets)}
+    executors = ExecutorGateway(
+        configured, tokens, registered=ExecutorRegistry(redis).targets, connect=connect
+    )
     auth = open_channel(targets(settings.auth_targets)[0], signer=None, audience="auth")
     pool = DriverPool(
         DriverPorts(
             store=queries,
-            executors=ExecutorGateway(executors, tokens),
+            executors=executors,
             feed=feed,
             contents=contents,
             ids=ids,
@@ -232,7 +236,9 @@ async def build(settings: SessionSettings) -> SessionService:
         reflect=settings.reflection,
         drain=drain,
     )
-    return SessionService(server, database, feed, pool, [*executors.values(), auth], redis, workspaces)
+    return SessionService(
+        server, database, feed, pool, [*configured.values(), auth], executors, redis, workspaces
+    )
 
 
 def _key_set(channel: grpc.aio.Channel) -> Callable[[], Awaitable[JwksDocument]]:

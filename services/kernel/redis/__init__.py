@@ -41,3 +41,13 @@ def open_redis(
         retry_on_error=[RedisConnectionError, RedisTimeoutError],
     )
     return Redis.from_pool(pool)
+
+
+def executor_key(executor_id: str) -> str:
+    """Where an executor says where it is."""
+    return f"aiagent:executor:{executor_id}"
+
+
+def executor_names_key() -> str:
+    """The set of all executors that ever said so: what is looked up instead of searching all keys."""
+    return "aiagent:executors"

@@ -92,6 +92,7 @@ class DrivenSession:
     cost_usd: float
     cli_session_id: UUID | None
     deleted: bool
+    last_executor_id: str | None = None
 
     @property
     def budget_left_usd(self) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from uuid import UUID
 
 import grpc
@@ -46,11 +46,29 @@ _GONE = frozenset({"ATTEMPT_UNKNOWN", "TOOL_USE_NOT_WAITING"})
 
 
 class ExecutorGateway:
-    """The configured executors, each behind a channel of its own."""
+    """The executors, each behind a channel of its own: those configured, those registered, those stored with turns."""
 
-    def __init__(self, channels: Mapping[str, grpc.aio.Channel], tokens: AttemptTokens) -> None:
-        """Args: channels: an open channel for each target, `host:port`; tokens: signs what attempts show."""
+    def __init__(
+        self,
+        channels: Mapping[str, grpc.aio.Channel],
+        tokens: AttemptTokens,
+        *,
+        registered: Callable[[], Awaitable[Sequence[str]]] | None = None,
+        connect: Callable[[str], grpc.aio.Channel] | None = None,
+    ) -> None:
+        """Composes it.
+
+        Args:
+            channels: An open channel for each configured target, `host:port`.
+            tokens: Signs what attempts show.
+            registered: Tells the targets of those that are there beside them.
+            connect: Opens a channel to a target that was not configured.
+        """
         self._tokens = tokens
+        self._configured = tuple(channels)
+        self._registered = registered
+        self._connect = connect
+        self._opened: list[grpc.aio.Channel] = []
         self._stubs = {
             target: executor_service_pb2_grpc.ExecutorServiceStub(channel)
             for target, channel in channels.items()
@@ -58,12 +76,23 @@ class ExecutorGateway:
 
     async def list_executors(self) -> list[ExecutorInfo]:
         """See ExecutorPort."""
-        answers = await asyncio.gather(*(self._describe(target) for target in self._stubs))
-        return [answer for answer in answers if answer is not None]
+        answers = await asyncio.gather(*(self._describe(target) for target in await self._known()))
+        # One executor may be known by two names.
+        return list(
+            {answer.incarnation: answer for answer in reversed(answers) if answer is not None}.values()
+        )
+
+    async def _known(self) -> list[str]:
+        registered = await self._registered() if self._registered is not None else ()
+        return list(dict.fromkeys((*self._configured, *registered)))
+
+    async def close(self) -> None:
+        """Closes the channels that were opened here."""
+        await asyncio.gather(*(channel.close() for channel in self._opened))
 
     async def _describe(self, target: str) -> ExecutorInfo | None:
         try:
-            info = await self._stubs[target].GetExecutor(
+            info = await self._stub(target).GetExecutor(
                 pb.GetExecutorRequest(), timeout=_DESCRIBE_TIMEOUT_SECONDS
             )
         except grpc.aio.AioRpcError as error:
@@ -82,6 +111,10 @@ class ExecutorGateway:
 
     def _stub(self, target: str) -> executor_service_pb2_grpc.ExecutorServiceAsyncStub:
         stub = self._stubs.get(target)
+        if stub is None and self._connect is not None:
+            channel = self._connect(target)
+            self._opened.append(channel)
+            stub = self._stubs[target] = executor_service_pb2_grpc.ExecutorServiceStub(channel)
         if stub is None:
             raise ServiceError(
                 ErrorKind.UNAVAILABLE,
@@ -178,15 +211,21 @@ class ExecutorGateway:
         request = pb.HeartbeatTurnRequest(fence=_fence(key, lease_epoch))
         await self._call(self._stub(key.target).HeartbeatTurn(request, timeout=_HEARTBEAT_TIMEOUT_SECONDS))
 
-    async def forget(self, session_id: UUID, lease_epoch: int) -> None:
+    async def forget(self, session_id: UUID, lease_epoch: int, ran_on: Collection[str]) -> None:
         """See ExecutorPort."""
         request = pb.ForgetSessionRequest(session_id=str(session_id), lease_epoch=lease_epoch)
-        await asyncio.gather(
-            *(
-                self._call(self._stub(target).ForgetSession(request, timeout=_CALL_TIMEOUT_SECONDS))
-                for target in self._stubs
-            )
-        )
+        known = await self._known()
+
+        async def tell(target: str) -> None:
+            try:
+                await self._call(self._stub(target).ForgetSession(request, timeout=_CALL_TIMEOUT_SECONDS))
+            except ServiceError as error:
+                # One that nobody knows any more must not hold the removal up for ever.
+                if target in known or error.kind is not ErrorKind.UNAVAILABLE:
+                    raise
+                _log.warning("an executor that is gone may still have files of a session", target=target)
+
+        await asyncio.gather(*(tell(target) for target in dict.fromkeys((*known, *ran_on))))
 
     async def _call(self, call: Awaitable[object]) -> None:
         try:

@@ -63,6 +63,15 @@ _ACTIONABLE = sa.and_(
 """What a driver can do something about: the one condition of `work`, of giving a lease back, and of the sweep."""
 
 
+_LAST_EXECUTOR = (
+    sa.select(turns.c.executor_id)
+    .where(turns.c.session_id == sessions.c.id, turns.c.executor_id.is_not(None))
+    .order_by(turns.c.number.desc())
+    .limit(1)
+    .scalar_subquery()
+)
+
+
 class DriverQueries:
     """See `usecases.driver.ports.DriverStore`."""
 
@@ -109,7 +118,9 @@ class DriverQueries:
         async with self._database.system() as connection:
             row = (
                 await connection.execute(
-                    sa.select(sessions, _NOW.label("now")).where(sessions.c.id == lease.session_id)
+                    sa.select(sessions, _NOW.label("now"), _LAST_EXECUTOR.label("last_executor_id")).where(
+                        sessions.c.id == lease.session_id
+                    )
                 )
             ).one_or_none()
             if row is None:
@@ -177,6 +188,16 @@ class DriverQueries:
             )
             return {row.session_id: row.last_sequence for row in rows}
 
+    async def executor_targets(self, session_id: UUID) -> set[str]:
+        """Where turns of the session last ran."""
+        query = (
+            sa.select(turns.c.executor_target)
+            .distinct()
+            .where(turns.c.session_id == session_id, turns.c.executor_target.is_not(None))
+        )
+        async with self._database.system() as connection:
+            return set((await connection.execute(query)).scalars())
+
     async def purge(self, lease: Lease) -> None:
         """Removes the rows of a deleted session; every other table follows by its foreign key."""
         async with self._database.system() as connection:
@@ -208,6 +229,7 @@ def _driven_session(row: Row[Any]) -> DrivenSession:
         cost_usd=float(row.cost_usd),
         cli_session_id=row.cli_session_id,
         deleted=row.delete_time is not None,
+        last_executor_id=row.last_executor_id,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -118,8 +118,8 @@ class ExecutorPort(Protocol):
     async def heartbeat(self, key: AttemptKey, lease_epoch: int) -> None:
         """Says that the driver lives."""
 
-    async def forget(self, session_id: UUID, lease_epoch: int) -> None:
-        """Lets all executors end and forget a session."""
+    async def forget(self, session_id: UUID, lease_epoch: int, ran_on: Collection[str]) -> None:
+        """Lets all executors end and forget a session, with whoever answers of those at `ran_on` that are not known."""
 
 
 @dataclass(frozen=True, slots=True)

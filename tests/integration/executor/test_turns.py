@@ -231,7 +231,7 @@ async def test_forgetting_a_session_leaves_no_process_and_no_transcript(
     running: RunningExecutor, driver: Driver
 ):
     turn = await driver.run(driver.turn({"text": "x"}))
-    private = running.settings.state_dir / "agents" / turn.fence.session_id
+    private = running.settings.state_dir / "executors" / "executor-1" / "agents" / turn.fence.session_id
     assert private.exists()
     await driver.stub.ForgetSession(
         pb.ForgetSessionRequest(session_id=turn.fence.session_id, lease_epoch=turn.fence.lease_epoch)

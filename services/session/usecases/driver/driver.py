@@ -171,7 +171,12 @@ class SessionDriver:
 
     async def _start(self, session: DrivenSession, turn: DrivenTurn, now: datetime) -> None:
         executors = await self._ports.executors.list_executors()
-        chosen = choose_executor(executors, session.id, turn.executor_id)
+        chosen = choose_executor(
+            executors,
+            session.id,
+            turn.executor_id or session.last_executor_id,
+            turn.executor_id if turn.lost_attempts else None,
+        )
         if chosen is None:
             await self._pause()
             return
@@ -414,7 +419,8 @@ class SessionDriver:
     async def _remove(self, work: Work) -> None:
         """Removes a deleted session: what runs, its files, then its rows. Each step may be repeated."""
         session_id = work.session.id
-        await self._ports.executors.forget(session_id, self.lease.epoch)
+        ran_on = await self._ports.store.executor_targets(session_id)
+        await self._ports.executors.forget(session_id, self.lease.epoch, ran_on)
         await self._workspaces.delete(session_id)
         await self._blobs.delete_session(session_id)
         await self._ports.store.purge(self.lease)

@@ -9,14 +9,18 @@ from services.session.domain.turn_items import ExecutorInfo
 
 
 def choose_executor(
-    executors: Sequence[ExecutorInfo], session_id: UUID, last_executor_id: str | None
+    executors: Sequence[ExecutorInfo],
+    session_id: UUID,
+    last_executor_id: str | None,
+    lost_on: str | None = None,
 ) -> ExecutorInfo | None:
     """Chooses an executor.
 
     Args:
         executors: Those that answered.
         session_id: The session; an executor that keeps its idle client needs no new process.
-        last_executor_id: Where its last attempt ran.
+        last_executor_id: Where its last attempt ran: of those equally loaded it has the conversation's files.
+        lost_on: Where an attempt at this turn was lost: of those equally loaded another one is better.
 
     Returns:
         The executor, or None when none has room: an idle client of another session is room, a busy one is not.
@@ -31,6 +35,7 @@ def choose_executor(
         with_room,
         key=lambda executor: (
             executor.busy_clients / executor.max_live_clients,
+            executor.executor_id == lost_on,
             executor.executor_id != last_executor_id,
             executor.live_clients,
             executor.executor_id,

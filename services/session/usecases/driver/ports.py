@@ -99,6 +99,9 @@ class DriverStore(Protocol):
     async def abandoned(self, limit: int) -> list[UUID]:
         """Sessions that have work and no live lease."""
 
+    async def executor_targets(self, session_id: UUID) -> set[str]:
+        """Where turns of the session last ran."""
+
     async def purge(self, lease: Lease) -> None:
         """Removes the rows of a deleted session."""
 
