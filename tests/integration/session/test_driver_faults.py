@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
+from aiagent.executor.v1 import executor_service_pb2 as pb
+from services.kernel.errors import ErrorKind, ServiceError
 from services.session.store import tables
 
 from .driving import world
@@ -83,6 +86,35 @@ async def test_a_broken_stream_is_taken_up_where_the_log_ends(session_database, 
             "tool_result",
             "assistant_message",
         ]
+
+
+class DeafExecutor(ScriptedExecutor):
+    """Does not take the first decisions, as one that is frozen for a while."""
+
+    deaf = 2
+
+    async def DecideTool(self, request: pb.DecideToolRequest, context: Any) -> pb.DecideToolResponse:
+        if self.deaf:
+            self.deaf -= 1
+            raise ServiceError(
+                ErrorKind.UNAVAILABLE, reason="FROZEN", domain="executor.aiagent", message="frozen"
+            )
+        return await super().DecideTool(request, context)
+
+
+@pytest.mark.parametrize("asks", [False, True])
+async def test_a_decision_that_did_not_arrive_is_sent_again(session_database, asks):
+    async with world(session_database, DeafExecutor(use_a_tool)) as it:
+        session_id = await it.session(allowed_tools=[] if asks else ["Bash"])
+        turn_id = await it.send(session_id)
+        (await it.pool()).wake(session_id)
+        if asks:
+            await _answer(it, await _asked(it, session_id), "ALLOWED")
+        row = await it.ended(turn_id)
+
+        assert (row.state, row.attempt, row.result_text) == ("SUCCEEDED", 1, "done")
+        kinds = [kind for _, kind, _ in await it.log(session_id)]
+        assert kinds.count("tool_decision") == 1
 
 
 @pytest.mark.parametrize("at", ["RUNNING", "WAITING"])

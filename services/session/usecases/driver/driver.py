@@ -272,7 +272,13 @@ class SessionDriver:
         self, session: DrivenSession, turn: DrivenTurn, key: AttemptKey, now: datetime
     ) -> None:
         attempt = self.attempt = Attempt(session, turn, key, self.lease)
-        await self._recall(attempt)
+        try:
+            await self._recall(attempt)
+        except ServiceError as error:
+            # Not followed without its decisions: an agent that waits for one would wait for ever.
+            self.attempt = None
+            await self._broken(key, error)
+            return
         stream = self._ports.executors.attach(key, self.lease.epoch, turn.applied_offset)
         await self._follow(attempt, stream)
 
@@ -287,12 +293,7 @@ class SessionDriver:
                     verdicts.decided.append(
                         (call.tool_use.tool_use_id, call.decision_allowed, call.decision_reason)
                     )
-        runner = AttemptRunner(self._ports, self._decider, attempt)
-        try:
-            await runner.send(verdicts)
-        except ServiceError as error:
-            # Attaching, which follows, finds out what is the matter.
-            _log.info("decisions were not sent again", reason=error.reason)
+        await AttemptRunner(self._ports, self._decider, attempt).send(verdicts)
 
     async def _follow(self, attempt: Attempt, stream: AsyncIterator[Sequence[TurnItem]]) -> None:
         runner = AttemptRunner(self._ports, self._decider, attempt)
