@@ -7,7 +7,7 @@ PYTHON := .venv/bin/python
 UV_VERSION := 0.13.9
 ARGS ?=
 
-.PHONY: help run test lint fmt proto migrate bench env env-run
+.PHONY: help run test chaos lint fmt proto migrate bench env env-run
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 14
@@ -17,6 +17,9 @@ run: env-run ## the whole suite on this machine; ARGS=--processes for one proces
 
 test: env ## everything this machine can check; ARGS go to pytest
 	@$(PYTHON) -m pytest $(ARGS)
+
+chaos: env ## ten minutes of faults at random; ARGS="--seed N --minutes M" for others
+	@$(PYTHON) -m tests.chaos $(ARGS)
 
 lint: env ## what CI checks before the tests
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports

@@ -67,14 +67,13 @@ class Proxy:
 
     async def stop(self) -> None:
         """Cuts what is left and closes the port."""
-        self.cut(0.9999)
-        if self._server is not None:
-            self._server.close()
-            for pair in self._open:
-                for writer in pair:
-                    writer.transport.abort()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._server.wait_closed(), 5)
+        if self._server is None:
+            return
+        self._server.close()
+        async with asyncio.timeout(5):
+            while self._open:
+                self.cut(1.0)
+                await asyncio.sleep(0.01)
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -159,7 +159,8 @@ class Run:
                     f"{fault.kind} {fault.how}: {struck.victim}, back after {struck.back_seconds:.1f} s"
                 )
             else:
-                self._say(f"{fault.kind} {fault.how}: {struck.victim} {fault.seconds or ''}")
+                held = f" for {fault.seconds} s" if fault.seconds else ""
+                self._say(f"{fault.kind} {fault.how}: {struck.victim}{held}")
 
         async with asyncio.TaskGroup() as group:
             for fault in self._plan.faults:
