@@ -140,6 +140,9 @@ class Person:
         created = await patiently(
             self.user, self._statuses, "CreateSession", self.user.sessions.CreateSession, request
         )
+        # Guests leave with the old session; who answers its questions stays.
+        for guest in self._now.slots.values() if self._now else ():
+            await guest.go()
         watcher = self._watcher(created.id, "principal", deltas=True)
         self._now = Conversation(created.id, watcher)
         watcher.come()

@@ -76,6 +76,15 @@ def longest(records: Records) -> Recovery | None:
     return max(recoveries(records), key=lambda recovery: recovery.seconds, default=None)
 
 
+def longest_by_kind(records: Records) -> dict[str, float]:
+    """The longest recovery of each kind of fault, in seconds."""
+    found: dict[str, float] = {}
+    for recovery in recoveries(records):
+        name = f"{recovery.kind} {recovery.how}"
+        found[name] = round(max(recovery.seconds, found.get(name, 0.0)), 1)
+    return dict(sorted(found.items()))
+
+
 def kinds_of(struck: list[Struck]) -> dict[str, int]:
     """How many faults of each kind were done."""
     counts: dict[str, int] = {}

@@ -29,6 +29,7 @@ def table(outcome: Outcome) -> str:
     lines = [f"seed {outcome.plan.seed}, {outcome.plan.seconds:.0f} s of faults"]
     for title, values in (
         ("faults", outcome.faults),
+        ("longest recovery by fault, s", outcome.recoveries),
         ("figures", outcome.figures),
         ("statuses of calls", outcome.statuses),
         ("violations", counts(outcome)),
@@ -57,6 +58,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "seconds": outcome.plan.seconds,
         "users": outcome.plan.users,
         "faults": outcome.faults,
+        "longest_recovery_seconds": outcome.recoveries,
         "figures": outcome.figures,
         "statuses": outcome.statuses,
         "violations": counts(outcome),

@@ -22,7 +22,7 @@ from .plan import Fault, Plan
 from .proxy import Proxy
 from .reading import read_log, read_session
 from .records import Leftover, Records
-from .recovery import kinds_of, longest
+from .recovery import kinds_of, longest, longest_by_kind
 from .striking import Striker
 from .victims import Family, idle_leftovers
 
@@ -40,6 +40,7 @@ class Outcome:
     violations: list[Violation]
     figures: dict[str, int | float | str]
     faults: dict[str, int]
+    recoveries: dict[str, float]
     statuses: dict[str, int]
     folder: Path
     state: Path
@@ -235,6 +236,7 @@ class Run:
             judge(records),
             facts,
             kinds_of(records.struck),
+            longest_by_kind(records),
             records.statuses,
             self._folder,
             self._suite.state_dir,

@@ -17,7 +17,8 @@ from tests.e2e.conftest import User
 from .calling import AGAIN, Statuses
 from .records import Seen, WatcherRecord
 
-_PAUSE_SECONDS = 0.1
+_PAUSES_SECONDS = (0.1, 2.0)
+"""Between two tries: the first, and the longest after several in vain."""
 
 
 def digest(event: session_event_pb2.SessionEvent) -> str:
@@ -83,6 +84,7 @@ class Watcher:
         self.record.finished = True
 
     async def _follow(self, *, until_idle: bool) -> None:
+        pause, longest = _PAUSES_SECONDS
         while True:
             request = pb.WatchSessionRequest(
                 session_id=self.record.session_id,
@@ -95,6 +97,7 @@ class Watcher:
             try:
                 async for response in call:
                     self._take(response)
+                    pause, _ = _PAUSES_SECONDS
             except grpc.aio.AioRpcError as error:
                 self._statuses.note("WatchSession", error)
                 if error.code() not in AGAIN and error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
@@ -104,7 +107,8 @@ class Watcher:
                     return
             finally:
                 call.cancel()
-            await asyncio.sleep(_PAUSE_SECONDS)
+            await asyncio.sleep(pause)
+            pause = min(longest, pause * 2)
 
     def _take(self, response: pb.WatchSessionResponse) -> None:
         # Whole or not at all: the cursor is the response's, so what is cut off before it was taken comes again.
