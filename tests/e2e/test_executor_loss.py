@@ -52,9 +52,9 @@ async def _attempts(user: User, session_id: str, turn_id: str) -> list[str]:
     ]
 
 
-async def _has(user: User, session_id: str, turn_id: str, kind: str) -> None:
+async def _has(user: User, session_id: str, turn_id: str, kind: str, times: int = 1) -> None:
     async with asyncio.timeout(30):
-        while not any(
+        while times > sum(
             event.turn_id == turn_id and event.payload.WhichOneof("kind") == kind
             for event in await user.events(session_id)
         ):
@@ -80,10 +80,10 @@ async def test_a_turn_goes_on_on_the_other_executor(two_executors: RunningSuite,
     first = await user.run(session_id, prompt(say("The word is pomegranate.")))
     assert state_name(first) == "SUCCEEDED"
     remember = {**recall("word is \\w+"), "delay_seconds": 4}
-    turn = await user.send(session_id, prompt(use("Bash", command="echo once >> effect"), remember, remember))
-    await _has(user, session_id, turn.id, "tool_result")
-    # The CLI reports what it has written every tenth of a second.
-    await asyncio.sleep(1.0)
+    # The CLI reports what it has written every tenth of a second: by the end of the second call it has the first.
+    calls = [use("Bash", command="echo once >> effect"), use("Bash", command="sleep 1", text="")]
+    turn = await user.send(session_id, prompt(*calls, remember, remember))
+    await _has(user, session_id, turn.id, "tool_result", 2)
     [killed] = await _attempts(user, session_id, turn.id)
     begun = time.monotonic()
     _kill(two_executors, killed)
@@ -114,8 +114,8 @@ async def test_executors_are_found_and_forget_what_is_deleted(two_executors: Run
     turns = []
     for session_id in sessions:
         turns.append(await user.send(session_id, prompt({"delay_seconds": 5, "text": "x"})))
-        await _has(user, session_id, turns[-1].id, "attempt_started")
-        await asyncio.sleep(0.5)
+        # By then the executor counts its agent as busy.
+        await _has(user, session_id, turns[-1].id, "turn_state_changed", 3)
     for session_id, turn in zip(sessions, turns, strict=True):
         assert state_name(await user.wait(session_id, turn.id)) == "SUCCEEDED"
     # The least loaded one takes the second, and each has homes of its own.

@@ -6,6 +6,7 @@ import fnmatch
 import os
 import shutil
 import stat
+import subprocess
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -84,12 +85,22 @@ class Packing:
             yield bytes(tarfile.BLOCKSIZE - header.size % tarfile.BLOCKSIZE)
 
 
-def scan(root: Path, exclude: Sequence[str] = ()) -> Packing:
+PRIVATE: Final = frozenset(
+    {
+        *(".aiagent", ".env", ".env.local", ".netrc", ".npmrc", ".pypirc", ".ssh", ".aws"),
+        *(".venv", "node_modules"),
+    }
+)
+"""Names that are left out unless they are asked for: secrets an agent has no use for, and what a build brings back."""
+
+
+def scan(root: Path, exclude: Sequence[str] = (), *, everything: bool = False) -> Packing:
     """Lists what of a directory can be sent.
 
-    Everything is, hidden files too, except what `exclude` names (patterns as `.git` or `build/*.o`, on a name or on a
-    path below the directory) and what a workspace does not take: sockets, devices, links that lead out of
-    the directory. Raises ArchiveError when the directory cannot be read.
+    Left out is what `exclude` names (patterns as `.git` or `build/*.o`, on a name or on a path below the directory),
+    what a workspace does not take (sockets, devices, links that lead out of the directory), the state of a suite
+    on this machine, whatever it is called, and, unless `everything` is asked for, what git ignores and the names in
+    `PRIVATE`. Raises ArchiveError when the directory cannot be read.
     """
     if not root.is_dir():
         raise ArchiveError(f"not a directory: {root}")
@@ -98,13 +109,54 @@ def scan(root: Path, exclude: Sequence[str] = ()) -> Packing:
     def fail(error: OSError) -> None:
         raise ArchiveError(f"cannot read {error.filename}: {error.strerror}") from error
 
+    ignored = set() if everything else _ignored_by_git(packing.root)
+
+    def left_out(relative: Path) -> bool:
+        reason = ""
+        if _is_state_directory(packing.root / relative):
+            reason = "it holds the secrets of a running suite"
+        elif not everything and relative.name in PRIVATE:
+            reason = "it is private, or made by a build"
+        elif relative.as_posix() in ignored:
+            reason = "git ignores it"
+        if reason:
+            packing.skipped.append((relative.as_posix(), reason))
+        return bool(reason)
+
+    if _is_state_directory(packing.root):
+        raise ArchiveError(f"{root} holds the secrets of a running suite; it is sent to no agent")
     for directory, directories, files in os.walk(packing.root, onerror=fail):
         base = Path(directory).relative_to(packing.root)
-        directories[:] = sorted(name for name in directories if not _excluded(base / name, exclude))
-        for name in [*directories, *sorted(files)]:
-            if not _excluded(base / name, exclude):
-                _scan_entry(packing, base / name)
+        kept = [name for name in sorted(directories) if not _excluded(base / name, exclude)]
+        directories[:] = [name for name in kept if not left_out(base / name)]
+        kept = [name for name in sorted(files) if not _excluded(base / name, exclude)]
+        for name in [*directories, *(name for name in kept if not left_out(base / name))]:
+            _scan_entry(packing, base / name)
     return packing
+
+
+def _is_state_directory(path: Path) -> bool:
+    return (path / "secrets.json").is_file() and (path / "admin-password").is_file()
+
+
+def _ignored_by_git(root: Path) -> set[str]:
+    """What git ignores below a directory; nothing where there is no git, or no repository."""
+    command = [
+        "git",
+        "-C",
+        str(root),
+        "ls-files",
+        "-z",
+        "--others",
+        "--ignored",
+        "--exclude-standard",
+        "--directory",
+    ]
+    try:
+        found = subprocess.run(command, capture_output=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return set()
+    return {os.fsdecode(name).rstrip("/") for name in found.stdout.split(b"\0") if name}
 
 
 def _scan_entry(packing: Packing, relative: Path) -> None:
@@ -152,18 +204,19 @@ def _header(header: tarfile.TarInfo) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Extracted:
-    """What came out of an archive; `size_bytes` is that of the files."""
+    """What came out of an archive; `size_bytes` is that of the files, `skipped` what was left out and why."""
 
     file_count: int
     size_bytes: int
+    skipped: tuple[tuple[str, str], ...] = ()
 
 
 def extract(archive: IO[bytes], directory: Path, *, max_bytes: int) -> Extracted:
     """Extracts a tar.gz into a directory; files of the same name are replaced.
 
-    Only regular files, directories and links that stay inside are taken: an agent wrote what is in there. No entry
-    leads out of the directory, not through a link that is already there either. Raises ArchiveError; what was
-    extracted before the bad entry stays.
+    Only regular files, directories and links that stay inside are taken: an agent wrote what is in there. Links that
+    lead out are left out, and told; no other entry leads out of the directory, not through a link that is already there
+    either. Raises ArchiveError; what was extracted before the bad entry stays.
     """
     directory.mkdir(parents=True, exist_ok=True)
     root = directory.resolve()
@@ -190,9 +243,10 @@ def extract(archive: IO[bytes], directory: Path, *, max_bytes: int) -> Extracted
         raise ArchiveError(f"the archive is broken: {error}") from error
     except OSError as error:
         raise ArchiveError(f"cannot extract into {root}: {error.strerror or error}") from error
-    for link in links:
-        _extract_link(link, root)
-    return Extracted(file_count=count, size_bytes=size)
+    skipped = [
+        (link.name, "the link leads out of the directory") for link in links if not _extract_link(link, root)
+    ]
+    return Extracted(file_count=count, size_bytes=size, skipped=tuple(skipped))
 
 
 def _place(root: Path, name: str) -> Path:
@@ -226,17 +280,18 @@ def _extract_file(tar: tarfile.TarFile, member: tarfile.TarInfo, root: Path, pat
     os.utime(path, (member.mtime, member.mtime))
 
 
-def _extract_link(member: tarfile.TarInfo, root: Path) -> None:
+def _extract_link(member: tarfile.TarInfo, root: Path) -> bool:
     path = _place(root, member.name)
     target = PurePosixPath(member.linkname)
     if target.is_absolute() or not _inside(root, path.parent / target):
-        raise ArchiveError(f"the archive holds a link that leads out of the directory: {member.name!r}")
+        return False
     try:
         _make_directories(root, path.parent)
         path.unlink(missing_ok=True)
         path.symlink_to(member.linkname)
     except OSError as error:
         raise ArchiveError(f"cannot extract {member.name!r}: {error.strerror}") from error
+    return True
 
 
 def _umask() -> int:

@@ -98,16 +98,18 @@ class Workspaces:
         *,
         path: str = "",
         exclude: Sequence[str] = (),
+        everything: bool = False,
         on_progress: Callable[[Packing], None] | None = None,
         request_id: str = "",
     ) -> Uploaded:
         """Sends a directory's content, packed on the way; `path` is where it goes, relative to the workspace.
 
-        Hidden files go too; `exclude` takes patterns as `.git`. What a workspace does not take (sockets, devices,
+        Hidden files go too; `exclude` takes patterns as `.git`. Unless `everything` is asked for, what git ignores and
+        names that are private (`archives.PRIVATE`) stay. What a workspace does not take (sockets, devices,
         links that lead out) is left out and named in the answer. `on_progress` is called from a thread.
         Raises ArchiveError, and as `upload`.
         """
-        packing = await asyncio.to_thread(scan, directory, exclude)
+        packing = await asyncio.to_thread(scan, directory, exclude, everything=everything)
 
         def pieces() -> Iterator[bytes]:
             for piece in packing.pieces():

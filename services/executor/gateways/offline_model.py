@@ -10,6 +10,8 @@ step, so the model keeps no state and serves any number of sessions. A step is a
 * `status`: answers with an HTTP error; `cut`: breaks the stream after that many tokens; `garbage`: sends nonsense;
   `hang`: never answers.
 
+An agent that is told that a person has allowed a call makes that call first, as a model would; then the script goes on.
+
 A message without a script is answered with a few words; one that asks for a file or a listing is answered with the tool
 calls that a model would make.
 """
@@ -30,6 +32,10 @@ _REMINDER = re.compile(r"<system-reminder>.*?</system-reminder>", re.DOTALL)
 _TOKEN = re.compile(r"\s*\S+\s*?|\s+", re.DOTALL)
 _WRITE = re.compile(r"\b(?:write|create|make)\b[^.\n]*?\b([\w./-]+\.\w{1,8})\b", re.IGNORECASE)
 _LIST = re.compile(r"\b(?:list|show|what)\b[^.\n]*\bfiles?\b", re.IGNORECASE)
+
+_ALLOWED = re.compile(
+    r"A person has decided on the call (\S+) with the input (.*?): it is allowed\. Make exactly this call again\."
+)
 
 Step = dict[str, Any]
 
@@ -114,6 +120,9 @@ def _step(body: dict[str, Any]) -> Step:
         if not _is_prompt(message):
             continue
         text = _text_of(message.get("content"))
+        allowed = _ALLOWED.findall(text)
+        if allowed and not _assistant_turns(messages[index + 1 :]):
+            return {"tools": [{"name": name, "input": json.loads(given)} for name, given in allowed]}
         found = list(_SCRIPT.finditer(text))
         if not found:
             if index == len(messages) - 1 and not _is_notice(text):

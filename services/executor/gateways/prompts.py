@@ -31,12 +31,12 @@ def prompt(request: TurnRequest, *, known: bool, answered: Callable[[str], bool]
                 if not answered(tool_use_id)
             ),
             *(
-                f"\nA person has decided on the call {name} with the input {_short(text)}: it is "
-                + (
-                    "allowed. Make exactly this call again."
-                    if allowed
-                    else f"not allowed ({reason}). Do not repeat it."
-                )
+                # Whole, when it is allowed: an answer is for the identical call.
+                f"\nA person has decided on the call {name} with the input {text}: it is allowed. Make exactly this "
+                "call again."
+                if allowed
+                else f"\nA person has decided on the call {name} with the input {_short(text)}: it is not allowed "
+                f"({reason}). Do not repeat it."
                 for name, text, allowed, reason in request.earlier_decisions
             ),
             *(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,10 @@ from aiagent_client.client import Client
 from aiagent_client.workspaces import Uploaded
 
 _SHOWN = 5
+
+Everything = Annotated[
+    bool, typer.Option("--everything", help="Also what git ignores, and private files as .env.")
+]
 
 
 def upload(
@@ -36,9 +41,10 @@ def upload(
         list[str] | None,
         typer.Option(help="Leave out what matches, as .git or 'build/*'; repeatable.", show_default=False),
     ] = None,
+    everything: Everything = False,
     output: Output = None,
 ) -> None:
-    """Copy a directory's content into the workspace: all of it, or nothing.
+    """Copy a directory's content into the workspace: all of it, or nothing. What git ignores stays here.
 
     \b
     Example:
@@ -48,14 +54,23 @@ def upload(
 
     async def work(client: Client) -> None:
         identity = await session_id(client, session)
-        done = await send_directory(invocation, client, identity, directory, exclude or [], to)
+        done = await send_directory(
+            invocation, client, identity, directory, to=to, exclude=exclude or [], everything=everything
+        )
         invocation.result({"file_count": done.file_count, "size_bytes": done.size_bytes}, lambda: None)
 
     invocation.run(work)
 
 
 async def send_directory(
-    invocation: Invocation, client: Client, identity: str, directory: Path, exclude: list[str], to: str
+    invocation: Invocation,
+    client: Client,
+    identity: str,
+    directory: Path,
+    *,
+    to: str,
+    exclude: list[str],
+    everything: bool,
 ) -> Uploaded:
     """Uploads a directory with a progress bar, and tells what was left out."""
     with _progress(invocation, not sys.stderr.isatty()) as progress:
@@ -65,15 +80,20 @@ async def send_directory(
             progress.update(task, total=max(1, packing.size_bytes), completed=packing.packed_bytes)
 
         done = await client.workspaces.upload_directory(
-            identity, directory, path=to, exclude=exclude, on_progress=on_progress
+            identity, directory, path=to, exclude=exclude, everything=everything, on_progress=on_progress
         )
     notes = invocation.notes
     notes.print(f"uploaded {count_of(done.file_count, 'file')}, {size(done.size_bytes)}", style="dim")
-    for name, reason in done.skipped[:_SHOWN]:
-        notes.print(f"left out {one_line(name)}: {reason}", style="yellow", soft_wrap=True)
-    if len(done.skipped) > _SHOWN:
-        notes.print(f"left out {len(done.skipped) - _SHOWN} more", style="yellow")
+    _tell_left_out(invocation, done.skipped)
     return done
+
+
+def _tell_left_out(invocation: Invocation, skipped: Sequence[tuple[str, str]]) -> None:
+    notes = invocation.notes
+    for name, reason in skipped[:_SHOWN]:
+        notes.print(f"left out {one_line(name)}: {reason}", style="yellow", soft_wrap=True)
+    if len(skipped) > _SHOWN:
+        notes.print(f"left out {len(skipped) - _SHOWN} more", style="yellow")
 
 
 def download(
@@ -109,6 +129,7 @@ def download(
                 path=path,
                 on_progress=lambda received: progress.update(task, completed=received),
             )
+        _tell_left_out(invocation, done.skipped)
         invocation.result(
             {"file_count": done.file_count, "size_bytes": done.size_bytes, "directory": str(directory)},
             lambda: f"{count_of(done.file_count, 'file')}, {size(done.size_bytes)} in {directory}",

@@ -42,6 +42,7 @@ def create(
         list[str] | None,
         typer.Option(help="Leave out what matches, as .git or 'build/*'; repeatable.", show_default=False),
     ] = None,
+    everything: files.Everything = False,
     name: Annotated[str, typer.Option("--name", "-n", help="What to call it.", show_default=False)] = "",
     mode: Annotated[ModeName, typer.Option(help="How it is used.", metavar="MODE")] = ModeName.interactive,
     model: Annotated[
@@ -98,7 +99,15 @@ def create(
             )
         if directory is not None:
             try:
-                await files.send_directory(invocation, client, session.id, directory, exclude or [], "")
+                await files.send_directory(
+                    invocation,
+                    client,
+                    session.id,
+                    directory,
+                    to="",
+                    exclude=exclude or [],
+                    everything=everything,
+                )
             except BaseException as error:
                 # Half a session is none: it would be found later with an empty workspace.
                 await client.sessions.delete(session.id)
