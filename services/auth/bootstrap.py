@@ -21,7 +21,7 @@ from services.auth.store.transactions import DatabaseTransactions
 from services.auth.usecases.accounts import GetMe, Register
 from services.auth.usecases.first_administrator import CreateFirstAdministrator
 from services.auth.usecases.gate import Gate
-from services.auth.usecases.housekeeping import keep_house
+from services.auth.usecases.housekeeping import purge
 from services.auth.usecases.signing_keys import SigningKeys
 from services.auth.usecases.tokens import Login, Logout, Refresh, RefreshTokens
 from services.kernel import context
@@ -29,6 +29,7 @@ from services.kernel.clock import Clock, SystemClock
 from services.kernel.db import Database
 from services.kernel.db.migrations import upgrade
 from services.kernel.grpc import KernelServer, build_server
+from services.kernel.housekeeping import keep_house
 from services.kernel.identity.access_tokens import JwksVerifier
 from services.kernel.ids import Uuid7Source
 from services.kernel.readiness import watch_database
@@ -101,7 +102,7 @@ class AuthService:
             self._announce(email, password, self._password_file.path)
         await self._server.start()
         for name, work in (
-            ("auth-housekeeping", keep_house(self._transactions, self._clock)),
+            ("auth-housekeeping", keep_house(partial(purge, self._transactions, self._clock), self._clock)),
             ("auth-readiness", watch_database(self._database.check, self._server.health, SystemClock())),
         ):
             self._tasks.append(asyncio.create_task(work, name=name, context=context.detached()))

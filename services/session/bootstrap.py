@@ -33,6 +33,7 @@ from services.kernel.grpc import (
     services,
     user_or_services,
 )
+from services.kernel.housekeeping import keep_house
 from services.kernel.identity import JwksDocument, JwksVerifier, ServiceTokenSigner, ServiceTokenVerifier
 from services.kernel.ids import Uuid7Source, new_id
 from services.kernel.lifecycle import Drain
@@ -110,6 +111,7 @@ class SessionService:
         executors: ExecutorGateway,
         redis: Redis | None,
         workspaces: Workspaces,
+        queries: DriverQueries,
     ) -> None:
         """Use `build`."""
         self._server = server
@@ -120,7 +122,8 @@ class SessionService:
         self._executors = executors
         self._redis = redis
         self._workspaces = workspaces
-        self._readiness: asyncio.Task[None] | None = None
+        self._queries = queries
+        self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def port(self) -> int:
@@ -138,11 +141,12 @@ class SessionService:
         await self._feed.start()
         await self._pool.start()
         await self._server.start()
-        self._readiness = asyncio.create_task(
-            watch_database(self._database.check, self._server.health, SystemClock()),
-            name="session-readiness",
-            context=detached(),
-        )
+        clock = SystemClock()
+        for name, work in (
+            ("session-housekeeping", keep_house(self._queries.purge_request_ids, clock)),
+            ("session-readiness", watch_database(self._database.check, self._server.health, clock)),
+        ):
+            self._tasks.append(asyncio.create_task(work, name=name, context=detached()))
 
     async def drain(self, grace_seconds: float) -> None:
         """Ends streams with DRAINING, lets calls end, and hands the sessions over."""
@@ -152,9 +156,9 @@ class SessionService:
     async def stop(self) -> None:
         """Closes everything."""
         await self._pool.drain()
-        if self._readiness is not None:
-            self._readiness.cancel()
-            await asyncio.gather(self._readiness, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._server.stop()
         await self._feed.stop()
         await asyncio.gather(*(channel.close() for channel in self._channels), self._executors.close())
@@ -237,7 +241,7 @@ async def build(settings: SessionSettings) -> SessionService:
         drain=drain,
     )
     return SessionService(
-        server, database, feed, pool, [*configured.values(), auth], executors, redis, workspaces
+        server, database, feed, pool, [*configured.values(), auth], executors, redis, workspaces, queries
     )
 
 

@@ -7,7 +7,7 @@ of `SystemQueries`; a test lists them.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Final
 from uuid import NAMESPACE_URL, UUID, uuid5
 
@@ -32,10 +32,9 @@ from services.auth.store.tables import (
     users,
 )
 from services.auth.usecases.ports import NewRefreshToken
-from services.kernel.db.idempotency import once, purge_expired
+from services.kernel.db.idempotency import KEPT_FOR, once, purge_expired
 from services.kernel.identity.caller import Role
 
-_REQUEST_IDS_KEPT: Final = timedelta(hours=24)
 _REQUEST_IDS: Final = uuid5(NAMESPACE_URL, "urn:aiagent:auth:request-ids")
 _NOBODY: Final = UUID(int=0)
 _FIRST_START: Final = sa.text("SELECT pg_advisory_xact_lock(1094797636, hashtext('auth/first-start'))")
@@ -61,7 +60,7 @@ class SystemQueries:
             method=method,
             request_id=request_id,
             request=request,
-            expire_after=_REQUEST_IDS_KEPT,
+            expire_after=KEPT_FOR,
             run=run,
         )
 

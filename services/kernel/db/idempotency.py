@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -14,11 +14,17 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.kernel.errors import FieldViolation, ServiceError, invalid_argument
 
+KEPT_FOR: Final = timedelta(hours=24)
+"""How long an id is known that lives with nothing in particular: what the contracts promise."""
 _NOW = sa.func.clock_timestamp()
 
 
-def idempotency_table(metadata: sa.MetaData, schema: str) -> sa.Table:
-    """Declares `<schema>.idempotency_keys`. The migration gives it row-level security by organization."""
+def idempotency_table(metadata: sa.MetaData, schema: str, *columns: sa.Column[Any] | sa.Index) -> sa.Table:
+    """Declares `<schema>.idempotency_keys`. The migration gives it row-level security by organization.
+
+    Args:
+        columns: what the schema adds, such as a reference to what an id lives with; see `once`.
+    """
     return sa.Table(
         "idempotency_keys",
         metadata,
@@ -32,6 +38,7 @@ def idempotency_table(metadata: sa.MetaData, schema: str) -> sa.Table:
             "create_time", postgresql.TIMESTAMP(timezone=True), nullable=False, server_default=sa.func.now()
         ),
         sa.Column("expire_time", postgresql.TIMESTAMP(timezone=True)),
+        *columns,
         sa.Index("idempotency_keys_expire_time", "expire_time"),
         schema=schema,
     )
@@ -48,6 +55,7 @@ async def once(
     request: bytes,
     expire_after: timedelta | None,
     run: Callable[[], Awaitable[bytes]],
+    columns: Mapping[str, Any] | None = None,
 ) -> bytes:
     """Runs `run` unless this caller has done so with this id; returns its answer, or the one it gave then.
 
@@ -65,6 +73,7 @@ async def once(
             of a copy whose field is cleared.
         expire_after: after this the id may be used anew; None keeps it for good.
         run: does the work on the same connection; returns the serialized answer.
+        columns: values of the columns that the schema has added.
 
     Raises:
         ServiceError: INVALID_ARGUMENT, REQUEST_ID_REUSED, when the id came with another request before.
@@ -83,6 +92,7 @@ async def once(
         "response": None,
         "create_time": _NOW,
         "expire_time": _NOW + expire_after if expire_after is not None else None,
+        **(columns or {}),
     }
     claim = (
         postgresql.insert(table)

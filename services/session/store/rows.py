@@ -79,7 +79,7 @@ def turn_of(row: Any) -> Turn:
         failure=Failure(row.failure_reason, row.failure_message or "") if row.failure_reason else None,
         usage=_usage(row),
         cost_usd=float(row.cost_usd),
-        tool_calls=row.calls,
+        tool_calls=row.tool_calls,
         model_calls=row.model_calls,
         structured_output_json=row.structured_output_json,
         first_sequence=row.first_sequence,

@@ -17,6 +17,7 @@ from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.kernel.db import Database
+from services.kernel.db.idempotency import purge_expired
 from services.session.domain.driving import DrivenSession, DrivenTurn, Work
 from services.session.domain.entities import Lease, Usage
 from services.session.domain.states import SessionState, TurnState
@@ -24,7 +25,13 @@ from services.session.store import leases
 from services.session.store.columns import content_of
 from services.session.store.event_log import lock_head_fenced
 from services.session.store.fenced import FencedConnection
-from services.session.store.tables import permission_requests, session_heads, sessions, turns
+from services.session.store.tables import (
+    idempotency_keys,
+    permission_requests,
+    session_heads,
+    sessions,
+    turns,
+)
 
 _NOW = sa.func.clock_timestamp()
 _OPEN = ("QUEUED", "STARTING", "RUNNING", "WAITING")
@@ -198,8 +205,13 @@ class DriverQueries:
         async with self._database.system() as connection:
             return set((await connection.execute(query)).scalars())
 
+    async def purge_request_ids(self) -> int:
+        """Deletes a bounded number of request ids that have expired; returns how many."""
+        async with self._database.system() as connection:
+            return await purge_expired(connection, idempotency_keys)
+
     async def purge(self, lease: Lease) -> None:
-        """Removes the rows of a deleted session; every other table follows by its foreign key."""
+        """Removes the rows of a deleted session; every other table follows by its foreign key, request ids too."""
         async with self._database.system() as connection:
             await lock_head_fenced(connection, lease)
             await connection.execute(

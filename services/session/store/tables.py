@@ -121,7 +121,6 @@ turns = sa.Table(
     sa.Column("failure_reason", sa.Text),
     sa.Column("failure_message", sa.Text),
     *_usage(),
-    _counter("tool_calls"),
     sa.Column("model_calls", sa.Integer, nullable=False, server_default="0"),
     sa.Column("structured_output_json", sa.Text, nullable=False, server_default=""),
     sa.Column("first_sequence", sa.BigInteger, nullable=False),
@@ -291,4 +290,14 @@ transcript_entries = sa.Table(
 )
 
 outbox = outbox_table(metadata, SCHEMA)
-idempotency_keys = idempotency_table(metadata, SCHEMA)
+idempotency_keys = idempotency_table(
+    metadata,
+    SCHEMA,
+    # An id that lives as long as a session goes with its row. Deferred: CreateSession writes the id first.
+    sa.Column(
+        "session_id",
+        _ID,
+        sa.ForeignKey("session.sessions.id", ondelete="CASCADE", deferrable=True, initially="DEFERRED"),
+    ),
+    sa.Index("idempotency_keys_by_session", "session_id"),
+)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -12,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.kernel.db import Database
-from services.kernel.db.idempotency import once
+from services.kernel.db.idempotency import KEPT_FOR, once
 from services.kernel.identity import Caller
 from services.session.domain.entities import Content, Head, LogEvent
 from services.session.domain.events import EventDraft
@@ -48,7 +47,8 @@ class TenantTransaction(TenantReads):
         request_id: str,
         request: bytes,
         run: Callable[[], Awaitable[bytes]],
-        expire_after: timedelta | None,
+        *,
+        lives_with: UUID | None = None,
     ) -> bytes:
         """Does a mutation once for each request id."""
         return await once(
@@ -59,8 +59,9 @@ class TenantTransaction(TenantReads):
             method=method,
             request_id=request_id,
             request=request,
-            expire_after=expire_after,
+            expire_after=KEPT_FOR if lives_with is None else None,
             run=run,
+            columns={"session_id": lives_with},
         )
 
     async def insert_session(self, new: NewSession) -> None:

@@ -64,11 +64,7 @@ _CALLS = (
     .where(tool_calls.c.turn_id == turns.c.id)
     .scalar_subquery()
 )
-_TURN = sa.select(
-    *[column for column in turns.c if column.name != "tool_calls"],
-    _QUEUE_POSITION.label("queue_position"),
-    _CALLS.label("calls"),
-)
+_TURN = sa.select(turns, _QUEUE_POSITION.label("queue_position"), _CALLS.label("tool_calls"))
 
 
 class TenantReads:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
 from uuid import UUID
 
 from services.kernel.identity import Caller
@@ -14,8 +13,6 @@ from services.session.domain.events import EventDraft
 from services.session.domain.states import PermissionRequestState
 from services.session.usecases.ports import DriverWaker, LiveFeedPort, SessionStore
 from services.session.usecases.sessions import canonical, require_writer
-
-_DAY = timedelta(hours=24)
 
 
 class Permissions:
@@ -78,7 +75,7 @@ class Permissions:
                 return b""
 
             body = canonical(session_id, permission_request_id, allow, reason)
-            await transaction.once("ResolvePermission", request_id, body, run, _DAY)
+            await transaction.once("ResolvePermission", request_id, body, run)
             answered = await transaction.get_permission_request(session_id, permission_request_id)
         await self._feed.publish_events(session_id, written)
         await self._driver.wake(session_id)

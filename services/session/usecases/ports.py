@@ -169,9 +169,14 @@ class SessionTransaction(Protocol):
         request_id: str,
         request: bytes,
         run: Callable[[], Awaitable[bytes]],
-        expire_after: timedelta | None,
+        *,
+        lives_with: UUID | None = None,
     ) -> bytes:
-        """Does a mutation once for each request id; see `kernel.db.idempotency.once`."""
+        """Does a mutation once for each request id; see `kernel.db.idempotency.once`.
+
+        Args:
+            lives_with: the session whose end is the id's; by default it is kept for 24 hours.
+        """
 
     async def insert_session(self, new: NewSession) -> None:
         """Creates a session with an empty log."""

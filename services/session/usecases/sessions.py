@@ -22,8 +22,7 @@ from services.session.usecases.ports import (
     WorkspaceStorePort,
 )
 
-DAY = timedelta(hours=24)
-DEFAULT_PERMISSION_TIMEOUT = DAY
+DEFAULT_PERMISSION_TIMEOUT = timedelta(hours=24)
 DEFAULT_TURN_TIMEOUT = timedelta(hours=1)
 
 
@@ -106,7 +105,9 @@ class Sessions:
             request = canonical(
                 new.name, new.mode, new.sdk_options, new.labels, new.permission_timeout, new.turn_timeout
             )
-            made = await transaction.once("CreateSession", new.request_id, request, run, None)
+            made = await transaction.once(
+                "CreateSession", new.request_id, request, run, lives_with=session_id
+            )
             return await transaction.get_session(UUID(bytes=made))
 
     async def get(self, caller: Caller, session_id: UUID) -> Session:
@@ -141,7 +142,7 @@ class Sessions:
 
             request = canonical(change.session_id, change.values, change.etag)
             await transaction.get_session(change.session_id)
-            await transaction.once("UpdateSession", change.request_id, request, run, DAY)
+            await transaction.once("UpdateSession", change.request_id, request, run)
             return await transaction.get_session(change.session_id)
 
     async def delete(self, caller: Caller, session_id: UUID, etag: str, request_id: str) -> None:
@@ -158,7 +159,7 @@ class Sessions:
                 await transaction.mark_deleted(session_id)
                 return b""
 
-            await transaction.once("DeleteSession", request_id, canonical(session_id, etag), run, DAY)
+            await transaction.once("DeleteSession", request_id, canonical(session_id, etag), run)
         await self._driver.wake(session_id)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from enum import StrEnum
 from uuid import UUID
 
@@ -38,8 +37,6 @@ from services.session.usecases.ports import (
     SessionTransaction,
 )
 from services.session.usecases.sessions import canonical, require_writer
-
-_DAY = timedelta(hours=24)
 
 
 class WhenBusy(StrEnum):
@@ -118,7 +115,9 @@ class Turns:
                 return turn_id.bytes
 
             request = canonical(sent.session_id, sent.message, sent.when_busy)
-            made = await transaction.once("SendMessage", sent.request_id, request, run, None)
+            made = await transaction.once(
+                "SendMessage", sent.request_id, request, run, lives_with=sent.session_id
+            )
             turn = await transaction.get_turn(sent.session_id, UUID(bytes=made))
         await self._feed.publish_events(sent.session_id, written)
         await self._driver.wake(sent.session_id)
@@ -183,7 +182,7 @@ class Turns:
                 return turn.id.bytes
 
             request = canonical(session_id, turn_id, reason)
-            made = await transaction.once("InterruptTurn", request_id, request, run, _DAY)
+            made = await transaction.once("InterruptTurn", request_id, request, run)
             turn = await transaction.get_turn(session_id, UUID(bytes=made))
         await self._feed.publish_events(session_id, written)
         await self._driver.wake(session_id)

@@ -6,7 +6,6 @@ import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
 from uuid import UUID
@@ -18,8 +17,6 @@ from services.session.domain.errors import workspace_busy
 from services.session.domain.events import EventDraft
 from services.session.usecases.ports import LiveFeedPort, SessionStore
 from services.session.usecases.sessions import canonical, require_writer
-
-_DAY = timedelta(hours=24)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +108,7 @@ class WorkspaceUseCases:
                 return canonical(staged.file_count, staged.size_bytes)
 
             request = canonical(session_id, path, staged.sha256)
-            done = await transaction.once("UploadWorkspace", request_id, request, run, _DAY)
+            done = await transaction.once("UploadWorkspace", request_id, request, run)
         await self._feed.publish_events(session_id, written)
         return Uploaded(*json.loads(done))
 
