@@ -111,6 +111,7 @@ async def build(settings: ExecutorSettings) -> ExecutorService:
         settings.isolation,
         settings.state_dir,
         tuple(filter(None, settings.sandbox_read_only_paths.split(":"))),
+        settings.agent_max_processes,
     )
     if chosen.unprotected():
         _log.warning("isolation is weak", isolation=chosen.kind, unprotected=chosen.unprotected())

@@ -31,6 +31,11 @@ class ExecutorSettings(KernelSettings):
     sandbox_read_only_paths: str = Field(
         default="", description="Further paths that agents may read, separated by colons."
     )
+    agent_max_processes: int = Field(
+        default=4096,
+        ge=0,
+        description="Most processes and threads of one agent, 0 for no bound; not held where the executor is root.",
+    )
     anthropic_base_url: str = "https://api.anthropic.com"
     anthropic_api_key: SecretStr = Field(
         default=SecretStr(""), validation_alias=AliasChoices("ANTHROPIC_API_KEY", "anthropic_api_key")

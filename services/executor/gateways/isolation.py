@@ -27,6 +27,7 @@ from services.kernel.errors import ErrorKind, ServiceError
 SANDBOX_PORT = 8788
 """Where an agent in bubblewrap finds the model gateway, on its own loopback."""
 _INIT = Path(__file__).with_name("sandbox_init.py")
+_PROCESS_INIT = Path(__file__).with_name("process_init.py")
 _CLI = Path(claude_agent_sdk.__file__).parent / "_bundled" / "claude"
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 _ETC = (
@@ -60,11 +61,21 @@ class AgentPlace:
 class Isolation:
     """One way to start agents."""
 
-    def __init__(self, kind: str, state_dir: Path, extra_paths: Sequence[str] = ()) -> None:
-        """Args: kind: BUBBLEWRAP or PROCESS; state_dir: hidden from agents; extra_paths: shown to them, read-only."""
+    def __init__(
+        self, kind: str, state_dir: Path, extra_paths: Sequence[str] = (), max_processes: int = 0
+    ) -> None:
+        """Takes what `choose` found.
+
+        Args:
+            kind: BUBBLEWRAP or PROCESS.
+            state_dir: Hidden from agents.
+            extra_paths: Shown to them, read-only.
+            max_processes: Most processes and threads of an agent, 0 for no bound.
+        """
         self.kind = kind
         self._state_dir = state_dir.resolve()
         self._extra_paths = tuple(extra_paths)
+        self._max_processes = max_processes
 
     def environment(self, place: AgentPlace) -> dict[str, str]:
         """The agent's whole environment."""
@@ -126,7 +137,6 @@ class Isolation:
             command += ["--ro-bind", prefix, prefix]
         for path in self._extra_paths:
             command += ["--ro-bind-try", path, path]
-        python = str(Path(prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}")
         command += [
             "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--tmpfs", "/run", "--dir", "/var/tmp",  # noqa: S108
             "--ro-bind", str(_CLI), "/opt/aiagent/claude",
@@ -135,8 +145,8 @@ class Isolation:
             "--bind", str(place.workspace), str(place.workspace),
             "--bind", str(place.home), str(place.home),
             "--chdir", str(place.workspace),
-            "--", python, "-I", "-S", "/opt/aiagent/init.py", str(SANDBOX_PORT), "/run/model-gateway.sock",
-            "/opt/aiagent/claude",
+            "--", *_python(), "/opt/aiagent/init.py", str(self._max_processes), str(SANDBOX_PORT),
+            "/run/model-gateway.sock", "/opt/aiagent/claude",
         ]  # fmt: skip
         return command
 
@@ -144,16 +154,9 @@ class Isolation:
         unshare = shutil.which("unshare")
         if unshare is None or not _works([unshare, *_namespaces(), "true"]):
             return [*_dying(), str(_CLI)]
-        # The state directory is covered; what is the agent's own is bound into the cover again, by descriptors that
-        # were opened before. mount must not resolve those itself: by their names it would find what covers them.
-        script = (
-            'exec 3<"$1" 4<"$2" && mount -t tmpfs -o mode=0711 none "$3" && mkdir -p "$1" "$2" && '
-            'mount -c --bind /proc/self/fd/3 "$1" && mount -c --bind /proc/self/fd/4 "$2" && exec 3<&- 4<&- && '
-            'cd "$1" && shift 3 && exec "$@"'
-        )
         return [
-            *_dying(), unshare, *_namespaces(), "--fork", "--kill-child=KILL", "--mount-proc",
-            "sh", "-c", script, "agent", str(place.workspace), str(place.home), str(self._state_dir), str(_CLI),
+            *_dying(), unshare, *_namespaces(), "--kill-child=KILL", "--mount-proc", *_python(), str(_PROCESS_INIT),
+            str(self._max_processes), str(self._state_dir), str(place.workspace), str(place.home), str(_CLI),
         ]  # fmt: skip
 
     def unprotected(self) -> str:
@@ -161,7 +164,7 @@ class Isolation:
         if self.kind == "BUBBLEWRAP":
             return ""
         if _works([shutil.which("unshare") or "unshare", *_namespaces(), "true"]):
-            return "agents share the machine's network and see its files, but for the state directory"
+            return "agents share the machine's network and read its files, but for the state directory"
         return "agents share the machine's network, files and processes: nothing is hidden from them"
 
 
@@ -172,7 +175,12 @@ def _dying() -> list[str]:
 
 def _namespaces() -> list[str]:
     user = [] if os.geteuid() == 0 else ["--user", "--map-current-user", "--keep-caps"]
-    return [*user, "--pid", "--mount", "--fork"]
+    return [*user, "--pid", "--mount", "--ipc", "--fork"]
+
+
+def _python() -> list[str]:
+    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    return [str(Path(os.path.realpath(sys.base_prefix)) / "bin" / name), "-I", "-S"]
 
 
 def _works(command: Sequence[str]) -> bool:
@@ -201,13 +209,16 @@ def bubblewrap_program(state_dir: Path) -> Path:
     return copy
 
 
-def choose(wanted: str, state_dir: Path, extra_paths: Sequence[str] = ()) -> Isolation:
+def choose(
+    wanted: str, state_dir: Path, extra_paths: Sequence[str] = (), max_processes: int = 0
+) -> Isolation:
     """Chooses how agents are isolated.
 
     Args:
         wanted: `auto`, `bubblewrap` or `process`.
         state_dir: Hidden from agents.
         extra_paths: Shown to them, read-only.
+        max_processes: Most processes and threads of an agent, 0 for no bound.
 
     Returns:
         What was asked for; with `auto` bubblewrap where it works, else process.
@@ -232,7 +243,7 @@ def choose(wanted: str, state_dir: Path, extra_paths: Sequence[str] = ()) -> Iso
         except (OSError, StopIteration):
             works = False
         if works:
-            return Isolation("BUBBLEWRAP", state_dir, extra_paths)
+            return Isolation("BUBBLEWRAP", state_dir, extra_paths, max_processes)
         if wanted == "bubblewrap":
             raise ServiceError(
                 ErrorKind.FAILED_PRECONDITION,
@@ -240,4 +251,4 @@ def choose(wanted: str, state_dir: Path, extra_paths: Sequence[str] = ()) -> Iso
                 domain="executor.aiagent",
                 message="AIAGENT_ISOLATION=bubblewrap, but bubblewrap does not work here: user namespaces are needed",
             )
-    return Isolation("PROCESS", state_dir, extra_paths)
+    return Isolation("PROCESS", state_dir, extra_paths, max_processes)

@@ -1,10 +1,11 @@
 """Runs inside the sandbox, before the agent: forwards one loopback port to the model gateway's Unix socket.
 
 Started by path with `python -I -S`: it may use nothing but the standard library, and little of that, since every start
-of an agent waits for it. Arguments: port, socket, command and its arguments.
+of an agent waits for it. Arguments: most processes (0: no bound), port, socket, command and its arguments.
 """
 
 import os
+import resource
 import socket
 import sys
 import threading
@@ -43,13 +44,18 @@ def _forward(client: socket.socket, path: str) -> None:
 
 def main() -> None:
     """Listens, forks the forwarder, and becomes the command."""
-    port, path, command = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
+    processes, port, path, command = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4:]
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", port))
     listener.listen(64)
     if os.fork() != 0:
         listener.close()
+        if processes:
+            # Here, inside the user namespace, where only the agent's own are counted; outside all of the user's were.
+            hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+            bound = processes if hard == resource.RLIM_INFINITY else min(processes, hard)
+            resource.setrlimit(resource.RLIMIT_NPROC, (bound, bound))
         os.execv(command[0], command)  # noqa: S606
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import stat
 from pathlib import Path
 from uuid import uuid4
@@ -109,6 +110,87 @@ async def test_processes_of_the_machine_are_not_seen(
     seen = await inside(chosen, place, directory, script, monkeypatch)
     assert "pytest" not in seen
     assert "SIGNING-KEY" not in seen
+
+
+# What an agent may try to get behind the cover: each line prints what it finds there.
+_UNCOVER = """
+state={directory}/state
+python=$(command -v python3 || command -v python3.12)
+umount -l $state; umount -l /run; umount -l /proc
+nsenter --target 1 --mount -- cat $state/secrets.json
+cat /proc/1/root$state/secrets.json /proc/self/root$state/secrets.json /proc/1/cwd/../../secrets.json
+mkdir -p m; mount --bind {directory} m && cat m/state/secrets.json
+mount -t proc none m; mount -o remount,rw /
+unshare --user --map-root-user --mount sh -c "umount -l $state; mount --bind {directory} m; \
+  cat $state/secrets.json m/state/secrets.json; umount -l / ; cat $state/secrets.json"
+$python - <<END
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+state = b"{directory}/state"
+print("umount2", libc.umount2(state, 2))
+print("setns", libc.setns(os.open("/proc/1/ns/mnt", os.O_RDONLY), 0))
+print("open_tree", libc.syscall(428, -100, b"{directory}", 1))
+END
+cat $state/secrets.json
+grep Cap /proc/self/status
+"""
+
+
+async def test_the_state_directory_cannot_be_uncovered(
+    chosen: Isolation, place: AgentPlace, directory: Path, monkeypatch: pytest.MonkeyPatch
+):
+    if "nothing is hidden" in chosen.unprotected():
+        pytest.skip("this machine has no namespaces")
+    script = _UNCOVER.replace("{directory}", str(directory))
+    seen = await inside(chosen, place, directory, script, monkeypatch)
+    assert "DATABASE-PASSWORD" not in seen
+    for call in ("umount2", "setns", "open_tree"):
+        assert f"{call} -1" in seen, seen
+    capabilities = re.findall(r"Cap(?:Inh|Prm|Eff|Bnd|Amb):\s*(\w+)", seen)
+    assert len(capabilities) == 5, seen
+    # bubblewrap leaves the bounding set, which is worth nothing under no_new_privs.
+    counted = capabilities if chosen.kind == "PROCESS" else capabilities[:3]
+    assert {int(mask, 16) for mask in counted} == {0}
+
+
+async def test_other_processes_cannot_be_traced_or_signalled(
+    chosen: Isolation, place: AgentPlace, directory: Path, monkeypatch: pytest.MonkeyPatch
+):
+    if "nothing is hidden" in chosen.unprotected():
+        pytest.skip("this machine has no namespaces")
+    script = (
+        f"kill -0 {os.getpid()} && echo signalled; cat /proc/{os.getpid()}/root/etc/hostname && echo root; "
+        f'$(command -v python3 || command -v python3.12) -c "import ctypes; '
+        f"print('ptrace', ctypes.CDLL(None).ptrace(16, {os.getpid()}, 0, 0))\""
+    )
+    seen = await inside(chosen, place, directory, script, monkeypatch)
+    assert "signalled" not in seen
+    assert "root" not in seen.split()
+    assert "ptrace -1" in seen
+
+
+async def test_nothing_is_written_outside_whoever_owns_it(
+    chosen: Isolation, place: AgentPlace, directory: Path, monkeypatch: pytest.MonkeyPatch
+):
+    if "nothing is hidden" in chosen.unprotected():
+        pytest.skip("this machine has no namespaces")
+    outside = directory / f"outside-{uuid4().hex}"
+    outside.write_text("as it was")
+    files = [str(outside), f"{Path.cwd()}/x-{uuid4().hex}", "/etc/hostname", "/proc/sys/vm/swappiness"]
+    # In bubblewrap the others are made for the agent alone.
+    folders = "/ /usr /etc /root /home /run /sys/fs/cgroup" if chosen.kind == "PROCESS" else "/usr"
+    script = (
+        f"for f in {' '.join(files)}; do [ -e $f ] && (echo x >> $f) 2>/dev/null && echo wrote:$f; done; "
+        f"for d in {folders}; do (echo x > $d/escape) 2>/dev/null && echo wrote:$d; done; "
+        "find /dev -type b; for f in /tmp/x /var/tmp/x; do echo x > $f || echo no:$f; done; "
+        "echo x > /dev/null && echo null"
+    )
+    seen = await inside(chosen, place, directory, script, monkeypatch)
+    assert outside.read_text() == "as it was"
+    assert "wrote:" not in seen
+    assert "/dev/" not in seen
+    assert "no:/tmp" not in seen
+    assert "null" in seen
 
 
 async def bubblewrapped(
