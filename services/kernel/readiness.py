@@ -11,6 +11,7 @@ import structlog
 from services.kernel.clock import Clock
 from services.kernel.errors import ServiceError
 from services.kernel.grpc.health import Health
+from services.kernel.supervision import repeat
 
 _log = structlog.get_logger(__name__)
 LOOK_SECONDS: Final = 1.0
@@ -27,20 +28,53 @@ async def watch_database(check: Callable[[], Awaitable[None]], health: Health, c
         health: of the service's server.
         clock: waits between looks.
     """
-    reached, serving = clock.monotonic(), True
-    while True:
-        await clock.sleep(LOOK_SECONDS)
+    await repeat("readiness", _Readiness(check, health, clock).look, clock, LOOK_SECONDS)
+
+
+class _Readiness:
+    """What is known of the database."""
+
+    def __init__(self, check: Callable[[], Awaitable[None]], health: Health, clock: Clock) -> None:
+        self._check = check
+        self._health = health
+        self._clock = clock
+        self._reached = clock.monotonic()
+        self._serving = True
+
+    async def look(self) -> None:
+        """Looks once."""
+        try:
+            reached = await self._is_reached()
+        except Exception:
+            # Nobody knows what this is; but it is no answer of a database that can be worked with.
+            await self._absent()
+            raise
+        if reached:
+            await self._present()
+        else:
+            await self._absent()
+
+    async def _is_reached(self) -> bool:
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
-                await check()
-        except (ServiceError, TimeoutError):
-            if serving and clock.monotonic() - reached >= GRACE_SECONDS:
-                serving = False
-                _log.error("no database; not serving", seconds=round(clock.monotonic() - reached))
-                await health.set_serving(False)
-        else:
-            reached = clock.monotonic()
-            if not serving:
-                serving = True
-                _log.info("the database is back; serving")
-                await health.set_serving(True)
+                await self._check()
+        except TimeoutError:
+            return False
+        except ServiceError as error:
+            # Who says that it is busy is there.
+            return error.reason == "DATABASE_BUSY"
+        return True
+
+    async def _present(self) -> None:
+        self._reached = self._clock.monotonic()
+        if not self._serving:
+            self._serving = True
+            _log.info("the database is back; serving")
+            await self._health.set_serving(True)
+
+    async def _absent(self) -> None:
+        away = self._clock.monotonic() - self._reached
+        if self._serving and away >= GRACE_SECONDS:
+            self._serving = False
+            _log.error("no database; not serving", seconds=round(away))
+            await self._health.set_serving(False)

@@ -84,6 +84,10 @@ class Database:
         self._application = engine(application_url, pool_size, "application")
         self._system = engine(system_url, system_pool_size, "system")
         self._dedicated = engine(system_url, dedicated_pool_size, "dedicated")
+        self._probes = (
+            engine(system_url, 1, "system probe"),
+            engine(application_url, 1, "application probe"),
+        )
 
     def tenant(self, caller: Caller) -> AbstractAsyncContextManager[AsyncConnection]:
         """One transaction that sees only the caller's rows: commit at the end, rollback on any error.
@@ -110,15 +114,17 @@ class Database:
         return _transaction(self._dedicated, _PROBE, {})
 
     async def check(self) -> None:
-        """Raises ServiceError UNAVAILABLE unless both roles can be reached."""
-        async with self.system():
-            pass
-        async with _transaction(self._application, _PROBE, {}):
-            pass
+        """Raises ServiceError UNAVAILABLE unless both roles can be reached.
+
+        On connections kept for it: that all others are in use does not mean that the database is gone.
+        """
+        for engine in self._probes:
+            async with _transaction(engine, _PROBE, {}):
+                pass
 
     async def close(self) -> None:
         """Closes every connection."""
-        for engine in (self._application, self._system, self._dedicated):
+        for engine in (self._application, self._system, self._dedicated, *self._probes):
             await engine.dispose()
 
 

@@ -173,6 +173,16 @@ async def test_a_busy_database_says_so(
         await database.close()
 
 
+async def test_a_database_whose_connections_are_all_in_use_is_there(postgres: Postgres) -> None:
+    database = a_database(postgres, pool_size=1, system_pool_size=1, pool_timeout_seconds=30)
+    try:
+        async with database.system(), database.tenant(a_caller()), database.dedicated_system():
+            async with asyncio.timeout(10):
+                await database.check()
+    finally:
+        await database.close()
+
+
 async def test_an_outage_is_unavailable_and_passes(postgres: Postgres) -> None:
     database = a_database(postgres)
     caller = a_caller()

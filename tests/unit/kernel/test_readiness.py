@@ -18,6 +18,10 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
+def a_failure(reason: str) -> ServiceError:
+    return ServiceError(ErrorKind.UNAVAILABLE, reason=reason, domain="test.aiagent", message="gone")
+
+
 class Bench:
     """A database that can be taken away, and what health says of it."""
 
@@ -25,13 +29,12 @@ class Bench:
         self.clock = FakeClock()
         self.health = Health(["aiagent.test.v1.TestService"])
         self.reachable = True
+        self.failure: Exception = a_failure("DATABASE_UNAVAILABLE")
         self.task = asyncio.create_task(watch_database(self._check, self.health, self.clock))
 
     async def _check(self) -> None:
         if not self.reachable:
-            raise ServiceError(
-                ErrorKind.UNAVAILABLE, reason="DATABASE_UNAVAILABLE", domain="test.aiagent", message="gone"
-            )
+            raise self.failure
 
     async def seconds(self, number: float) -> None:
         for _ in range(int(number)):
@@ -79,3 +82,18 @@ async def test_a_draining_server_does_not_come_back(bench: Bench):
     bench.reachable = True
     await bench.seconds(2)
     assert await bench.status() == NOT_SERVING
+
+
+async def test_a_busy_database_is_there(bench: Bench):
+    bench.reachable, bench.failure = False, a_failure("DATABASE_BUSY")
+    await bench.seconds(3 * GRACE_SECONDS)
+    assert await bench.status() == SERVING
+
+
+async def test_what_nobody_expected_counts_as_an_absence_and_does_not_end_the_looking(bench: Bench):
+    bench.reachable, bench.failure = False, RuntimeError("nobody has thought of this")
+    await bench.seconds(GRACE_SECONDS + 1)
+    assert await bench.status() == NOT_SERVING
+    bench.reachable = True
+    await bench.seconds(1)
+    assert await bench.status() == SERVING
