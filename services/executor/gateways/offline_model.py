@@ -3,7 +3,8 @@
 The script rides in the prompt: `<<SCRIPT>>[step, …]<<END>>`. The n-th model call after that message plays the n-th
 step, so the model keeps no state and serves any number of sessions. A step is an object with any of:
 
-* `thinking`, `text`: what is said; `tokens_per_second` paces it.
+* `thinking`, `text`: what is said; `tokens_per_second` paces it; with `stamped` each token of the text becomes the
+  monotonic clock's nanoseconds at the moment it is sent, so that an observer on the same machine sees how long it took.
 * `tools`: a list of `{"name", "input"}` to call.
 * `recall`: a regular expression; the answer is what it finds in the conversation before the message.
 * `delay_seconds`: waits first.
@@ -21,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
@@ -284,6 +286,8 @@ async def _events(
                 if pace:
                     due += pace
                     await asyncio.sleep(max(0.0, due - clock.time()))
+                if step.get("stamped") and kind == "text":
+                    piece = f"{time.monotonic_ns()} "
                 yield {
                     "type": "content_block_delta",
                     "index": index,
