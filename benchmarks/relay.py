@@ -19,6 +19,7 @@ import argparse
 import asyncio
 import gc
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -34,6 +35,8 @@ import psutil
 import uvloop
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+# Before gRPC is imported: its fork handlers and our child processes do not go together.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 from aiagent.session.v1 import session_service_pb2 as pb
 from aiagent.session.v1.session_service_pb2_grpc import SessionServiceStub
@@ -209,7 +212,7 @@ class Relay:
         """Who drives each session, by the name it has in leases: only the database knows."""
         lines = (self.suite.state_dir / "postgres" / "data" / "postmaster.pid").read_text().splitlines()
         secrets = json.loads((self.suite.state_dir / "secrets.json").read_text(encoding="utf-8"))
-        connection = await asyncpg.connect(
+        connection = await asyncpg.connect(  # type: ignore[no-untyped-call]  # as everywhere
             host="127.0.0.1",
             port=int(lines[3]),
             user="session_system",
