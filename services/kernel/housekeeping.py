@@ -9,6 +9,7 @@ import structlog
 
 from services.kernel.clock import Clock
 from services.kernel.errors import ServiceError
+from services.kernel.supervision import repeat
 
 _log = structlog.get_logger(__name__)
 _PERIOD_SECONDS: Final = 600.0
@@ -21,10 +22,12 @@ async def keep_house(purge: Callable[[], Awaitable[int]], clock: Clock) -> None:
         purge: deletes a bounded number of rows in one transaction; returns how many, and is asked again until none.
         clock: waits.
     """
-    while True:
+
+    async def clean() -> None:
         try:
             while await purge():
                 pass
         except ServiceError as error:
             _log.warning("nothing purged", reason=error.reason)
-        await clock.sleep(_PERIOD_SECONDS)
+
+    await repeat("housekeeping", clean, clock, _PERIOD_SECONDS)

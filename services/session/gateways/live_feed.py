@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from uuid import UUID
 
 import structlog
@@ -19,11 +20,13 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 
 from aiagent.session.v1 import session_service_pb2
+from services.kernel.clock import SystemClock
 from services.kernel.context import detached
 from services.kernel.errors import ServiceError
 from services.kernel.ids import new_id
 from services.kernel.lifecycle import Drain
 from services.kernel.redis import UNAVAILABLE
+from services.kernel.supervision import supervise
 from services.session import codec
 from services.session.domain.entities import LogEvent
 from services.session.domain.gate import BlockKey, Delta, GateEvent
@@ -127,10 +130,14 @@ class LiveFeed:
 
     async def start(self) -> None:
         """Starts to listen and to poll."""
-        loops = [self._poll(), self._tell_of_drain()]
+        loops: list[Callable[[], Awaitable[None]]] = [self._poll, self._tell_of_drain]
         if self._redis is not None:
-            loops += [self._listen(self._redis), self._send(self._redis)]
-        self._tasks = [asyncio.create_task(loop, context=detached()) for loop in loops]
+            loops += [partial(self._listen, self._redis), partial(self._send, self._redis)]
+        names = ("heads", "drain", "listen", "send")
+        self._tasks = [
+            asyncio.create_task(supervise(f"live-feed-{name}", loop, SystemClock()), context=detached())
+            for name, loop in zip(names, loops, strict=False)
+        ]
 
     async def stop(self) -> None:
         """Stops all of it."""
