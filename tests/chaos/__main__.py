@@ -21,7 +21,7 @@ def main() -> int:
     parser.add_argument("--users", type=int, default=5)
     parser.add_argument("--pace", type=float, default=4.0, help="seconds between two faults, on average")
     parser.add_argument("--replicas", type=int, default=2, help="of the session service")
-    parser.add_argument("--executors", type=int, default=1)
+    parser.add_argument("--executors", type=int, default=2)
     parser.add_argument(
         "--json", type=Path, help="where to write the figures; into the run's folder if left out"
     )

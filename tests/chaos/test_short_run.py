@@ -20,7 +20,7 @@ SECONDS = 30.0
 async def test_whatever_dies_nothing_is_lost_repeated_or_left_over(capsys: pytest.CaptureFixture[str]):
     made = plan.make(SEED, SECONDS, users=4, pace=2.2)
     folder = Path(tempfile.mkdtemp(prefix="aiagent-chaos-"))
-    outcome = await Run(made, folder).run()
+    outcome = await Run(made, folder, executors=2).run()
     with capsys.disabled():
         print(f"\n{report.table(outcome)}")
     assert not outcome.violations, report.complaint(outcome)
