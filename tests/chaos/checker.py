@@ -45,6 +45,7 @@ def judge(records: Records) -> list[Violation]:
             found.append(Violation("upload lost", uploaded.session_id, what))
     for left in records.leftovers:
         found.append(Violation("process left over", f"pid {left.pid}", f"{left.why}: {left.command}"))
+    found += [Violation("not started again", "at the end", kind) for kind in records.missing]
     for struck in records.struck:
         if struck.back_seconds == -1:
             found.append(Violation("not started again", struck.victim, f"{struck.kind} {struck.how}"))

@@ -116,7 +116,7 @@ class Leftover:
 
 @dataclass
 class Records:
-    """A whole run."""
+    """A whole run. `missing` names the kinds of processes of which there were too few at its end."""
 
     sessions: list[SessionRecord] = field(default_factory=list)
     watchers: list[WatcherRecord] = field(default_factory=list)
@@ -125,6 +125,7 @@ class Records:
     uploaded: list[Uploaded] = field(default_factory=list)
     struck: list[Struck] = field(default_factory=list)
     leftovers: list[Leftover] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
     statuses: dict[str, int] = field(default_factory=dict)
     troubles: list[str] = field(default_factory=list)
 

@@ -109,6 +109,7 @@ class Run:
                 await self._rest()
                 done.set()
             await self._collect()
+            self._records.missing = await striker.missing()
             await self._at_rest(striker.supervisor)
         finally:
             watch.cancel()

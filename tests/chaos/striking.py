@@ -71,6 +71,7 @@ class Striker:
         hit = None
         if fault.kind in ("cli", "tool"):
             hit = [session_id for session_id in (session_of(victim, self._sessions()),) if session_id]
+        before = supervised(self.supervisor, fault.kind)
         try:
             victim.send_signal(SIGNALS[fault.how])
         except psutil.Error:
@@ -85,7 +86,7 @@ class Striker:
                     victim.send_signal(signal.SIGCONT)
             struck.until = time.time()
         elif fault.kind in SUPERVISED:
-            struck.back_seconds = await self._back(fault.kind, victim, struck.at)
+            struck.back_seconds = await self._back(fault.kind, before, struck.at)
         return struck
 
     def _note(self, fault: Fault, hit: list[str] | None, victim: str) -> Struck:
@@ -119,14 +120,27 @@ class Striker:
                 # What has just been started and does not serve yet is left alone: nobody depends on it.
                 return [process for process in supervised(self.supervisor, kind) if listens(process)]
 
-    async def _back(self, kind: str, victim: psutil.Process, since: float) -> float:
+    async def _back(self, kind: str, before: Collection[psutil.Process], since: float) -> float:
+        """Waits for a successor: one that was not there when the fault was done, and serves."""
         while time.time() - since < BACK_SECONDS:
-            there = await asyncio.to_thread(self._there, kind)
-            # A process that was told to end may serve on while it drains.
-            if len([process for process in there if process != victim]) >= self._expected.get(kind, 1):
+            if any(process not in before for process in await asyncio.to_thread(self._there, kind)):
                 return time.time() - since
             await asyncio.sleep(0.1)
         return -1
+
+    async def missing(self) -> list[str]:
+        """Which kinds, after some time to start, have fewer processes that serve than they should have."""
+        end = time.time() + BACK_SECONDS
+        while True:
+            short = [
+                f"{kind}: {have} of {want}"
+                for kind in SUPERVISED
+                if (have := len(await asyncio.to_thread(self._there, kind)))
+                < (want := self._expected.get(kind, 1))
+            ]
+            if not short or time.time() > end:
+                return short
+            await asyncio.sleep(0.2)
 
     async def _flush(self, fault: Fault) -> Struck | None:
         state = self._suite.state_dir

@@ -214,6 +214,10 @@ def not_start_again(records: Records) -> None:
     records.struck[0].back_seconds = -1
 
 
+def miss_one_at_the_end(records: Records) -> None:
+    records.missing.append("session: 1 of 2")
+
+
 def garble_the_workspace(records: Records) -> None:
     records.sessions[0].files["ran.txt"] += "tok\n"
 
@@ -255,6 +259,7 @@ def not_answer_a_call(records: Records) -> None:
         (lose_an_upload, "upload lost"),
         (leave_a_process, "process left over"),
         (not_start_again, "not started again"),
+        (miss_one_at_the_end, "not started again"),
         (garble_the_workspace, "workspace damaged"),
         (not_answer_a_call, "harness"),
     ],
