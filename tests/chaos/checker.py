@@ -11,6 +11,8 @@ from .tools import judge_tools
 
 END_SECONDS = 30.0
 """A turn has ended so long after the last fault."""
+FORGOTTEN = "I do not remember that."
+"""What the offline model says when a script's `recall` finds nothing in the conversation."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,14 @@ def _messages(records: Records, logs: dict[str, SessionRecord]) -> Iterator[Viol
         if len(having) > 1:
             what = f"{sent.mark} is in events {[event.sequence for event in having]}"
             yield Violation("message doubled", sent.session_id, what)
+        answers = [
+            event.data.get("content", {}).get("text", "")
+            for event in logs[sent.session_id].log
+            if event.kind == "assistant_message" and event.turn_id == sent.turn_id
+        ]
+        if sent.recalled and FORGOTTEN in answers:
+            what = f"{sent.mark} asked for {sent.recalled}, which had been answered"
+            yield Violation("conversation forgotten", sent.session_id, what)
 
 
 def _answers(records: Records, logs: dict[str, SessionRecord]) -> Iterator[Violation]:

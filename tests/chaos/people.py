@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 import tarfile
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +21,7 @@ from aiagent.session.v1 import (
     workspace_service_pb2,
 )
 from tests.e2e.conftest import User
-from tests.e2e.script import prompt, say, use
+from tests.e2e.script import prompt, recall, say, use
 
 from .calling import NotAnswered, Statuses, patiently
 from .plan import Act
@@ -37,8 +38,8 @@ def speech(count: int, mark: str) -> str:
     return " ".join([mark, *(WORDS[index % len(WORDS)] for index in range(count))])
 
 
-def message(data: dict[str, Any]) -> str:
-    """The script of a planned message: its tools leave a mark, then wait a little."""
+def message(data: dict[str, Any], recalled: str = "") -> str:
+    """The script of a planned message: its tools leave a mark, then wait a little; at last it may recall another."""
     steps = []
     for step in data["steps"]:
         command = f'echo "{step["token"]} $(date +%s.%N)" >> {MARKS}'
@@ -46,7 +47,11 @@ def message(data: dict[str, Any]) -> str:
             command += f"; sleep {step['sleep']}"
         text = speech(step["words"], step["token"]) if step["words"] else ""
         steps.append(use("Bash", text, command=command))
-    steps.append(say(speech(data["words"], data["mark"]), tokens_per_second=data["pace"]))
+    steps.append(
+        recall(re.escape(recalled))
+        if recalled
+        else say(speech(data["words"], data["mark"]), tokens_per_second=data["pace"])
+    )
     return prompt(*steps, text=f"[{data['mark']}]")
 
 
@@ -62,12 +67,14 @@ def archive(name: str, text: str) -> bytes:
 
 @dataclass
 class Conversation:
-    """One session and those who watch it."""
+    """One session and those who watch it; `answered` holds the marks of messages whose turns succeeded."""
 
     session_id: str
     principal: Watcher
     slots: dict[int, Watcher] = field(default_factory=dict)
     open_turns: set[str] = field(default_factory=set)
+    marks: dict[str, str] = field(default_factory=dict)
+    answered: list[str] = field(default_factory=list)
 
 
 class Person:
@@ -168,6 +175,8 @@ class Person:
                     now.open_turns.add(event.turn_id)
                 case "turn_ended" if now is not None and now.session_id == session_id:
                     now.open_turns.discard(event.turn_id)
+                    if payload.turn_ended.state == "SUCCEEDED" and event.turn_id in now.marks:
+                        now.answered.append(now.marks[event.turn_id])
                 case "tool_use":
                     calls[payload.tool_use.tool_use_id] = str(payload.tool_use.input)
                 case "permission_requested":
@@ -185,18 +194,20 @@ class Person:
         if len(now.open_turns) >= MAX_OPEN_TURNS:
             self.skipped += 1
             return
+        recalled = now.answered[0] if data["recalls"] and now.answered else ""
         request = session_service_pb2.SendMessageRequest(
             session_id=now.session_id,
-            message=message(data),
+            message=message(data, recalled),
             when_busy=session_service_pb2.WhenBusy.Policy.Value(data["when_busy"]),
             request_id=uuid4().hex,
         )
-        sent = Sent(now.session_id, f"[{data['mark']}]", tokens=[step["token"] for step in data["steps"]])
+        sent = Sent(now.session_id, f"[{data['mark']}]", recalled=recalled)
         self._records.sent.append(sent)
         turn = await patiently(
             self.user, self._statuses, "SendMessage", self.user.sessions.SendMessage, request
         )
         sent.turn_id = turn.id
+        now.marks[turn.id] = sent.mark
 
     async def _interrupt(self, now: Conversation, _: dict[str, Any]) -> None:
         request = session_service_pb2.InterruptTurnRequest(

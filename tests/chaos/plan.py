@@ -145,6 +145,7 @@ def _message(choose: random.Random, mark: str) -> dict[str, Any]:
     return {
         "mark": mark,
         "steps": steps,
+        "recalls": choose.random() < 0.3,
         "words": choose.choice((3, 30, 60)),
         "pace": choose.choice((30, 60, 400)),
         "when_busy": choose.choices(("ENQUEUE", "INTERRUPT", "REJECT"), (8, 1, 1))[0],

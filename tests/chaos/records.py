@@ -59,12 +59,17 @@ class SessionRecord:
 
 @dataclass
 class Sent:
-    """A message. `turn_id` is empty if no try was answered. `tokens` mark its tool calls, `mark` its text."""
+    """A message, known by its `mark`.
+
+    Attributes:
+        turn_id: Empty if no try was answered.
+        recalled: The mark of an earlier message of the conversation that its answer repeats, if any.
+    """
 
     session_id: str
     mark: str
     turn_id: str = ""
-    tokens: list[str] = field(default_factory=list)
+    recalled: str = ""
 
 
 @dataclass

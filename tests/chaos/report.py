@@ -10,8 +10,8 @@ from .running import Outcome
 
 PROMISES = (
     "event lost", "event doubled", "text not that of its message", "turn without an end", "turn ended late",
-    "tool run without a decision", "tool run twice for one call", "answer lost", "process left over",
-    "not started again",
+    "tool run without a decision", "tool run twice for one call", "answer lost", "conversation forgotten",
+    "process left over", "not started again",
 )  # fmt: skip
 """Those that a table shows even at zero."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from .checker import END_SECONDS, figures, judge
+from .checker import END_SECONDS, FORGOTTEN, figures, judge
 from .records import (
     Answered,
     Event,
@@ -58,7 +58,7 @@ def whole() -> Records:
             WatcherRecord("with deltas", SESSION, True, 2, True, [*events[:7], *pieces, *events[7:]]),
             WatcherRecord("without", SESSION, False, 1, True, list(events)),
         ],
-        sent=[Sent(SESSION, "[mark]", TURN, ["token"])],
+        sent=[Sent(SESSION, "[mark]", TURN)],
         answered=[Answered(SESSION, ASKED, True)],
         uploaded=[Uploaded(SESSION, "up.txt", "up")],
         struck=[Struck("session", "kill", 106.2, 106.2, None, 1.0)],
@@ -202,6 +202,11 @@ def double_a_message(records: Records) -> None:
     replace(records, 2, "user_message", content={"text": "[mark] please"})
 
 
+def forget_the_conversation(records: Records) -> None:
+    records.sent[0].recalled = "[earlier]"
+    replace(records, 2, "assistant_message", attempt=1, block=1, content={"text": FORGOTTEN})
+
+
 def lose_an_upload(records: Records) -> None:
     del records.sessions[0].files["up.txt"]
 
@@ -256,6 +261,7 @@ def not_answer_a_call(records: Records) -> None:
         (turn_an_answer_round, "answer turned round"),
         (lose_a_message, "message lost"),
         (double_a_message, "message doubled"),
+        (forget_the_conversation, "conversation forgotten"),
         (lose_an_upload, "upload lost"),
         (leave_a_process, "process left over"),
         (not_start_again, "not started again"),
