@@ -79,6 +79,31 @@ _LAST_EXECUTOR = (
 )
 
 
+def _abandoned() -> sa.Select[Any]:
+    """Built once: every replica asks once a second, idle or not."""
+    free = sa.or_(session_heads.c.lease_holder.is_(None), session_heads.c.lease_expire_time < _NOW)
+    with_turns = (
+        sa.select(turns.c.session_id, turns.c.create_time.label("since"))
+        .join(session_heads, session_heads.c.session_id == turns.c.session_id)
+        .where(free, _ACTIONABLE)
+    )
+    deleted = (
+        sa.select(sessions.c.id, sessions.c.delete_time.label("since"))
+        .join(session_heads, session_heads.c.session_id == sessions.c.id)
+        .where(free, sessions.c.delete_time.is_not(None))
+    )
+    found = sa.union(with_turns, deleted).subquery()
+    return (
+        sa.select(found.c.session_id)
+        .group_by(found.c.session_id)
+        .order_by(sa.func.min(found.c.since))
+        .limit(sa.bindparam("most", type_=sa.Integer))
+    )
+
+
+_ABANDONED = _abandoned()
+
+
 class DriverQueries:
     """See `usecases.driver.ports.DriverStore`."""
 
@@ -164,26 +189,8 @@ class DriverQueries:
 
     async def abandoned(self, limit: int) -> list[UUID]:
         """Sessions that have work and no live lease, those waiting longest first."""
-        free = sa.or_(session_heads.c.lease_holder.is_(None), session_heads.c.lease_expire_time < _NOW)
-        with_turns = (
-            sa.select(turns.c.session_id, turns.c.create_time.label("since"))
-            .join(session_heads, session_heads.c.session_id == turns.c.session_id)
-            .where(free, _ACTIONABLE)
-        )
-        deleted = (
-            sa.select(sessions.c.id, sessions.c.delete_time.label("since"))
-            .join(session_heads, session_heads.c.session_id == sessions.c.id)
-            .where(free, sessions.c.delete_time.is_not(None))
-        )
-        found = sa.union(with_turns, deleted).subquery()
         async with self._database.system() as connection:
-            rows = await connection.execute(
-                sa.select(found.c.session_id)
-                .group_by(found.c.session_id)
-                .order_by(sa.func.min(found.c.since))
-                .limit(limit)
-            )
-            return list(rows.scalars())
+            return list((await connection.execute(_ABANDONED, {"most": limit})).scalars())
 
     async def heads(self, session_ids: Sequence[UUID]) -> dict[UUID, int]:
         """The last sequence of each of the sessions that is there; deleted ones are left out."""

@@ -31,6 +31,8 @@ from services.session.store.tenant_reads import TenantReads
 from services.session.usecases.ports import NewSession, NewTurn
 
 _NOW = sa.func.clock_timestamp()
+_INSERT_SESSION = sa.insert(sessions)
+_INSERT_HEAD = sa.insert(session_heads)
 
 
 class TenantTransaction(TenantReads):
@@ -66,23 +68,22 @@ class TenantTransaction(TenantReads):
 
     async def insert_session(self, new: NewSession) -> None:
         """Creates a session with an empty log."""
-        await self._connection.execute(
-            sa.insert(sessions).values(
-                id=new.id,
-                organization_id=self._caller.organization_id,
-                user_id=self._caller.user_id,
-                name=new.name,
-                mode=SessionMode(new.mode).value,
-                state=SessionState.CREATED.value,
-                sdk_options=dict(new.sdk_options),
-                labels=dict(new.labels),
-                permission_timeout=new.permission_timeout,
-                turn_timeout=new.turn_timeout,
-            )
-        )
-        await self._connection.execute(
-            sa.insert(session_heads).values(session_id=new.id, organization_id=self._caller.organization_id)
-        )
+        organization_id = self._caller.organization_id
+        row = {
+            "id": new.id,
+            "organization_id": organization_id,
+            "user_id": self._caller.user_id,
+            "name": new.name,
+            "mode": SessionMode(new.mode).value,
+            "state": SessionState.CREATED.value,
+            "sdk_options": dict(new.sdk_options),
+            "labels": dict(new.labels),
+            "permission_timeout": new.permission_timeout,
+            "turn_timeout": new.turn_timeout,
+        }
+        await self._connection.execute(_INSERT_SESSION, row)
+        head = {"session_id": new.id, "organization_id": organization_id}
+        await self._connection.execute(_INSERT_HEAD, head)
 
     async def update_session(
         self, session_id: UUID, values: Mapping[str, Any], counters: Mapping[str, int] | None = None

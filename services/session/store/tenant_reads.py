@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -43,6 +43,10 @@ _OPEN = ("QUEUED", "STARTING", "RUNNING", "WAITING")
 _SESSION = sa.select(sessions, session_heads.c.last_sequence).join(
     session_heads, session_heads.c.session_id == sessions.c.id
 )
+# Built once: building it for each call costs more than running it.
+_SESSION_BY_ID = _SESSION.where(
+    sessions.c.id == sa.bindparam("session_id", type_=sessions.c.id.type), sessions.c.delete_time.is_(None)
+)
 _ahead = turns.alias("ahead")
 _QUEUE_POSITION = sa.case(
     (
@@ -78,12 +82,12 @@ class TenantReads:
         rows: Sequence[Any] = (await self._connection.execute(query)).all()
         return rows
 
-    async def _one(self, query: sa.Select[Any]) -> Any:
-        return (await self._connection.execute(query)).one_or_none()
+    async def _one(self, query: sa.Select[Any], parameters: Mapping[str, Any] | None = None) -> Any:
+        return (await self._connection.execute(query, parameters)).one_or_none()
 
     async def get_session(self, session_id: UUID) -> Session:
         """Returns a session."""
-        row = await self._one(_SESSION.where(sessions.c.id == session_id, sessions.c.delete_time.is_(None)))
+        row = await self._one(_SESSION_BY_ID, {"session_id": session_id})
         if row is None:
             raise session_not_found(session_id)
         return session_of(row)
