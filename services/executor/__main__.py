@@ -11,11 +11,20 @@ from services.executor.bootstrap import build
 from services.executor.settings import ExecutorSettings
 from services.kernel import lifecycle
 from services.kernel.errors import ServiceError
-from services.kernel.telemetry import configure_logging
+from services.kernel.telemetry import MetricsServer, configure_logging
 
 
 async def _serve(settings: ExecutorSettings) -> None:
-    await lifecycle.run([await build(settings)], grace_seconds=settings.drain_seconds)
+    metrics = None
+    if settings.metrics_listen:
+        host, _, port = settings.metrics_listen.rpartition(":")
+        metrics = MetricsServer(host, int(port))
+        await metrics.start()
+    try:
+        await lifecycle.run([await build(settings)], grace_seconds=settings.drain_seconds)
+    finally:
+        if metrics is not None:
+            await metrics.stop()
 
 
 def main() -> int:
@@ -27,7 +36,7 @@ def main() -> int:
     configure_logging(settings.log_level)
     try:
         uvloop.run(_serve(settings))
-    except (ServiceError, OSError) as error:
+    except (ServiceError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

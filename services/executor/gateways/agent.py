@@ -211,7 +211,7 @@ class ClaudeAgent:
         except (TranscriptUnavailable, TranscriptRefused, OSError) as error:
             raise AgentDied(f"the conversation cannot be read: {error}") from error
         self._fingerprint = sdk_options.fingerprint(request.options)
-        self._token, _ = self._gateway.admit()
+        self._token = self._gateway.admit()
         launcher = self._private / "launch"
         place = AgentPlace(workspace, self._home, self._gateway.socket, self._gateway.port, self._token)
         self._isolation.write_launcher(place, launcher)

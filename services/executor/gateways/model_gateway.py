@@ -1,7 +1,8 @@
 """The model gateway: a loopback proxy that keeps the key.
 
 An agent shows the gateway a token that is worth nothing elsewhere; the gateway swaps in the real key and streams the
-answer through. Without a key it hands the call to the offline model. It counts tokens as they pass.
+answer through. Without a key it hands the call to the offline model. It counts calls and
+tokens as they pass.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ import re
 import secrets
 import socket
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import aiohttp
 import structlog
 from aiohttp import web
+from prometheus_client import Counter
+
+from services.kernel.telemetry import registry
 
 _log = structlog.get_logger(__name__)
 # What an agent needs. With the key behind the gateway, more would be the account's files, batches and other users.
@@ -41,13 +44,26 @@ _HOP_BY_HOP = frozenset(
 Offline = Callable[[web.Request, dict[str, Any]], Awaitable[web.StreamResponse]]
 
 
-@dataclass(slots=True)
-class Meter:
-    """What one agent has used so far."""
-
-    calls: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
+CALLS: Final = Counter(
+    "aiagent_model_calls_total", "Calls of the model by agents.", ("model", "answer"), registry=registry
+)
+TOKENS: Final = Counter(
+    "aiagent_model_tokens_total",
+    "Tokens as the model API reports them; those of a call that was cut may be missing.",
+    ("model", "kind"),
+    registry=registry,
+)
+# The name is the agent's word: it must not make series without end.
+_MODEL: Final = re.compile(r'"model"\s*:\s*"(claude-[a-z0-9.-]{1,40})"')
+_MOST_MODELS: Final = 50
+_MOST_LINE_BYTES: Final = 1024 * 1024
+_models: set[str] = set()
+_KINDS: Final = {
+    "input_tokens": "input",
+    "output_tokens": "output",
+    "cache_read_input_tokens": "cache_read",
+    "cache_creation_input_tokens": "cache_write",
+}
 
 
 class ModelGateway:
@@ -67,19 +83,19 @@ class ModelGateway:
         self._base_url = base_url.rstrip("/")
         self._api_key = api_key
         self._offline = offline
-        self._meters: dict[str, Meter] = {}
+        self._tokens: set[str] = set()
         self._runner: web.AppRunner | None = None
         self._client: aiohttp.ClientSession | None = None
 
-    def admit(self) -> tuple[str, Meter]:
-        """Makes a token for an agent, and its meter."""
+    def admit(self) -> str:
+        """Makes a token for an agent."""
         token = f"agent-{secrets.token_urlsafe(24)}"
-        self._meters[token] = Meter()
-        return token, self._meters[token]
+        self._tokens.add(token)
+        return token
 
     def dismiss(self, token: str) -> None:
         """Ends a token."""
-        self._meters.pop(token, None)
+        self._tokens.discard(token)
 
     async def start(self) -> None:
         """Listens."""
@@ -106,43 +122,60 @@ class ModelGateway:
         self.socket.unlink(missing_ok=True)
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
-        meter = self._meters.get(_token(request))
-        if meter is None:
+        if _token(request) not in self._tokens:
             return _error(401, "authentication_error", "this token is not known")
         if not _SERVED.fullmatch(f"{request.method} {request.rel_url.raw_path}"):
             return _error(404, "not_found_error", "the gateway serves messages, and nothing else of the API")
         if request.method != "POST" and self._offline is not None:
             return web.json_response({})
-        meter.calls += 1
+        body = await request.read()
+        model = _model(body)
+        counted = request.method == "POST" and not request.path.endswith("/count_tokens")
+        answer = await self._answer(request, body, model if counted else "")
+        if counted:
+            CALLS.labels(model, str(answer.status)).inc()
+        return answer
+
+    async def _answer(self, request: web.Request, body: bytes, model: str) -> web.StreamResponse:
         if self._offline is not None:
             try:
-                body = await request.json()
+                asked = json.loads(body)
             except ValueError:
                 return _error(400, "invalid_request_error", "the body is not JSON")
-            return await self._offline(request, body)
+            return await self._offline(request, asked)
         try:
-            return await self._forward(request, meter)
+            return await self._forward(request, body, model)
         except (aiohttp.ClientError, TimeoutError) as error:
             _log.warning("model API cannot be reached", error=type(error).__name__)
             return _error(502, "api_error", "the model API cannot be reached")
 
-    async def _forward(self, request: web.Request, meter: Meter) -> web.StreamResponse:
+    async def _forward(self, request: web.Request, body: bytes, model: str) -> web.StreamResponse:
         if self._client is None:
             raise AssertionError("not started")
         headers = {name: value for name, value in request.headers.items() if name.lower() not in _HOP_BY_HOP}
         headers["x-api-key"] = self._api_key
         url = f"{self._base_url}{request.path_qs}"
         async with self._client.request(
-            request.method, url, headers=headers, data=await request.read(), allow_redirects=False
+            request.method, url, headers=headers, data=body, allow_redirects=False
         ) as upstream:
             answer = web.StreamResponse(status=upstream.status)
             for name, value in upstream.headers.items():
                 if name.lower() not in _HOP_BY_HOP:
                     answer.headers[name] = value
             await answer.prepare(request)
-            async for chunk in upstream.content.iter_any():
-                _count(meter, chunk)
-                await answer.write(chunk)
+            usage = _UsageReader(model)
+            try:
+                async for chunk in upstream.content.iter_any():
+                    usage.feed(chunk)
+                    await answer.write(chunk)
+            except (aiohttp.ClientError, TimeoutError) as error:
+                # The head is sent: another answer would be read as the rest of this one. A cut is what the CLI knows.
+                _log.warning("model API broke off", error=type(error).__name__)
+                if request.transport is not None:
+                    request.transport.abort()
+                return answer
+            finally:
+                usage.done()
             await answer.write_eof()
             return answer
 
@@ -167,17 +200,50 @@ def _token(request: web.Request) -> str:
     return request.headers.get("authorization", "").removeprefix("Bearer ").strip()
 
 
-def _count(meter: Meter, chunk: bytes) -> None:
-    """Counts the usage that a piece of a stream reports; one cut in two is missed, the CLI's own count is not."""
-    for line in chunk.split(b"\n"):
-        if line.startswith(b"data:") and b'"usage"' in line:
-            try:
-                event = json.loads(line[5:])
-            except ValueError:
-                continue
-            usage = event.get("usage") or event.get("message", {}).get("usage") or {}
-            meter.input_tokens += usage.get("input_tokens") or 0
-            meter.output_tokens += usage.get("output_tokens") or 0
+def _model(body: bytes) -> str:
+    """The model that a body names, as a label; the head of the body is where every client has it."""
+    found = _MODEL.search(body[:500].decode(errors="replace"))
+    name = found.group(1) if found else "other"
+    if name not in _models and len(_models) >= _MOST_MODELS:
+        return "other"
+    _models.add(name)
+    return name
+
+
+class _UsageReader:
+    """Finds the usage in an answer that streams through, event by event, or in a whole one."""
+
+    def __init__(self, model: str) -> None:
+        """Args: model: the label to count under; empty counts nothing."""
+        self._model = model
+        self._rest = b""
+        self._usage: dict[str, int] = {}
+
+    def feed(self, chunk: bytes) -> None:
+        """Takes the next piece."""
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        for line in lines:
+            self._line(line)
+        if len(self._rest) > _MOST_LINE_BYTES:
+            self._rest = b""
+
+    def _line(self, line: bytes) -> None:
+        if b'"usage"' not in line:
+            return
+        try:
+            event = json.loads(line.removeprefix(b"data:"))
+            usage = event.get("usage") or event["message"]["usage"]
+            # The figures of later events include those of earlier ones.
+            self._usage |= {name: int(usage[name]) for name in _KINDS if usage.get(name)}
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return
+
+    def done(self) -> None:
+        """Counts."""
+        self._line(self._rest)
+        if self._model:
+            for name, tokens in self._usage.items():
+                TOKENS.labels(self._model, _KINDS[name]).inc(tokens)
 
 
 def _error(status: int, kind: str, message: str) -> web.Response:

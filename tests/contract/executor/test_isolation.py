@@ -27,7 +27,7 @@ def place(directory: Path, gateway: ModelGateway) -> AgentPlace:
         (directory / folder).mkdir(parents=True, exist_ok=True)
     (directory / "state/workspaces/neighbour/private.txt").write_text("NEIGHBOURS-OWN")
     (directory / "state" / "secrets.json").write_text("DATABASE-PASSWORD")
-    token, _ = gateway.admit()
+    token = gateway.admit()
     return AgentPlace(
         directory / "state/workspaces" / name,
         directory / "state/agents" / name / "home",

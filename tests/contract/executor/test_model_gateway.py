@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import aiohttp
@@ -11,6 +13,7 @@ import pytest
 from aiohttp import web
 
 from services.executor.gateways.model_gateway import ModelGateway
+from services.kernel.telemetry import registry
 
 pytestmark = pytest.mark.contract
 KEY = "sk-the-real-key"
@@ -24,6 +27,8 @@ class Upstream:
         self.requests: list[tuple[str, str, dict[str, str], bytes]] = []
         self.status = 200
         self.answer = b'data: {"usage": {"input_tokens": 7, "output_tokens": 2}}\n\n'
+        self.breaks = False
+        self.cut_at = 0
         self.url = ""
         self._runner: web.AppRunner | None = None
 
@@ -46,7 +51,16 @@ class Upstream:
             "request-id": "req_1",
             "location": "http://elsewhere/",
         }
-        return web.Response(status=self.status, body=self.answer, headers=headers)
+        if not self.breaks and not self.cut_at:
+            return web.Response(status=self.status, body=self.answer, headers=headers)
+        response = web.StreamResponse(status=self.status, headers=headers)
+        await response.prepare(request)
+        for piece in (self.answer[: self.cut_at], self.answer[self.cut_at :]):
+            await response.write(piece)
+            await asyncio.sleep(0.05)
+        if self.breaks and request.transport is not None:
+            request.transport.abort()
+        return response
 
 
 @pytest.fixture
@@ -85,7 +99,7 @@ async def ask(
 
 
 async def test_the_agents_token_is_swapped_for_the_key(keeping: ModelGateway, upstream: Upstream):
-    token, meter = keeping.admit()
+    token = keeping.admit()
     status, body, headers = await ask(keeping, token, headers={"authorization": f"Bearer {token}"})
     assert (status, body) == (200, upstream.answer)
     [(method, path, seen, sent)] = upstream.requests
@@ -96,7 +110,49 @@ async def test_the_agents_token_is_swapped_for_the_key(keeping: ModelGateway, up
     assert lower["anthropic-version"] == "2023-06-01"
     assert token not in str(seen)
     assert KEY not in str(headers) + body.decode()
-    assert (meter.calls, meter.input_tokens, meter.output_tokens) == (1, 7, 2)
+
+
+def counted(name: str, **labels: str) -> float:
+    """A counter's value."""
+    return registry.get_sample_value(name, labels) or 0.0
+
+
+async def test_calls_and_tokens_are_counted_for_each_model(
+    keeping: ModelGateway, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+):
+    model = "claude-counted-1"
+    monkeypatch.setitem(BODY, "model", model)
+    start = {"type": "message_start", "message": {"usage": {"input_tokens": 7, "output_tokens": 1}}}
+    delta = {"type": "message_delta", "usage": {"output_tokens": 20}}
+    # Pieces that cut an event in two are counted all the same.
+    upstream.answer = b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in (start, delta))
+    upstream.cut_at = 30
+    await ask(keeping, keeping.admit())
+    await ask(keeping, keeping.admit(), path="/v1/messages/count_tokens")
+    assert counted("aiagent_model_calls_total", model=model, answer="200") == 1
+    assert counted("aiagent_model_tokens_total", model=model, kind="input") == 7
+    assert counted("aiagent_model_tokens_total", model=model, kind="output") == 20
+
+
+async def test_an_answer_that_breaks_off_is_cut_and_no_second_one_follows(
+    keeping: ModelGateway, upstream: Upstream
+):
+    upstream.breaks = True
+    token = keeping.admit()
+    reader, writer = await asyncio.open_unix_connection(str(keeping.socket))
+    body = json.dumps(BODY).encode()
+    head = (
+        f"POST /v1/messages HTTP/1.1\r\nhost: x\r\nx-api-key: {token}\r\ncontent-length: {len(body)}\r\n\r\n"
+    )
+    writer.write(head.encode() + body)
+    seen = b""
+    with suppress(ConnectionError):
+        while piece := await asyncio.wait_for(reader.read(65536), 10):
+            seen += piece
+    writer.close()
+    assert upstream.answer in seen
+    assert seen.count(b"HTTP/1.1") == 1
+    assert not seen.endswith(b"0\r\n\r\n"), "it must not look whole"
 
 
 @pytest.mark.parametrize("token", ["", "agent-guessed", KEY])
@@ -108,7 +164,7 @@ async def test_an_unknown_token_gets_nothing(keeping: ModelGateway, upstream: Up
 
 
 async def test_a_token_ends_with_its_agent(keeping: ModelGateway, upstream: Upstream):
-    token, _ = keeping.admit()
+    token = keeping.admit()
     keeping.dismiss(token)
     assert (await ask(keeping, token))[0] == 401
 
@@ -128,7 +184,7 @@ async def test_a_token_ends_with_its_agent(keeping: ModelGateway, upstream: Upst
 async def test_nothing_else_of_the_account_is_reached(
     keeping: ModelGateway, upstream: Upstream, method: str, path: str
 ):
-    token, _ = keeping.admit()
+    token = keeping.admit()
     status, _, _ = await ask(keeping, token, method=method, path=path)
     assert status in (401, 404)
     assert [request for request in upstream.requests if not request[1].startswith("/v1/messages?")] == []
@@ -136,21 +192,21 @@ async def test_nothing_else_of_the_account_is_reached(
 
 async def test_errors_of_the_model_pass_as_they_are(keeping: ModelGateway, upstream: Upstream):
     upstream.status, upstream.answer = 529, b'{"type": "error"}'
-    token, _ = keeping.admit()
+    token = keeping.admit()
     status, body, headers = await ask(keeping, token)
     assert (status, body, headers["request-id"]) == (529, upstream.answer, "req_1")
 
 
 async def test_a_redirect_takes_the_key_nowhere(keeping: ModelGateway, upstream: Upstream):
     upstream.status = 307
-    token, _ = keeping.admit()
+    token = keeping.admit()
     assert (await ask(keeping, token, allow_redirects=False))[0] == 307
     assert len(upstream.requests) == 1
 
 
 async def test_a_model_that_cannot_be_reached_is_said_so(keeping: ModelGateway, upstream: Upstream):
     await upstream.stop()
-    token, _ = keeping.admit()
+    token = keeping.admit()
     status, body, _ = await ask(keeping, token)
     assert status == 502
     assert json.loads(body)["error"] == {"type": "api_error", "message": "the model API cannot be reached"}
@@ -161,7 +217,7 @@ async def test_the_socket_is_its_owners_alone(keeping: ModelGateway):
 
 
 async def test_the_offline_model_plays_the_script_step_by_step(gateway: ModelGateway):
-    token, _ = gateway.admit()
+    token = gateway.admit()
     steps = [{"tools": [{"name": "Bash", "input": {"command": "ls"}}]}, {"text": "done"}]
     prompt = {"role": "user", "content": f"<<SCRIPT>>{json.dumps(steps)}<<END>>"}
     tool = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": "x"}]}
