@@ -27,6 +27,19 @@ def storable_json(value: Any) -> Any:
     return value
 
 
+def cut(text: str, most_bytes: int) -> str:
+    """Cuts a storable text to a size in UTF-8, between two code points."""
+    if len(text) * 4 <= most_bytes:
+        return text
+    encoded = text.encode()
+    return text if len(encoded) <= most_bytes else encoded[:most_bytes].decode(errors="ignore")
+
+
+def size(text: str) -> int:
+    """The size of a storable text in UTF-8, in bytes."""
+    return len(text) if text.isascii() else len(text.encode())
+
+
 def input_hash(tool_name: str, tool_input: dict[str, Any]) -> str:
     """Hashes a tool call: SHA-256 of its canonical JSON (keys sorted, no white space, as RFC 8785 has it)."""
     text = json.dumps([tool_name, tool_input], sort_keys=True, separators=(",", ":"), ensure_ascii=False)

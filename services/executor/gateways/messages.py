@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from claude_agent_sdk import (
@@ -31,7 +31,10 @@ from services.executor.domain.items import (
     ToolUse,
     Usage,
 )
-from services.executor.domain.text import input_hash, storable, storable_json
+from services.executor.domain.text import cut, input_hash, size, storable, storable_json
+
+MAX_TEXT_BYTES = 12 * 1024 * 1024
+"""Most bytes of an item's text in UTF-8: a message between services has 16 MiB, and U+FFFD triples a NUL."""
 
 
 @dataclass(slots=True)
@@ -39,6 +42,8 @@ class _OpenBlock:
     number: int
     thinking: bool
     text: str = ""
+    bytes: int = 0
+    full: bool = False
 
 
 @dataclass(slots=True)
@@ -99,9 +104,14 @@ class TurnReader:
                 block = self._current
                 if block is None or not isinstance(text, str) or not text:
                     return
-                text = storable(text)
-                yield BlockDelta(block.number, block.thinking, len(block.text), text)
-                block.text += text
+                whole = storable(text)
+                text = "" if block.full else cut(whole, MAX_TEXT_BYTES - block.bytes)
+                # What the deltas of a block tell is what its message will: both are cut at the same place.
+                block.full = block.full or len(text) < len(whole)
+                if text:
+                    yield BlockDelta(block.number, block.thinking, len(block.text), text)
+                    block.text += text
+                    block.bytes += size(text)
             case "content_block_stop":
                 self._current = None
 
@@ -110,13 +120,20 @@ class TurnReader:
         for block in message.content:
             if isinstance(block, TextBlock | ThinkingBlock):
                 thinking = isinstance(block, ThinkingBlock)
-                text = storable(block.thinking if isinstance(block, ThinkingBlock) else block.text)
+                whole = storable(block.thinking if isinstance(block, ThinkingBlock) else block.text)
+                text = cut(whole, MAX_TEXT_BYTES)
+                if len(text) < len(whole):
+                    yield _truncated("a text of the agent")
                 if text:
                     yield BlockCompleted(
                         self._number(thinking, text, parent), thinking, text, message.model, parent
                     )
             elif isinstance(block, ToolUseBlock):
-                yield tool_use(block.id, block.name, block.input, parent)
+                call = tool_use(block.id, block.name, block.input, parent)
+                if is_oversize(call):
+                    yield _truncated(f"the input of the call {block.id}")
+                    call = replace(call, input_json="{}")
+                yield call
 
     def _number(self, thinking: bool, text: str, parent: str) -> int:
         """The number of the block that this text completes: of the one whose deltas it begins with, else a new one."""
@@ -132,7 +149,11 @@ class TurnReader:
             return
         for block in message.content:
             if isinstance(block, ToolResultBlock):
-                yield ToolResult(block.tool_use_id, storable(_result_text(block)), bool(block.is_error))
+                whole = storable(_result_text(block))
+                text = cut(whole, MAX_TEXT_BYTES)
+                if len(text) < len(whole):
+                    yield _truncated(f"the result of the call {block.tool_use_id}")
+                yield ToolResult(block.tool_use_id, text, bool(block.is_error))
 
     def _system(self, message: SystemMessage) -> Iterator[Item]:
         if message.subtype == "init":
@@ -153,6 +174,9 @@ class TurnReader:
         structured = ""
         if message.structured_output is not None:
             structured = json.dumps(storable_json(message.structured_output), ensure_ascii=False)
+            if size(structured) > MAX_TEXT_BYTES:
+                outcome, reason, structured = Outcome.FAILED, "STRUCTURED_OUTPUT_TOO_LARGE", ""
+                text = f"the structured output is larger than {MAX_TEXT_BYTES} bytes"
         elif self.structured and outcome is Outcome.SUCCEEDED:
             outcome, reason = Outcome.FAILED, "STRUCTURED_OUTPUT_MISSING"
             text = "the agent ended without the structured output that was asked for"
@@ -183,6 +207,15 @@ def tool_use(tool_use_id: str, name: str, tool_input: dict[str, Any], parent: st
         input_hash(name, tool_input),
         parent,
     )
+
+
+def is_oversize(call: ToolUse) -> bool:
+    """Whether a call's input is too large to be told; JSON that was cut would be none, so it is not told at all."""
+    return size(call.input_json) > MAX_TEXT_BYTES
+
+
+def _truncated(what: str) -> Notice:
+    return Notice("TEXT_TRUNCATED", f"{what} is larger than {MAX_TEXT_BYTES} bytes and was cut")
 
 
 def _result_text(block: ToolResultBlock) -> str:

@@ -3,7 +3,7 @@
 The script rides in the prompt: `<<SCRIPT>>[step, …]<<END>>`. The n-th model call after that message plays the n-th
 step, so the model keeps no state and serves any number of sessions. A step is an object with any of:
 
-* `thinking`, `text`: what is said; `tokens_per_second` paces it; with `stamped` each token of the text becomes the
+* `thinking`, `text`: what is said; `tokens_per_second` paces it, `times` repeats the text; with `stamped` each token of the text becomes the
   monotonic clock's nanoseconds at the moment it is sent, so that an observer on the same machine sees how long it took.
 * `tools`: a list of `{"name", "input"}` to call.
 * `recall`: a regular expression; the answer is what it finds in the conversation before the message.
@@ -196,7 +196,7 @@ def _blocks(step: Step, body: dict[str, Any]) -> list[dict[str, Any]]:
     blocks: list[dict[str, Any]] = []
     if step.get("thinking"):
         blocks.append({"type": "thinking", "thinking": str(step["thinking"]), "signature": "offline"})
-    text = str(step.get("text") or "")
+    text = str(step.get("text") or "") * int(step.get("times") or 1)
     if step.get("recall"):
         text = _recall(str(step["recall"]), body)
     if text:

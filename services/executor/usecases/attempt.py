@@ -23,6 +23,7 @@ from services.executor.domain.items import (
     ToolResult,
     ToolUse,
 )
+from services.executor.domain.text import size as utf8_size
 from services.executor.usecases.ports import TurnRequest
 from services.kernel.clock import Clock
 
@@ -52,7 +53,7 @@ def _size(item: Item) -> int:
             text = item.structured_output_json
         case _:
             text = ""
-    return _ITEM_OVERHEAD + len(text)
+    return _ITEM_OVERHEAD + utf8_size(text)
 
 
 class Attempt:
@@ -135,12 +136,16 @@ class Attempt:
             delta.thinking,
         ):
             return False
-        if known.text_offset + len(known.text) != delta.text_offset or last.size > BATCH_BYTES:
+        if (
+            known.text_offset + len(known.text) != delta.text_offset
+            or last.size + utf8_size(delta.text) > BATCH_BYTES
+        ):
             return False
         joined = replace(known, text=known.text + delta.text)
-        self._items[-1] = Numbered(self._next, joined, last.size + len(delta.text))
+        added = utf8_size(delta.text)
+        self._items[-1] = Numbered(self._next, joined, last.size + added)
         self._next += 1
-        self._bytes += len(delta.text)
+        self._bytes += added
         return True
 
     async def read(self, after: int) -> AsyncIterator[list[Numbered]]:

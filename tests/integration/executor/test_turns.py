@@ -239,3 +239,19 @@ async def test_forgetting_a_session_leaves_no_process_and_no_transcript(
     assert not private.exists()
     described = await driver.stub.GetExecutor(pb.GetExecutorRequest())
     assert turn.fence.session_id not in described.idle_session_ids
+
+
+async def test_a_text_that_no_message_could_carry_is_cut_and_the_turn_goes_on(driver: Driver):
+    # 17 MB in UTF-8, where a message has 16 MiB.
+    turn = driver.turn({"text": "\u20ac", "times": 5_700_000} | use("echo on"), {"text": "Done."})
+    running = asyncio.create_task(driver.run(turn))
+    while not running.done():
+        await asyncio.wait({running}, timeout=2)
+        await driver.stub.HeartbeatTurn(pb.HeartbeatTurnRequest(fence=turn.fence))
+    await running
+    assert turn.outcome == "SUCCEEDED", turn.end
+    completed = [item.block_completed.text for item in turn.items if item.HasField("block_completed")]
+    assert len(completed[0]) == 12 * 1024 * 1024 // 3
+    assert completed[-1] == "Done."
+    assert turn.text == "".join(completed)
+    assert [item.notice.code for item in turn.items if item.HasField("notice")] == ["TEXT_TRUNCATED"]

@@ -222,3 +222,26 @@ async def test_time_spent_waiting_for_people_does_not_count(attempt: Attempt, cl
     await asking
     await clock.advance(2)
     assert attempt.worked_seconds == 5
+
+
+async def test_the_buffer_is_bounded_in_bytes_whatever_the_script(attempt: Attempt):
+    text = "\ufffd" * (BUFFER_BYTES // 6)
+    await attempt.emit(ToolResult("a", text, False))
+    await attempt.emit(BlockDelta(1, False, 0, "\ufffd"))
+    second = asyncio.create_task(attempt.emit(ToolResult("b", text, False)))
+    await asyncio.sleep(0)
+    assert not second.done(), "two of them are as many bytes as there is room for"
+    attempt.acknowledge(1)
+    await second
+
+
+async def test_a_batch_is_no_larger_than_a_message_may_be(attempt: Attempt):
+    # Joined deltas and several items: each alone is told as it is, together they are bounded.
+    for number in range(40):
+        await attempt.emit(BlockDelta(1, False, number * 100_000, "\u20ac" * 100_000))
+    await attempt.emit(ToolResult("a", "\u20ac" * 4_000_000, False))
+    await attempt.emit(AttemptEnded(Outcome.SUCCEEDED))
+    async for batch in attempt.read(0):
+        told = sum(len(getattr(numbered.item, "text", "").encode()) for numbered in batch)
+        assert told <= 1024 * 1024 or len(batch) == 1
+        assert told < 13 * 1024 * 1024

@@ -27,9 +27,10 @@ from services.executor.domain.items import (
     Notice,
     Outcome,
     ToolResult,
+    ToolUse,
 )
 from services.executor.domain.text import input_hash, storable, storable_json
-from services.executor.gateways.messages import TurnReader, tool_use
+from services.executor.gateways.messages import MAX_TEXT_BYTES, TurnReader, tool_use
 
 pytestmark = pytest.mark.unit
 
@@ -192,3 +193,46 @@ def test_what_is_not_known_is_passed_over():
     assert read(TurnReader(), SystemMessage(subtype="something_new", data={}), stream({"type": "ping"})) == []
     assert read(TurnReader(), UserMessage(content="text"), object()) == []
     assert RateLimitEvent, "the SDK has more kinds than we read"
+
+
+@pytest.mark.parametrize(
+    "text", ["x" * (MAX_TEXT_BYTES + 5), "\x00" * MAX_TEXT_BYTES, "\U0001f600" * 4_000_000]
+)
+def test_a_result_that_no_message_could_carry_is_cut_between_code_points_and_that_is_said(text: str):
+    block = ToolResultBlock(tool_use_id="t", content=text, is_error=False)
+    notice, told = TurnReader().read(UserMessage(content=[block]))
+    assert isinstance(notice, Notice)
+    assert notice.code == "TEXT_TRUNCATED"
+    assert isinstance(told, ToolResult)
+    assert MAX_TEXT_BYTES - 4 < len(told.text.encode()) <= MAX_TEXT_BYTES
+    assert storable(text).startswith(told.text)
+
+
+def test_the_deltas_of_a_block_that_is_cut_tell_what_its_message_tells():
+    reader = TurnReader()
+    pieces = ["\u00e9" * 1_000_001 for _ in range(8)]
+    deltas = [item for event in (begin(), *map(piece, pieces)) for item in reader.read(event)]
+    notice, completed = reader.read(said(TextBlock("".join(pieces))))
+    assert isinstance(notice, Notice)
+    assert isinstance(completed, BlockCompleted)
+    assert "".join(item.text for item in deltas if isinstance(item, BlockDelta)) == completed.text
+    assert {item.block for item in deltas if isinstance(item, BlockDelta)} == {completed.block}
+    assert len(completed.text.encode()) <= MAX_TEXT_BYTES
+
+
+def test_a_call_whose_input_no_message_could_carry_is_told_without_it():
+    call = ToolUseBlock(id="t", name="Write", input={"content": "x" * (MAX_TEXT_BYTES + 1)})
+    notice, told = TurnReader().read(said(call))
+    assert isinstance(notice, Notice)
+    assert notice.code == "TEXT_TRUNCATED"
+    assert isinstance(told, ToolUse)
+    assert told.input_json == "{}"
+    assert told.input_hash == input_hash("Write", call.input)
+
+
+def test_structured_output_that_no_message_could_carry_fails_the_turn():
+    reader = TurnReader(structured=True)
+    [ended] = reader.read(result(structured_output={"x": "y" * MAX_TEXT_BYTES}))
+    assert isinstance(ended, AttemptEnded)
+    assert (ended.outcome, ended.reason) == (Outcome.FAILED, "STRUCTURED_OUTPUT_TOO_LARGE")
+    assert ended.structured_output_json == ""
