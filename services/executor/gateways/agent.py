@@ -30,8 +30,9 @@ from claude_agent_sdk import (
 
 from services.executor.domain.items import AgentStarted, AttemptEnded, Notice, Outcome
 from services.executor.gateways import options as sdk_options
+from services.executor.gateways import processes
 from services.executor.gateways.isolation import AgentPlace, Isolation
-from services.executor.gateways.messages import TurnReader, tool_use
+from services.executor.gateways.messages import TurnReader, is_oversize, tool_use
 from services.executor.gateways.model_gateway import ModelGateway
 from services.executor.gateways.prompts import prompt
 from services.executor.gateways.transcripts import TranscriptMirror
@@ -50,6 +51,7 @@ from services.kernel.context import detached
 _log = structlog.get_logger(__name__)
 CONNECT_SECONDS = 60.0
 DISCONNECT_SECONDS = 2.0
+KILL_SECONDS = 0.3
 NOT_SAVED = "the conversation could not be saved: if this executor is lost, so is what was said in this turn"
 
 
@@ -162,6 +164,7 @@ class ClaudeAgent:
         self._ready: asyncio.Future[None] = asyncio.Future()
         self._messages: asyncio.Queue[Message | None] = asyncio.Queue(maxsize=64)
         self._closing = asyncio.Event()
+        self._killing: asyncio.Task[None] | None = None
         self._alive = False
         self._fingerprint = ""
         self._ask: Ask | None = None
@@ -249,6 +252,8 @@ class ClaudeAgent:
     async def _connect(self, client: ClaudeSDKClient) -> bool:
         failure = ""
         try:
+            if self._closing.is_set():
+                raise asyncio.CancelledError
             async with asyncio.timeout(CONNECT_SECONDS):
                 await client.connect()
         except asyncio.CancelledError:
@@ -297,20 +302,42 @@ class ClaudeAgent:
         try:
             async with asyncio.timeout(DISCONNECT_SECONDS):
                 await client.disconnect()
-        except (ClaudeSDKError, TimeoutError, OSError, RuntimeError) as error:
-            _log.info("agent did not disconnect", error=type(error).__name__)
-        if process is not None and process.returncode is None:
-            process.kill()
+        except Exception as error:
+            # The SDK raises bare exceptions too; whatever it is, the process must not outlive its client.
+            _log.info("agent did not disconnect", error=f"{type(error).__name__}: {error}"[:300])
+        finally:
+            if process is not None and process.returncode is None:
+                processes.kill(processes.tree(process.pid))
+            if not self._isolation.ends_with_its_first_process:
+                processes.kill(await asyncio.to_thread(processes.carrying, self._token))
 
     async def interrupt(self) -> None:
-        """Asks the agent to stop its turn."""
+        """Asks the agent to stop its turn; the caller says for how long."""
         if self._client is None or not self._alive:
             return
         try:
-            async with asyncio.timeout(0.8):
-                await self._client.interrupt()
-        except (ClaudeSDKError, TimeoutError, OSError, RuntimeError) as error:
-            _log.info("agent did not take the interrupt", error=type(error).__name__)
+            await self._client.interrupt()
+        except Exception as error:
+            # An error answer of the CLI is a bare Exception.
+            _log.info("agent did not take the interrupt", error=f"{type(error).__name__}: {error}"[:300])
+
+    async def kill(self) -> None:
+        """Kills the process and all that it has started, and returns when they run no more."""
+        self._alive = False
+        self._closing.set()
+        if self._killing is None:
+            self._killing = asyncio.create_task(self._kill(), name="agent-kill", context=detached())
+        await asyncio.shield(self._killing)
+
+    async def _kill(self) -> None:
+        if self._task is not None and not self._ready.done():
+            self._task.cancel()
+        process = self._process(self._client)
+        found = processes.tree(process.pid) if process is not None and process.returncode is None else []
+        if self._token and not self._isolation.ends_with_its_first_process:
+            found += await asyncio.to_thread(processes.carrying, self._token)
+        if not await processes.end(found, KILL_SECONDS):
+            _log.warning("agent was killed and is still there")
 
     async def stop(self) -> None:
         """Ends the process, whatever it does."""
@@ -390,6 +417,8 @@ class ClaudeAgent:
                 str(data.get("parent_tool_use_id") or ""),
             )
             try:
+                if is_oversize(call):
+                    raise ValueError("its input is too large to be decided on")
                 decision = await ask(call)
                 allow, reason = decision.allow, decision.reason
             except Exception:

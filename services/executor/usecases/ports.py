@@ -99,7 +99,10 @@ class Agent(Protocol):
         """Runs a turn; its last item is AttemptEnded unless the process died, which raises AgentDied."""
 
     async def interrupt(self) -> None:
-        """Asks the agent to stop its turn."""
+        """Asks the agent to stop its turn; may take long, or for ever, and may be cancelled. Raises nothing."""
+
+    async def kill(self) -> None:
+        """Kills the process and all that it has started; when it returns they run no more. `stop` tidies up after."""
 
     async def stop(self) -> None:
         """Ends the process, whatever it does. May be called twice."""

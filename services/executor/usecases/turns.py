@@ -6,10 +6,11 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import structlog
+from prometheus_client import Counter
 
 from services.executor.domain import errors
 from services.executor.domain.items import AttemptEnded, Decision, Outcome
@@ -18,6 +19,7 @@ from services.executor.usecases.ports import Agent, AgentDied, AgentFactory, Tur
 from services.kernel.clock import Clock
 from services.kernel.context import detached
 from services.kernel.errors import ServiceError
+from services.kernel.telemetry import registry
 
 _log = structlog.get_logger(__name__)
 
@@ -25,11 +27,19 @@ DRIVER_SILENCE_SECONDS = 15.0
 """An attempt without a sign of life of its driver is ended after so long. Drivers wait 16 s before another one."""
 TIMEOUT_GRACE_SECONDS = 5.0
 """How much longer than its limit a turn may take here: its driver, who sees the other attempts too, comes first."""
+LOOK_SECONDS = 0.2
+"""How often attempts are looked at: a silent driver's agent is dead half a second after its time at the latest."""
 STOP_SECONDS = 1.2
-"""How long an agent may take to stop by itself before it is killed."""
+"""How long an agent may take to stop by itself before it is killed, from the call on."""
 STARTS_AT_ONCE = 2
 """A start costs half a second of a core: more at once make all of them slow."""
 _REMEMBERED = 10_000
+FAULTS: Final = Counter(
+    "aiagent_executor_faults_total",
+    "Unexpected errors that the executor went on after.",
+    ("place",),
+    registry=registry,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +58,7 @@ class _Live:
     agent: Agent
     attempt: Attempt | None
     idle_since: float
+    killed: bool = False
 
 
 class Turns:
@@ -231,7 +242,14 @@ class Turns:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work, context=detached())
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            FAULTS.labels("task").inc()
+            _log.error("a task failed", exc_info=error)
 
     async def _run(self, live: _Live, attempt: Attempt, reused: bool, replaced: list[Agent]) -> None:
         agent = live.agent
@@ -252,8 +270,9 @@ class Turns:
             end = AttemptEnded(Outcome.LOST, "EXECUTOR_FAULT", "the executor met an unexpected error")
         finally:
             if not attempt.ended:
+                await self._kill(agent)
                 if attempt.stopping is not None:
-                    end = AttemptEnded(attempt.stopping)
+                    end = self._stopped(attempt.stopping)
                 await attempt.emit(end or AttemptEnded(Outcome.LOST, "CLI_DIED", "the agent ended early"))
             live.attempt = None
             live.idle_since = self._clock.monotonic()
@@ -263,43 +282,85 @@ class Turns:
                 await agent.stop()
 
     async def _stop(self, attempt: Attempt) -> None:
-        """Lets the agent stop by itself for a moment, then ends it."""
-        attempt.deny_all("the turn is being stopped")
+        """Lets the agent stop by itself for a moment, then kills it. Whatever fails, agent and attempt are ended."""
+        deadline = self._clock.monotonic() + STOP_SECONDS
         live = self._live.get(attempt.request.session_id)
-        if live is None or live.attempt is not attempt:
+        agent = live.agent if live is not None and live.attempt is attempt else None
+        interrupting: asyncio.Task[None] | None = None
+        try:
+            attempt.deny_all("the turn is being stopped")
+            if agent is not None:
+                interrupting = asyncio.create_task(agent.interrupt(), name="interrupt")
+                while not attempt.ended and self._clock.monotonic() < deadline:
+                    await self._clock.sleep(0.05)
+        finally:
+            if interrupting is not None:
+                interrupting.cancel()
+                for result in await asyncio.gather(interrupting, return_exceptions=True):
+                    if isinstance(result, Exception):
+                        _log.warning("the interrupt failed", error=type(result).__name__)
+            await self._end(attempt, agent)
+
+    async def _end(self, attempt: Attempt, agent: Agent | None) -> None:
+        """Kills the agent of an attempt that has not ended, and only then tells the end: it is the proof of death."""
+        if attempt.ended:
             return
-        await live.agent.interrupt()
-        waited = 0.0
-        while not attempt.ended and waited < STOP_SECONDS:
-            await self._clock.sleep(0.05)
-            waited += 0.05
-        if not attempt.ended:
-            await attempt.emit(AttemptEnded(attempt.stopping or Outcome.INTERRUPTED))
-            await live.agent.stop()
+        attempt.deny_all("the turn is being stopped")
+        try:
+            if agent is not None:
+                await self._kill(agent)
+        finally:
+            await attempt.emit(self._stopped(attempt.stopping or Outcome.INTERRUPTED))
+            if agent is not None:
+                await agent.stop()
+
+    def _stopped(self, outcome: Outcome) -> AttemptEnded:
+        if outcome is Outcome.LOST and self._draining:
+            return AttemptEnded(outcome, "DRAINING", "the executor is shutting down")
+        return AttemptEnded(outcome)
+
+    async def _kill(self, agent: Agent) -> None:
+        try:
+            await agent.kill()
+        except Exception:
+            FAULTS.labels("kill").inc()
+            _log.exception("an agent could not be killed")
 
     async def watch(self) -> None:
-        """Once a second ends what is overdue, undriven or idle for too long. Runs until it is cancelled."""
+        """Ends what is overdue, undriven or idle for too long. Runs until it is cancelled, whatever goes wrong."""
         while True:
-            await self._clock.sleep(1.0)
+            await self._clock.sleep(LOOK_SECONDS)
             now = self._clock.monotonic()
             for session_id, live in list(self._live.items()):
-                attempt = live.attempt
-                if attempt is None:
-                    if now - live.idle_since > self._idle_seconds or not live.agent.alive:
-                        del self._live[session_id]
-                        self._spawn(live.agent.stop())
-                elif attempt.ended or attempt.stopping is not None:
-                    continue
-                elif now - attempt.heard > DRIVER_SILENCE_SECONDS:
-                    _log.warning("no driver; the attempt ends", turn_id=str(attempt.request.turn_id))
-                    attempt.stopping = Outcome.LOST
-                    self._spawn(self._stop(attempt))
-                elif attempt.worked_seconds > attempt.request.timeout_seconds + TIMEOUT_GRACE_SECONDS:
-                    attempt.stopping = Outcome.TIMED_OUT
-                    self._spawn(self._stop(attempt))
+                try:
+                    self._look(session_id, live, now)
+                except Exception:
+                    # One session's trouble must not keep the others' agents alive.
+                    FAULTS.labels("watch").inc()
+                    _log.exception("a session could not be looked after", session_id=str(session_id))
             for key, attempt in list(self._attempts.items()):
                 if attempt.ended and now - attempt.heard > 60.0:
                     del self._attempts[key]
+
+    def _look(self, session_id: UUID, live: _Live, now: float) -> None:
+        attempt = live.attempt
+        if attempt is None:
+            if now - live.idle_since > self._idle_seconds or not live.agent.alive:
+                del self._live[session_id]
+                self._spawn(live.agent.stop())
+        elif attempt.ended or live.killed:
+            return
+        elif now - attempt.heard >= DRIVER_SILENCE_SECONDS:
+            # Before long another attempt may begin elsewhere: no courtesy, not even to one that is being stopped.
+            live.killed = True
+            _log.warning("no driver; the attempt ends", turn_id=str(attempt.request.turn_id))
+            attempt.stopping = attempt.stopping or Outcome.LOST
+            self._spawn(self._end(attempt, live.agent))
+        elif attempt.stopping is not None:
+            return
+        elif attempt.worked_seconds > attempt.request.timeout_seconds + TIMEOUT_GRACE_SECONDS:
+            attempt.stopping = Outcome.TIMED_OUT
+            self._spawn(self._stop(attempt))
 
     async def drain(self, grace_seconds: float) -> None:
         """Takes no more turns, waits for those that run, then ends everything."""
@@ -315,12 +376,16 @@ class Turns:
     async def stop(self) -> None:
         """Ends all agents."""
         self._draining = True
-        for live in list(self._live.values()):
-            if live.attempt is not None and not live.attempt.ended:
+        running = [
+            live for live in self._live.values() if live.attempt is not None and not live.attempt.ended
+        ]
+        for live in running:
+            if live.attempt is not None:
                 live.attempt.stopping = Outcome.LOST
-                await live.attempt.emit(
-                    AttemptEnded(Outcome.LOST, "DRAINING", "the executor is shutting down")
-                )
+        await asyncio.gather(*(self._kill(live.agent) for live in running))
+        for live in running:
+            if live.attempt is not None and not live.attempt.ended:
+                await live.attempt.emit(self._stopped(Outcome.LOST))
         await asyncio.gather(*(live.agent.stop() for live in self._live.values()), return_exceptions=True)
         self._live.clear()
         for task in list(self._tasks):

@@ -54,8 +54,13 @@ async def greet(agent: ScriptedAgent, emit: Emit, ask: Ask) -> None:
 
 
 async def work_for_ever(agent: ScriptedAgent, emit: Emit, ask: Ask) -> None:
-    """Works until it is interrupted."""
-    await agent.interrupted.wait()
+    """Works until it is interrupted; a kill ends it as it does any process."""
+    waits = [asyncio.ensure_future(event.wait()) for event in (agent.interrupted, agent.stopped)]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+    if not agent.interrupted.is_set():
+        raise AgentDied("the agent process ended")
     await emit(AttemptEnded(Outcome.INTERRUPTED))
 
 
@@ -84,7 +89,9 @@ class ScriptedAgent:
     def __init__(self, play: Play) -> None:
         self.play = play
         self.alive = False
-        self.starts = self.stops = 0
+        self.starts = self.stops = self.kills = 0
+        self.interrupt_hangs = False
+        self.fails: set[str] = set()
         self.interrupted = asyncio.Event()
         self.stopped = asyncio.Event()
         self.cli_session_id = ""
@@ -111,7 +118,18 @@ class ScriptedAgent:
             raise
 
     async def interrupt(self) -> None:
+        if self.interrupt_hangs:
+            await asyncio.Event().wait()
+        if "interrupt" in self.fails:
+            raise Exception("the control request failed")
         self.interrupted.set()
+
+    async def kill(self) -> None:
+        self.kills += 1
+        if "kill" in self.fails:
+            raise OSError("not killed")
+        self.alive = False
+        self.stopped.set()
 
     async def stop(self) -> None:
         self.alive = False

@@ -301,6 +301,82 @@ async def test_without_a_sign_of_life_of_its_driver_an_attempt_ends(bench: Bench
     assert (await bench.to_end(attempt)).outcome is Outcome.LOST
 
 
+async def test_the_agent_of_a_silent_driver_is_killed_at_once(bench: Bench):
+    bench.agents.plays = [hear_nothing]
+    attempt = bench.begin()
+    await started(attempt)
+    [agent] = bench.agents.made
+    await bench.clock.wait_for_sleepers()
+    await bench.clock.advance(DRIVER_SILENCE_SECONDS - 0.1)
+    assert not agent.kills
+    await bench.clock.advance(0.5)
+    assert agent.kills == 1
+    assert not agent.interrupted.is_set(), "no courtesy: another attempt may begin before long"
+    assert (await bench.to_end(attempt)).outcome is Outcome.LOST
+
+
+async def test_silence_kills_an_agent_that_is_being_stopped_as_well(bench: Bench):
+    bench.agents.plays = [hear_nothing]
+    attempt = bench.begin()
+    await started(attempt)
+    [agent] = bench.agents.made
+    agent.interrupt_hangs = True
+    await bench.clock.wait_for_sleepers()
+    await bench.clock.advance(DRIVER_SILENCE_SECONDS - 0.1)
+    bench.turns.interrupt(bench.fence(attempt.request), park=False)
+    await bench.clock.advance(0.5)
+    assert agent.kills
+    assert (await bench.to_end(attempt)).outcome is Outcome.INTERRUPTED
+
+
+async def test_an_agent_that_does_not_answer_the_interrupt_is_killed_in_the_same_time(bench: Bench):
+    bench.agents.plays = [hear_nothing]
+    attempt = bench.begin()
+    await started(attempt)
+    [agent] = bench.agents.made
+    agent.interrupt_hangs = True
+    bench.turns.interrupt(bench.fence(attempt.request), park=False)
+    await bench.clock.wait_for_sleepers(2)
+    await bench.clock.advance(STOP_SECONDS + 0.1)
+    assert attempt.ended
+    assert agent.kills == 1
+
+
+@pytest.mark.parametrize("fails", [{"interrupt"}, {"interrupt", "kill"}])
+async def test_an_agent_is_ended_whatever_fails(bench: Bench, fails: set[str]):
+    bench.agents.plays = [hear_nothing]
+    attempt = bench.begin()
+    await started(attempt)
+    [agent] = bench.agents.made
+    agent.fails = fails
+    bench.turns.interrupt(bench.fence(attempt.request), park=False)
+    await bench.clock.wait_for_sleepers(2)
+    await bench.clock.advance(STOP_SECONDS + 0.1)
+    assert (await bench.to_end(attempt)).outcome is Outcome.INTERRUPTED
+    assert agent.kills == 1
+    assert agent.stops
+
+
+async def test_one_sessions_trouble_does_not_keep_the_others_alive(bench: Bench):
+    troubled, other = a_request(), a_request()
+    await bench.to_end(bench.begin(troubled))
+    await bench.to_end(bench.begin(other))
+
+    class Broken:
+        @property
+        def alive(self) -> bool:
+            raise RuntimeError("broken")
+
+        async def stop(self) -> None:
+            """Nothing to end."""
+
+    bench.turns._live[troubled.session_id].agent = Broken()  # type: ignore[assignment]
+    bench.turns._live[other.session_id].idle_since -= IDLE_SECONDS
+    await bench.seconds(2)
+    assert bench.turns.counts()[2] == [troubled.session_id]
+    assert not bench.watch.done()
+
+
 async def test_a_turn_ends_when_its_time_is_up_though_its_driver_is_blind(bench: Bench):
     bench.agents.plays = [work_for_ever]
     attempt = bench.begin(a_request(timeout_seconds=30.0))
