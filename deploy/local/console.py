@@ -79,7 +79,7 @@ def banner(facts: Facts) -> str:
         lines.append(f"  administrator                {facts.administrator}, password in {password}")
     if facts.offline:
         lines += ["", "  offline model in use: no ANTHROPIC_API_KEY. Agents, tools and files are real."]
-    lines += ["", "  Ctrl-C or `python -m deploy.local stop` ends it; everything is kept.", ""]
+    lines += ["", "  Ctrl-C or `.venv/bin/python -m deploy.local stop` ends it; everything is kept.", ""]
     return "\n".join(lines)
 
 

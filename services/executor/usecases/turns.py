@@ -24,7 +24,7 @@ from services.kernel.telemetry import registry
 _log = structlog.get_logger(__name__)
 
 DRIVER_SILENCE_SECONDS = 15.0
-"""An attempt without a sign of life of its driver is ended after so long. Drivers wait 16 s before another one."""
+"""An attempt without a sign of life of its driver is ended after so long. Drivers wait 17 s before another one."""
 TIMEOUT_GRACE_SECONDS = 5.0
 """How much longer than its limit a turn may take here: its driver, who sees the other attempts too, comes first."""
 LOOK_SECONDS = 0.2
