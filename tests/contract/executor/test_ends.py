@@ -23,6 +23,7 @@ from services.executor.usecases import turns as use_cases
 from services.executor.usecases.attempt import Attempt
 from services.executor.usecases.turns import Fence, Turns
 from services.kernel.clock import SystemClock
+from tests.unit.executor.memory_transcripts import MemoryTranscripts
 from tests.unit.executor.scripted_agent import a_request
 
 pytestmark = pytest.mark.contract
@@ -73,6 +74,7 @@ async def desk(chosen: Isolation, directory: Path, gateway: ModelGateway) -> Asy
             directory / "workspaces",
             chosen,
             gateway,
+            MemoryTranscripts(),
             offline_model=True,
             hook_timeout_seconds=60.0,
         )

@@ -254,4 +254,4 @@ async def test_a_text_that_no_message_could_carry_is_cut_and_the_turn_goes_on(dr
     assert len(completed[0]) == 12 * 1024 * 1024 // 3
     assert completed[-1] == "Done."
     assert turn.text == "".join(completed)
-    assert [item.notice.code for item in turn.items if item.HasField("notice")] == ["TEXT_TRUNCATED"]
+    assert "TEXT_TRUNCATED" in [item.notice.code for item in turn.items if item.HasField("notice")]
