@@ -10,7 +10,6 @@ import asyncio
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -32,9 +31,9 @@ from services.executor.domain.items import AgentStarted, AttemptEnded, Notice, O
 from services.executor.gateways import options as sdk_options
 from services.executor.gateways import processes
 from services.executor.gateways.isolation import AgentPlace, Isolation
-from services.executor.gateways.messages import TurnReader, is_oversize, tool_use
+from services.executor.gateways.messages import TurnReader, answers, is_oversize, tool_use
 from services.executor.gateways.model_gateway import ModelGateway
-from services.executor.gateways.prompts import prompt
+from services.executor.gateways.prompts import one_message, prompt
 from services.executor.gateways.transcripts import TranscriptMirror
 from services.executor.usecases.ports import (
     AgentDied,
@@ -370,7 +369,7 @@ class ClaudeAgent:
         known = mirror.holds(str(request.prompt_id))
         text, message_id = prompt(request, known=known, answered=mirror.answered)
         try:
-            await client.query(_one_message(text, message_id, self.cli_session_id))
+            await client.query(one_message(text, message_id, self.cli_session_id))
             await emit(
                 AgentStarted(
                     self.cli_session_id,
@@ -385,7 +384,7 @@ class ClaudeAgent:
                     raise AgentDied("the agent process ended")
                 if isinstance(message, MirrorErrorMessage):
                     mirror.doubt()
-                if isinstance(message, ResultMessage) and not _answers(message, message_id):
+                if isinstance(message, ResultMessage) and not answers(message, message_id):
                     continue
                 for item in reader.read(message):
                     if isinstance(item, AttemptEnded):
@@ -445,19 +444,3 @@ class ClaudeAgent:
         if context.tool_use_id in self._allowed:
             return PermissionResultAllow(updated_input=tool_input)
         return PermissionResultDeny(message="the call was not decided")
-
-
-def _answers(message: ResultMessage, message_id: str) -> bool:
-    """Whether a result is that of our message; one that names no message is taken as such."""
-    named = message.user_message_uuids or ([message.user_message_uuid] if message.user_message_uuid else [])
-    return not named or message_id in named
-
-
-async def _one_message(text: str, message_id: str, session_id: str) -> AsyncIterator[dict[str, Any]]:
-    yield {
-        "type": "user",
-        "message": {"role": "user", "content": text},
-        "parent_tool_use_id": None,
-        "uuid": message_id,
-        "session_id": session_id,
-    }

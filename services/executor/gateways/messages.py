@@ -247,3 +247,9 @@ def _outcome(message: ResultMessage) -> tuple[Outcome, str, str]:
             return Outcome.FAILED, "MODEL_ERROR", reason
         return Outcome.FAILED, "AGENT_ERROR", (message.result or message.subtype)[:500]
     return Outcome.SUCCEEDED, "", ""
+
+
+def answers(message: ResultMessage, message_id: str) -> bool:
+    """Whether a result is that of our message; one that names no message is taken as such."""
+    named = message.user_message_uuids or ([message.user_message_uuid] if message.user_message_uuid else [])
+    return not named or message_id in named

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 from uuid import uuid4
 
 from services.executor.usecases.ports import TurnRequest
@@ -53,3 +54,14 @@ def prompt(request: TurnRequest, *, known: bool, answered: Callable[[str], bool]
 
 def _short(text: str) -> str:
     return text[:_TOLD_CHARACTERS]
+
+
+async def one_message(text: str, message_id: str, session_id: str) -> AsyncIterator[dict[str, Any]]:
+    """A message as the CLI reads it: with an id of its own, by which its result is known."""
+    yield {
+        "type": "user",
+        "message": {"role": "user", "content": text},
+        "parent_tool_use_id": None,
+        "uuid": message_id,
+        "session_id": session_id,
+    }

@@ -151,7 +151,6 @@ async def test_what_a_tool_leaves_behind_outlives_its_turn_but_not_its_agent(des
     ended = await desk.follow(fence, attempt, until=AttemptEnded)
     assert isinstance(ended, AttemptEnded)
     assert ended.outcome is Outcome.SUCCEEDED
-    await asyncio.sleep(0.3)
     assert sleeping(number), "it runs on while the agent is kept"
     await desk.turns.forget(fence.session_id, 1)
     await until(lambda: not sleeping(number))

@@ -19,6 +19,9 @@ pytestmark = pytest.mark.contract
 KEY = "sk-the-real-key"
 BODY = {"model": "m", "max_tokens": 10, "messages": [{"role": "user", "content": "Hi"}], "stream": True}
 
+PACE_SECONDS = 0.05
+"""Between two pieces of an answer: a model takes its time, too."""
+
 
 class Upstream:
     """A model API that remembers what it was asked."""
@@ -57,7 +60,7 @@ class Upstream:
         await response.prepare(request)
         for piece in (self.answer[: self.cut_at], self.answer[self.cut_at :]):
             await response.write(piece)
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(PACE_SECONDS)
         if self.breaks and request.transport is not None:
             request.transport.abort()
         return response
