@@ -159,9 +159,7 @@ class Attempt:
         while True:
             batch: list[Numbered] = []
             size = 0
-            for numbered in self._items:
-                if numbered.offset <= after:
-                    continue
+            for numbered in self._following(after):
                 if batch and size + numbered.size > BATCH_BYTES:
                     break
                 batch.append(numbered)
@@ -174,6 +172,17 @@ class Attempt:
                     return
                 continue
             await self._changed.wait()
+
+    def _following(self, after: int) -> list[Numbered]:
+        """What follows an offset. Looked for from the end: a long text is thousands of items that nobody has
+        acknowledged yet, and a reader that keeps up wants the last of them, for each token anew."""
+        following: list[Numbered] = []
+        for numbered in reversed(self._items):
+            if numbered.offset <= after:
+                break
+            following.append(numbered)
+        following.reverse()
+        return following
 
     def acknowledge(self, offset: int) -> None:
         """Forgets everything up to an offset."""
