@@ -118,6 +118,8 @@ def _status(_: argparse.Namespace) -> int:
     found = asyncio.run(healthy())
     for (name, target), serving in zip(targets.items(), found, strict=True):
         print(f"  {name:<14} {target:<22} {'serving' if serving else 'not serving'}")
+    for target in note["metrics"]:
+        print(f"  metrics        http://{target}/metrics")
     return 0 if all(found) else 1
 
 

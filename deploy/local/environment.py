@@ -20,6 +20,7 @@ class Replica:
     service: str
     number: int
     listen: str
+    metrics: str
 
     @property
     def name(self) -> str:
@@ -40,7 +41,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         self.replicas = [
-            Replica(service, number, f"127.0.0.1:{free_port()}")
+            Replica(service, number, f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}")
             for service, count in self.counts.items()
             for number in range(1, count + 1)
         ]
@@ -48,6 +49,11 @@ class Plan:
     def targets(self, service: str) -> list[str]:
         """Where the replicas of a service listen."""
         return [replica.listen for replica in self.replicas if replica.service == service]
+
+    @property
+    def metrics(self) -> list[str]:
+        """Where the replicas tell their metrics."""
+        return [replica.metrics for replica in self.replicas]
 
     def environment(self, replica: Replica) -> dict[str, str]:
         """The environment of one replica, beside what the person who started the suite has set."""
@@ -61,6 +67,8 @@ class Plan:
             "AIAGENT_BLOB_URL": (self.state / "blobs").as_uri(),
             "AIAGENT_WORKSPACE_ROOT": str(self.state / "workspaces"),
             f"AIAGENT_{service.upper()}_LISTEN": replica.listen,
+            # One of its own for each process; whoever runs all in one process serves them once.
+            "AIAGENT_METRICS_LISTEN": replica.metrics,
         }
         for other in self.counts:
             variables[f"AIAGENT_{other.upper()}_TARGETS"] = ",".join(self.targets(other))

@@ -27,6 +27,7 @@ from deploy.local.settings import LocalSettings
 from deploy.local.state import SCHEMAS, LocalError, StateDirectory, write_private
 from services.kernel import lifecycle
 from services.kernel.db.migrations import upgrade
+from services.kernel.telemetry import MetricsServer
 
 _log = structlog.get_logger(__name__)
 ROOT = Path(__file__).parents[2]
@@ -141,9 +142,12 @@ class Suite:
             self._progress.done("services: " + ", ".join(service.name for service in built))
             await self._open(plan, envoy)
 
+        metrics = MetricsServer.at(plan.metrics[0])
+        await metrics.start()
         try:
             await lifecycle.run(built, grace_seconds=DRAIN_SECONDS, ready=ready)
         finally:
+            await metrics.stop()
             # Last, so that the ends of streams and calls still get out.
             await envoy.stop()
 
@@ -188,7 +192,13 @@ class Suite:
             seconds=self._progress.seconds,
         )
         replicas = {replica.name: replica.listen for replica in plan.replicas}
-        note = {"pid": os.getpid(), "base_url": facts.base_url, "public": envoy.target, "replicas": replicas}
+        note = {
+            "pid": os.getpid(),
+            "base_url": facts.base_url,
+            "public": envoy.target,
+            "replicas": replicas,
+            "metrics": plan.metrics if self.options.processes else plan.metrics[:1],
+        }
         write_private(self._run / "suite.json", json.dumps(note, indent=1))
         print(banner(facts), flush=True)
 

@@ -32,7 +32,7 @@ from services.kernel.grpc import KernelServer, build_server
 from services.kernel.housekeeping import keep_house
 from services.kernel.identity.access_tokens import JwksVerifier
 from services.kernel.ids import Uuid7Source
-from services.kernel.readiness import watch_database
+from services.kernel.readiness import once_reached, watch_database
 
 # Beside those whose password is hashed, a few may stand in the database.
 _LOGINS_BESIDE_THREADS: Final = 2
@@ -86,26 +86,29 @@ class AuthService:
         return self._server.port
 
     async def start(self) -> None:
-        """See Service. Makes the first signing key and the first administrator.
+        """See Service. Makes the first signing key and the first administrator; waits for the database to do so.
 
         Raises:
-            ServiceError: UNAVAILABLE, the database cannot be reached.
             ValueError: a setting does not fit what is stored.
             OSError: the port is in use.
             FileNotWritten: the state directory takes no file.
         """
-        await self._database.check()
-        await self._keys.prepare()
-        email = self._settings.admin_email
-        password = await self._first_administrator(email)
-        if password is not None:
-            self._announce(email, password, self._password_file.path)
+        await self._server.open()
+        await once_reached(self._prepare, SystemClock())
         await self._server.start()
         for name, work in (
             ("auth-housekeeping", keep_house(partial(purge, self._transactions, self._clock), self._clock)),
             ("auth-readiness", watch_database(self._database.check, self._server.health, SystemClock())),
         ):
             self._tasks.append(asyncio.create_task(work, name=name, context=context.detached()))
+
+    async def _prepare(self) -> None:
+        await self._database.check()
+        await self._keys.prepare()
+        email = self._settings.admin_email
+        password = await self._first_administrator(email)
+        if password is not None:
+            self._announce(email, password, self._password_file.path)
 
     async def drain(self, grace_seconds: float) -> None:
         """See Service."""
@@ -186,8 +189,8 @@ async def build(
     )
 
 
-async def migrate(settings: AuthSettings) -> str | None:
-    """Brings the schema up to date; returns the revision it has then.
+async def migrate(settings: AuthSettings) -> str:
+    """Brings the schema up to date; returns a line that says what it is then.
 
     Raises:
         ValueError: the owner's database URL is not set.
@@ -195,11 +198,11 @@ async def migrate(settings: AuthSettings) -> str | None:
     url = settings.auth_owner_database_url.get_secret_value()
     if not url:
         raise ValueError("AIAGENT_AUTH_OWNER_DATABASE_URL is not set")
-    return await upgrade(url, SCHEMA, _MIGRATIONS)
+    return f"schema {SCHEMA} is at {await upgrade(url, SCHEMA, _MIGRATIONS)}"
 
 
 async def rotate_keys(settings: AuthSettings) -> str:
-    """Adds a signing key that takes over in ten minutes; returns its key id."""
+    """Adds a signing key that takes over in ten minutes; returns a line that names it."""
     database = Database(
         settings.auth_database_url.get_secret_value(), settings.auth_system_database_url.get_secret_value()
     )
@@ -208,6 +211,6 @@ async def rotate_keys(settings: AuthSettings) -> str:
         keys = SigningKeys(DatabaseTransactions(database), vault, SystemClock(), Uuid7Source())
         # Also holds the encryption key against what is stored, before anything is sealed with it.
         await keys.prepare()
-        return await keys.rotate()
+        return f"signing key {await keys.rotate()} added"
     finally:
         await database.close()

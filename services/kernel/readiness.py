@@ -14,10 +14,38 @@ from services.kernel.grpc.health import Health
 from services.kernel.supervision import repeat
 
 _log = structlog.get_logger(__name__)
+_AWAY: Final = frozenset({"DATABASE_UNAVAILABLE", "DATABASE_BUSY"})
+FIRST_PAUSE_SECONDS: Final = 0.25
+LONGEST_PAUSE_SECONDS: Final = 5.0
 LOOK_SECONDS: Final = 1.0
 GRACE_SECONDS: Final = 10.0
 """A restart of PostgreSQL is over by then; callers meanwhile get UNAVAILABLE and try again."""
 _ANSWER_SECONDS: Final = 3.0
+
+
+async def once_reached(prepare: Callable[[], Awaitable[None]], clock: Clock) -> None:
+    """Does what a start needs the database for, again and again until the database is there.
+
+    Nothing is gained by ending instead: whoever supervises the process would start it to the same end.
+
+    Args:
+        prepare: what is to be done; it may be repeated. What is no absence of the database it raises for good.
+        clock: waits between two attempts, twice as long after each.
+    """
+    pause, attempt = FIRST_PAUSE_SECONDS, 1
+    while True:
+        try:
+            await prepare()
+        except ServiceError as error:
+            if error.reason not in _AWAY:
+                raise
+            _log.warning("waiting for the database", reason=error.reason, attempt=attempt, next_seconds=pause)
+        else:
+            if attempt > 1:
+                _log.info("the database is there", attempt=attempt)
+            return
+        await clock.sleep(pause)
+        pause, attempt = min(2 * pause, LONGEST_PAUSE_SECONDS), attempt + 1
 
 
 async def watch_database(check: Callable[[], Awaitable[None]], health: Health, clock: Clock) -> None:

@@ -27,7 +27,9 @@ class KernelSettings(BaseSettings):
         default=20.0, ge=0, description="How long calls may take to end after SIGTERM."
     )
     reflection: bool = True
-    metrics_listen: str = Field(default="", description="host:port of /metrics; empty for none.")
+    metrics_listen: str = Field(
+        default="", pattern=r"^(?:\S+:[0-9]{1,5})?$", description="host:port of /metrics; empty for none."
+    )
     service_key: SecretStr = Field(
         default=SecretStr(""), description="This service's Ed25519 private key, base64url of 32 bytes."
     )

@@ -107,8 +107,18 @@ class MetricsServer:
         self.port = port
         self._runner: web.AppRunner | None = None
 
+    @classmethod
+    def at(cls, listen: str) -> MetricsServer:
+        """Args: listen: `host:port`; an IPv6 address in brackets."""
+        host, _, port = listen.rpartition(":")
+        return cls(host.strip("[]"), int(port))
+
     async def start(self) -> int:
-        """Listens; returns the port."""
+        """Listens; returns the port.
+
+        Raises:
+            OSError: the address cannot be listened on.
+        """
         application = web.Application()
         application.router.add_get("/metrics", self._metrics)
         self._runner = web.AppRunner(application, access_log=None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
+from pathlib import Path
 from uuid import UUID
 
 import grpc
@@ -25,6 +26,7 @@ from aiagent.session.v1.workspace_service_pb2_grpc import add_WorkspaceServiceSe
 from services.kernel.clock import SystemClock
 from services.kernel.context import detached
 from services.kernel.db import Database
+from services.kernel.db.migrations import upgrade
 from services.kernel.grpc import (
     KernelServer,
     MethodPolicy,
@@ -37,7 +39,7 @@ from services.kernel.housekeeping import keep_house
 from services.kernel.identity import JwksDocument, JwksVerifier, ServiceTokenSigner, ServiceTokenVerifier
 from services.kernel.ids import Uuid7Source, new_id
 from services.kernel.lifecycle import Drain
-from services.kernel.readiness import watch_database
+from services.kernel.readiness import once_reached, watch_database
 from services.kernel.redis import open_redis
 from services.kernel.settings import targets
 from services.session import codec
@@ -56,6 +58,7 @@ from services.session.gateways.live_feed import LiveFeed
 from services.session.gateways.workspaces import Workspaces
 from services.session.settings import SessionSettings
 from services.session.store.system_queries import DriverQueries
+from services.session.store.tables import SCHEMA
 from services.session.store.tenant import TenantStore
 from services.session.store.transcripts import TranscriptQueries
 from services.session.usecases.contents import ContentKeeper
@@ -68,6 +71,7 @@ from services.session.usecases.turns import Turns
 from services.session.usecases.watch import Watching
 from services.session.usecases.workspaces import WorkspaceUseCases
 
+_MIGRATIONS = Path(__file__).with_name("migrations")
 _FILES = (
     session_service_pb2.DESCRIPTOR,
     permission_service_pb2.DESCRIPTOR,
@@ -131,12 +135,13 @@ class SessionService:
         return self._server.port
 
     async def start(self) -> None:
-        """Connects and serves.
+        """Serves once its database is there.
 
         Raises:
-            ServiceError: UNAVAILABLE with DATABASE_UNAVAILABLE.
+            OSError: the port is in use.
         """
-        await self._database.check()
+        await self._server.open()
+        await once_reached(self._database.check, SystemClock())
         await self._workspaces.sweep()
         await self._feed.start()
         await self._pool.start()
@@ -243,6 +248,18 @@ async def build(settings: SessionSettings) -> SessionService:
     return SessionService(
         server, database, feed, pool, [*configured.values(), auth], executors, redis, workspaces, queries
     )
+
+
+async def migrate(settings: SessionSettings) -> str:
+    """Brings the schema up to date; returns a line that says what it is then.
+
+    Raises:
+        ValueError: the owner's database URL is not set.
+    """
+    url = settings.session_owner_database_url
+    if url is None:
+        raise ValueError("AIAGENT_SESSION_OWNER_DATABASE_URL is not set")
+    return f"schema {SCHEMA} is at {await upgrade(url.get_secret_value(), SCHEMA, _MIGRATIONS)}"
 
 
 def _key_set(channel: grpc.aio.Channel) -> Callable[[], Awaitable[JwksDocument]]:

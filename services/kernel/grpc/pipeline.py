@@ -1,6 +1,6 @@
 """What happens around every handler, in one order:
 
-request id → logging → metrics → error mapping → drain → authentication → validation → handler
+request id → logging → metrics → error mapping → drain → readiness → authentication → validation → handler
 
 The wrapper of a method is built once, when the method is first called, so that a message of a stream costs no more
 than its validation.
@@ -71,6 +71,7 @@ class Pipeline(grpc.aio.ServerInterceptor):
         self._authenticator = authenticator
         self._validator = validator
         self._drain = drain
+        self.admits = True
         self._wrapped: dict[str, Handler] = {}
 
     async def intercept_service(
@@ -126,6 +127,10 @@ class Pipeline(grpc.aio.ServerInterceptor):
             try:
                 if self._drain.draining and not probe:
                     raise unavailable("DRAINING", "the server is shutting down", domain=self._domain)
+                if not self.admits and not probe:
+                    raise unavailable(
+                        "DATABASE_UNAVAILABLE", "the service waits for its database", retry_after_seconds=1.0
+                    )
                 await self._authenticator.authenticate(method, metadata.get("authorization", ""))
                 return await body(self._validated(request), servicer_context, call)
             except grpc.aio.AbortError:

@@ -42,20 +42,41 @@ Register = Callable[[grpc.aio.Server], None]
 class KernelServer:
     """A server that was built but not started; see `build_server`."""
 
-    def __init__(self, server: grpc.aio.Server, listen: str, health_: Health, drain: Drain) -> None:
+    def __init__(
+        self, server: grpc.aio.Server, listen: str, health_: Health, drain: Drain, pipeline: Pipeline
+    ) -> None:
         """Use `build_server`."""
         self._server = server
+        self._pipeline = pipeline
         self._listen = listen
         self.health = health_
         self.drain = drain
         self.port = 0
 
-    async def start(self) -> int:
-        """Opens the port, serves, and turns health to SERVING; returns the port.
+    async def open(self) -> int:
+        """Opens the port for probes, which hear NOT_SERVING; calls are refused until `start`. Returns the port.
 
         Raises:
             OSError: the address cannot be listened on.
         """
+        self._pipeline.admits = False
+        await self.health.set_serving(False)
+        await self._listen_there()
+        return self.port
+
+    async def start(self) -> int:
+        """Opens the port if it is not open, serves, and turns health to SERVING; returns the port.
+
+        Raises:
+            OSError: the address cannot be listened on.
+        """
+        if self.port == 0:
+            await self._listen_there()
+        self._pipeline.admits = True
+        await self.health.set_serving(True)
+        return self.port
+
+    async def _listen_there(self) -> None:
         try:
             self.port = self._server.add_insecure_port(self._listen)
         except RuntimeError as error:
@@ -63,8 +84,6 @@ class KernelServer:
         if self.port == 0:
             raise OSError(f"cannot listen on {self._listen}: is the port in use?")
         await self._server.start()
-        await self.health.set_serving(True)
-        return self.port
 
     async def drain_calls(self, grace_seconds: float) -> bool:
         """Refuses new calls, tells streams to end, waits for what runs.
@@ -126,4 +145,4 @@ def build_server(
     if reflect:
         shown = [*names, health.SERVICE_NAME, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(shown, server)  # type: ignore[no-untyped-call]
-    return KernelServer(server, listen, state, drain)
+    return KernelServer(server, listen, state, drain, pipeline)

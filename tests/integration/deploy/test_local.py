@@ -60,6 +60,14 @@ async def command(local: RunningSuite, *arguments: str, **variables: str) -> tup
     return process.returncode or 0, output.decode().strip()
 
 
+async def test_metrics_are_told_where_status_says(local: RunningSuite, client: httpx.AsyncClient):
+    await client.get("/api/v1/auth/me")
+    code, output = await command(local, "status")
+    assert code == 0, output
+    (target,) = [line.split()[1] for line in output.splitlines() if line.split()[0] == "metrics"]
+    assert "aiagent_grpc_requests_total{" in (await client.get(target)).text
+
+
 async def an_account(client: httpx.AsyncClient) -> dict[str, str]:
     name = f"u{uuid4().hex[:12]}"
     account = {"email": f"{name}@example.com", "username": name, "password": "correct horse battery"}

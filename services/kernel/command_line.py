@@ -1,0 +1,96 @@
+"""`python -m services.<name>`: the same for every service, whatever commands it has beside `serve`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+import uvloop
+from pydantic import ValidationError
+
+from services.kernel.errors import ServiceError
+from services.kernel.lifecycle import Service, run
+from services.kernel.settings import KernelSettings
+from services.kernel.telemetry import MetricsServer, configure_logging
+
+
+@dataclass(frozen=True, slots=True)
+class Command[S: KernelSettings]:
+    """Something that is done once and ends.
+
+    Attributes:
+        help: what it does, for `--help`.
+        run: does it; returns the line to print.
+    """
+
+    help: str
+    run: Callable[[S], Awaitable[str]]
+
+
+def main[S: KernelSettings](
+    name: str,
+    settings: type[S],
+    build: Callable[[S], Awaitable[Service]],
+    *,
+    commands: Mapping[str, Command[S]] | None = None,
+    expected: tuple[type[Exception], ...] = (),
+) -> int:
+    """Reads the command line and the settings, and does what it says.
+
+    Args:
+        name: of the service.
+        settings: their class.
+        build: composes the service.
+        commands: what it can do beside `serve`.
+        expected: errors of the service's own whose message is one line for an operator.
+
+    Returns:
+        The exit code: 0, 1 when it failed, 2 when a setting is wrong.
+    """
+    commands = commands or {}
+    parser = argparse.ArgumentParser(prog=f"python -m services.{name}")
+    choices = parser.add_subparsers(dest="command", required=True)
+    choices.add_parser("serve", help="serve until SIGTERM")
+    for word, command in commands.items():
+        choices.add_parser(word, help=command.help)
+    chosen = parser.parse_args().command
+    told: tuple[type[Exception], ...] = (ServiceError, ValueError, OSError, *expected)
+    try:
+        values = settings()
+        configure_logging(values.log_level)
+        if chosen == "serve":
+            uvloop.run(serve(values, build))
+        else:
+            sys.stdout.write(f"{uvloop.run(_told(commands[chosen], values))}\n")
+    except ValidationError as error:
+        for problem in error.errors(include_input=False, include_url=False):
+            variable = "_".join(str(part) for part in problem["loc"]).upper()
+            if not variable.startswith("ANTHROPIC_"):
+                variable = f"AIAGENT_{variable}"
+            sys.stderr.write(f"error: {variable}: {problem['msg']}\n")
+        return 2
+    except told as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 0
+
+
+async def serve[S: KernelSettings](settings: S, build: Callable[[S], Awaitable[Service]]) -> None:
+    """Runs one service in this process, and its metrics beside it, until SIGTERM or SIGINT.
+
+    The metrics are there before the service is: one that waits for its database can be looked at.
+    """
+    metrics = MetricsServer.at(settings.metrics_listen) if settings.metrics_listen else None
+    if metrics is not None:
+        await metrics.start()
+    try:
+        await run([await build(settings)], grace_seconds=settings.drain_seconds)
+    finally:
+        if metrics is not None:
+            await metrics.stop()
+
+
+async def _told[S: KernelSettings](command: Command[S], settings: S) -> str:
+    return await command.run(settings)
