@@ -88,6 +88,7 @@ class ExecutorServicer(executor_service_pb2_grpc.ExecutorServiceServicer):
             offline_model=self._offline_model,
             isolation=pb.GetExecutorResponse.Isolation.Value(self._isolation),
             idle_session_ids=[str(session_id) for session_id in idle],
+            draining=self._turns.draining,
         )
 
 

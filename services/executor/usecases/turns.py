@@ -232,6 +232,11 @@ class Turns:
                 del self._attempts[key]
         await self._factory.forget(session_id)
 
+    @property
+    def draining(self) -> bool:
+        """Whether it takes no more turns."""
+        return self._draining
+
     def counts(self) -> tuple[int, int, list[UUID]]:
         """Live agents, those in a turn, and the sessions whose agent is idle."""
         idle = [session_id for session_id, live in self._live.items() if live.attempt is None]

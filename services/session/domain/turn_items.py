@@ -188,3 +188,4 @@ class ExecutorInfo:
     busy_clients: int
     offline_model: bool
     idle_session_ids: frozenset[UUID]
+    draining: bool = False

@@ -107,6 +107,7 @@ class ExecutorGateway:
             busy_clients=info.busy_clients,
             offline_model=info.offline_model,
             idle_session_ids=frozenset(UUID(value) for value in info.idle_session_ids),
+            draining=info.draining,
         )
 
     def _stub(self, target: str) -> executor_service_pb2_grpc.ExecutorServiceAsyncStub:

@@ -110,7 +110,8 @@ class Attempt:
 class ScriptedExecutor(executor_service_pb2_grpc.ExecutorServiceServicer):
     """Plays `play` for each attempt.
 
-    `break_after` cuts the next stream after that many items; `full` refuses turns; `restart` forgets everything.
+    `break_after` cuts the next stream after that many items; `full` and `draining` take no turns; `restart` forgets
+    everything.
     """
 
     def __init__(self, play: Play) -> None:
@@ -123,6 +124,8 @@ class ScriptedExecutor(executor_service_pb2_grpc.ExecutorServiceServicer):
         self.forgotten: list[str] = []
         self.break_after: int | None = None
         self.full = False
+        self.draining = False
+        self.described = 0
         self._tasks: list[asyncio.Task[None]] = []
 
     def restart(self) -> None:
@@ -146,6 +149,8 @@ class ScriptedExecutor(executor_service_pb2_grpc.ExecutorServiceServicer):
     async def RunTurn(self, request: pb.RunTurnRequest, context: Any) -> AsyncIterator[pb.RunTurnResponse]:
         if request.fence.incarnation != self.incarnation:
             raise _error(ErrorKind.FAILED_PRECONDITION, "INCARNATION_MISMATCH")
+        if self.draining:
+            raise _error(ErrorKind.UNAVAILABLE, "DRAINING")
         if self.full:
             raise _error(ErrorKind.RESOURCE_EXHAUSTED, "EXECUTOR_FULL")
         attempt = Attempt(request)
@@ -212,10 +217,12 @@ class ScriptedExecutor(executor_service_pb2_grpc.ExecutorServiceServicer):
     async def GetExecutor(
         self, request: pb.GetExecutorRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.GetExecutorResponse:
+        self.described += 1
         return pb.GetExecutorResponse(
             executor_id=self.executor_id,
             incarnation=self.incarnation,
             max_live_clients=8,
             busy_clients=0,
             offline_model=True,
+            draining=self.draining,
         )

@@ -302,6 +302,24 @@ async def test_an_executor_without_room_leaves_the_turn_queued(session_database)
         assert (row.state, row.lost_attempts) == ("SUCCEEDED", 0)
 
 
+async def test_an_executor_that_drains_is_not_asked_to_take_the_turn(session_database):
+    executor = ScriptedExecutor(greet)
+    executor.draining = True
+    async with world(session_database, executor) as it:
+        session_id = await it.session()
+        turn_id = await it.send(session_id)
+        (await it.pool()).wake(session_id)
+
+        async def looked_three_times():
+            return executor.described >= 3
+
+        await it.until(looked_three_times)
+        row = await it.turn(turn_id)
+        assert (row.state, row.attempt) == ("QUEUED", 0)
+        executor.draining = False
+        assert (await it.ended(turn_id)).state == "SUCCEEDED"
+
+
 async def test_a_deleted_session_is_forgotten_everywhere(session_database):
     async with world(session_database, ScriptedExecutor(wait_to_be_stopped)) as it:
         session_id = await it.session()

@@ -415,6 +415,7 @@ async def test_draining_waits_for_turns_and_takes_no_more(bench: Bench):
     with pytest.raises(ServiceError) as error:
         bench.begin()
     assert refused(error) == "DRAINING"
+    assert bench.turns.draining
     assert not draining.done()
     bench.agents.made[0].interrupted.set()
     while not draining.done():

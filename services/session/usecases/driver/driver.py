@@ -41,13 +41,13 @@ from services.session.domain.turn_items import (
 from services.session.usecases.driver.attempt import Attempt, AttemptRunner, DriverPorts
 from services.session.usecases.driver.decisions import Decider, Verdicts, decision_of, expire
 from services.session.usecases.driver.ending import end_turn, lose_attempt
-from services.session.usecases.driver.placement import choose_executor
+from services.session.usecases.driver.placement import Room, Search
 from services.session.usecases.ports import BlobStorePort, WorkspaceStorePort
 
 _log = structlog.get_logger(__name__)
 
 RETRY_SECONDS = 0.5
-"""Between two tries to place a turn, or to reach an executor."""
+"""Between two tries to reach an executor, and between two looks at a turn that waits for a person."""
 LOOK_SECONDS = 5.0
 """At most this long between two looks for commands; the pool wakes the driver within a second of one."""
 TOLD_CHARACTERS = 2000
@@ -68,6 +68,7 @@ class SessionDriver:
         workspaces: WorkspaceStorePort,
         blobs: BlobStorePort,
         hold_seconds: float,
+        room: Room,
     ) -> None:
         """Takes up a session.
 
@@ -78,6 +79,7 @@ class SessionDriver:
             workspaces: The sessions' directories.
             blobs: The sessions' large texts.
             hold_seconds: How long a process is held while a person is asked; then the turn is parked.
+            room: Where it waits for a place on an executor.
         """
         self.lease = lease
         self._ports = ports
@@ -85,6 +87,7 @@ class SessionDriver:
         self._workspaces = workspaces
         self._blobs = blobs
         self._hold_seconds = hold_seconds
+        self._search = Search(room, clock)
         self._decider = Decider(ports.ids, workspaces)
         self._woken = asyncio.Event()
         self.attempt: Attempt | None = None
@@ -171,14 +174,9 @@ class SessionDriver:
 
     async def _start(self, session: DrivenSession, turn: DrivenTurn, now: datetime) -> None:
         executors = await self._ports.executors.list_executors()
-        chosen = choose_executor(
-            executors,
-            session.id,
-            turn.executor_id or session.last_executor_id,
-            turn.executor_id if turn.lost_attempts else None,
-        )
+        chosen = self._search.choose(executors, session, turn)
         if chosen is None:
-            await self._pause()
+            await self._search.wait(self._woken)
             return
         plan, attempt = await self._plan(session, turn, chosen, now)
         self.attempt = attempt
@@ -311,6 +309,8 @@ class SessionDriver:
             # Without heartbeats the executor ends the attempt by itself: so long as nobody follows it, none is sent.
             attempt.connected = False
         self.attempt = None
+        if attempt.outcome is not None:
+            self._search.left()
         if broken is not None:
             await self._broken(attempt.key, broken)
         elif attempt.outcome is None:
@@ -327,7 +327,7 @@ class SessionDriver:
             raise LeaseLost(f"the executor has seen a higher epoch than {self.lease.epoch}")
         if error.reason in _NO_ROOM and turn.state is TurnState.STARTING and turn.applied_offset == 0:
             await self._unplace(session, turn)
-            await self._pause()
+            await self._search.wait(self._woken)
             return
         proof = error.reason in _GONE
         if not proof and error.kind in (ErrorKind.INVALID_ARGUMENT, ErrorKind.FAILED_PRECONDITION):

@@ -1,11 +1,85 @@
-"""Chooses the executor of a turn: where the session's client lives, else the least loaded."""
+"""Chooses the executor of a turn: where the session's client lives, else the least loaded; and waits for one."""
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from collections.abc import Sequence
 from uuid import UUID
 
+from services.kernel.clock import Clock
+from services.session.domain.driving import DrivenSession, DrivenTurn
 from services.session.domain.turn_items import ExecutorInfo
+
+FIRST_PAUSE_SECONDS = 0.5
+LONGEST_PAUSE_SECONDS = 8.0
+"""A place that another replica's turn frees is found after so long at most; one of this replica's at once."""
+
+
+class Room:
+    """Where the drivers of one replica wait for a place on an executor: first come, first served."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    def freed(self) -> None:
+        """An attempt has ended: the driver that has waited longest looks again."""
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+
+    async def wait(self, woken: asyncio.Event, clock: Clock, seconds: float) -> None:
+        """Waits until a place may be free, the driver is woken, or the time is over."""
+        freed = asyncio.get_running_loop().create_future()
+        self._waiting.append(freed)
+        others = [asyncio.ensure_future(woken.wait()), asyncio.ensure_future(clock.sleep(seconds))]
+        try:
+            await asyncio.wait((freed, *others), return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            if freed.done():
+                # It was this driver's to look, and it will not.
+                self.freed()
+            raise
+        finally:
+            freed.cancel()
+            for other in others:
+                other.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+            if freed in self._waiting:
+                self._waiting.remove(freed)
+
+
+class Search:
+    """One driver's search for a place; each time in vain it waits longer."""
+
+    def __init__(self, room: Room, clock: Clock) -> None:
+        """Args: room: where the replica's drivers wait; clock: for waiting."""
+        self._room = room
+        self._clock = clock
+        self._pause = FIRST_PAUSE_SECONDS
+
+    def choose(
+        self, executors: Sequence[ExecutorInfo], session: DrivenSession, turn: DrivenTurn
+    ) -> ExecutorInfo | None:
+        """See `choose_executor`."""
+        last = turn.executor_id or session.last_executor_id
+        return choose_executor(executors, session.id, last, turn.executor_id if turn.lost_attempts else None)
+
+    async def wait(self, woken: asyncio.Event) -> None:
+        """There was no place: waits for one, or for a command."""
+        pause, self._pause = self._pause, min(2 * self._pause, LONGEST_PAUSE_SECONDS)
+        await self._room.wait(woken, self._clock, pause)
+
+    def found(self) -> None:
+        """The turn had its place."""
+        self._pause = FIRST_PAUSE_SECONDS
+
+    def left(self) -> None:
+        """The attempt has ended, and its place is another's."""
+        self.found()
+        self._room.freed()
 
 
 def choose_executor(
@@ -23,8 +97,10 @@ def choose_executor(
         lost_on: Where an attempt at this turn was lost: of those equally loaded another one is better.
 
     Returns:
-        The executor, or None when none has room: an idle client of another session is room, a busy one is not.
+        The executor, or None when none has room: an idle client of another session is room, a busy one is not, and
+        one that is shutting down has none.
     """
+    executors = [executor for executor in executors if not executor.draining]
     with_client = [executor for executor in executors if session_id in executor.idle_session_ids]
     if with_client:
         return with_client[0]

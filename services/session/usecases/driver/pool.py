@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from uuid import UUID
 
 import structlog
@@ -11,9 +12,11 @@ import structlog
 from services.kernel.clock import Clock
 from services.kernel.context import detached
 from services.kernel.errors import ServiceError
+from services.kernel.supervision import BACKGROUND_FAILURES, repeat
 from services.session.domain.errors import LeaseLost
 from services.session.usecases.driver.attempt import Attempt, DriverPorts
 from services.session.usecases.driver.driver import SessionDriver
+from services.session.usecases.driver.placement import Room
 from services.session.usecases.ports import BlobStorePort, WorkspaceStorePort
 
 _log = structlog.get_logger(__name__)
@@ -36,7 +39,6 @@ class DriverPool:
         workspaces: WorkspaceStorePort,
         blobs: BlobStorePort,
         hold_seconds: float = 600.0,
-        on_failure: Callable[[], None] = lambda: None,
     ) -> None:
         """Composes the pool.
 
@@ -47,7 +49,6 @@ class DriverPool:
             workspaces: The sessions' directories.
             blobs: The sessions' large texts.
             hold_seconds: How long a process is held while a person is asked.
-            on_failure: Counts a driver that failed unexpectedly; its session is taken up again by a sweep.
         """
         self._ports = ports
         self._holder = holder
@@ -55,7 +56,7 @@ class DriverPool:
         self._workspaces = workspaces
         self._blobs = blobs
         self._hold_seconds = hold_seconds
-        self._on_failure = on_failure
+        self._room = Room()
         self._drivers: dict[UUID, SessionDriver] = {}
         self._tasks: dict[UUID, asyncio.Task[None]] = {}
         self._loops: list[asyncio.Task[None]] = []
@@ -64,8 +65,12 @@ class DriverPool:
     async def start(self) -> None:
         """Starts renewing and sweeping."""
         self._loops = [
-            asyncio.create_task(self._repeat(self._renew), name="lease-renewal", context=detached()),
-            asyncio.create_task(self._repeat(self._sweep), name="lease-sweep", context=detached()),
+            asyncio.create_task(
+                repeat(name, partial(_unless_away, name, step), self._clock, TICK_SECONDS),
+                name=name,
+                context=detached(),
+            )
+            for name, step in (("lease-renewal", self._renew), ("lease-sweep", self._sweep))
         ]
 
     async def drain(self) -> None:
@@ -113,6 +118,7 @@ class DriverPool:
                 workspaces=self._workspaces,
                 blobs=self._blobs,
                 hold_seconds=self._hold_seconds,
+                room=self._room,
             )
             await driver.drive()
         except LeaseLost as lost:
@@ -121,7 +127,8 @@ class DriverPool:
             # The database or another service is away: the lease runs out, a sweep takes the session up again.
             _log.warning("driver stopped", session_id=str(session_id), reason=error.reason, why=str(error))
         except Exception:
-            self._on_failure()
+            # Its session is taken up again by a sweep.
+            BACKGROUND_FAILURES.labels("driver").inc()
             _log.exception("driver failed", session_id=str(session_id))
         finally:
             driver_now = self._drivers.pop(session_id, None)
@@ -129,17 +136,6 @@ class DriverPool:
             if driver_now is not None and driver_now.woken and not self._closing:
                 # It was woken after it had found nothing more to do.
                 self.wake(session_id)
-
-    async def _repeat(self, step: Callable[[], object]) -> None:
-        while True:
-            try:
-                await step()  # type: ignore[misc]  # every step is a coroutine function
-            except ServiceError as error:
-                _log.warning("database not reached", step=step.__name__, reason=error.reason)
-            except Exception:
-                self._on_failure()
-                _log.exception("step failed", step=step.__name__)
-            await self._clock.sleep(TICK_SECONDS)
 
     def _attempts(self) -> list[Attempt]:
         return [
@@ -178,3 +174,10 @@ class DriverPool:
         """Takes up sessions that have work and no live lease."""
         for session_id in await self._ports.store.abandoned(SWEEP_LIMIT):
             self.wake(session_id)
+
+
+async def _unless_away(name: str, step: Callable[[], Awaitable[None]]) -> None:
+    try:
+        await step()
+    except ServiceError as error:
+        _log.warning("database not reached", work=name, reason=error.reason)

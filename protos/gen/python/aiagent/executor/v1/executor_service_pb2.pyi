@@ -610,6 +610,7 @@ class GetExecutorResponse(_message.Message):
     OFFLINE_MODEL_FIELD_NUMBER: _builtins.int
     ISOLATION_FIELD_NUMBER: _builtins.int
     IDLE_SESSION_IDS_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     executor_id: _builtins.str
     """The executor's name: stable over restarts."""
     incarnation: _builtins.str
@@ -624,6 +625,8 @@ class GetExecutorResponse(_message.Message):
     """True when the scripted offline model answers."""
     isolation: Global___GetExecutorResponse.Isolation.ValueType
     """How agents are isolated."""
+    draining: _builtins.bool
+    """True when it takes no more turns because it is shutting down."""
     @_builtins.property
     def idle_session_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Sessions with a live, idle client here."""
@@ -639,10 +642,11 @@ class GetExecutorResponse(_message.Message):
         offline_model: _builtins.bool = ...,
         isolation: Global___GetExecutorResponse.Isolation.ValueType = ...,
         idle_session_ids: _abc.Iterable[_builtins.str] | None = ...,
+        draining: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_clients", b"busy_clients", "executor_id", b"executor_id", "idle_session_ids", b"idle_session_ids", "incarnation", b"incarnation", "isolation", b"isolation", "live_clients", b"live_clients", "max_live_clients", b"max_live_clients", "offline_model", b"offline_model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_clients", b"busy_clients", "draining", b"draining", "executor_id", b"executor_id", "idle_session_ids", b"idle_session_ids", "incarnation", b"incarnation", "isolation", b"isolation", "live_clients", b"live_clients", "max_live_clients", b"max_live_clients", "offline_model", b"offline_model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
