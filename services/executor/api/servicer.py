@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID
 
+import structlog
 from google.protobuf import json_format
 
 from aiagent.events.v1 import content_pb2
@@ -15,6 +16,7 @@ from services.executor.domain import items
 from services.executor.usecases.attempt import Attempt, Numbered
 from services.executor.usecases.ports import TurnRequest
 from services.executor.usecases.turns import Fence, Turns
+from services.kernel.context import current_request_id
 from services.kernel.grpc import MethodPolicy, accept_stream, services
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["ExecutorService"]
@@ -93,6 +95,9 @@ class ExecutorServicer(executor_service_pb2_grpc.ExecutorServiceServicer):
 
 
 def _fence(fence: pb.Fence) -> Fence:
+    structlog.contextvars.bind_contextvars(
+        session_id=fence.session_id, turn_id=fence.turn_id, attempt=fence.attempt
+    )
     return Fence(
         UUID(fence.session_id), UUID(fence.turn_id), fence.attempt, fence.lease_epoch, UUID(fence.incarnation)
     )
@@ -122,6 +127,7 @@ def _turn(request: pb.RunTurnRequest) -> TurnRequest:
             (call.tool_use_id, call.tool_name, call.input_json, call.result)
             for call in request.finished_calls
         ),
+        request_id=current_request_id(),
     )
 
 

@@ -45,7 +45,7 @@ from services.executor.usecases.ports import (
     TurnRequest,
 )
 from services.kernel.clock import SystemClock
-from services.kernel.context import detached
+from services.kernel.context import about, detached
 
 _log = structlog.get_logger(__name__)
 CONNECT_SECONDS = 60.0
@@ -233,7 +233,9 @@ class ClaudeAgent:
                 config_dir=self._home / ".claude",
             )
         )
-        self._task = asyncio.create_task(self._own(self._client), name="agent", context=detached())
+        # It outlives the turn that it was started for.
+        named = about(session_id=str(request.session_id))
+        self._task = asyncio.create_task(self._own(self._client), name="agent", context=named)
         await self._ready
 
     def _note(self, line: str) -> None:

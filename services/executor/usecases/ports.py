@@ -31,6 +31,7 @@ class TurnRequest:
     transcript_position: int = 0
     transcript_token: str = ""
     finished_calls: tuple[tuple[str, str, str, str], ...] = ()
+    request_id: str = ""
 
     @property
     def attempt_pass(self) -> AttemptPass:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections import OrderedDict
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from services.executor.domain.items import AttemptEnded, Decision, Outcome
 from services.executor.usecases.attempt import Attempt
 from services.executor.usecases.ports import Agent, AgentDied, AgentFactory, TurnRequest
 from services.kernel.clock import Clock
-from services.kernel.context import detached
+from services.kernel.context import about, detached
 from services.kernel.errors import ServiceError
 from services.kernel.telemetry import registry
 
@@ -145,7 +146,9 @@ class Turns:
         attempt = self._attempts[key] = Attempt(request, self._clock)
         place.attempt = attempt
         task = asyncio.create_task(
-            self._run(place, attempt, reused, replaced), name=f"turn-{request.turn_id}", context=detached()
+            self._run(place, attempt, reused, replaced),
+            name=f"turn-{request.turn_id}",
+            context=_about(request),
         )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -215,7 +218,7 @@ class Turns:
             first = attempt.stopping is None
             attempt.stopping = wanted
             if first:
-                self._spawn(self._stop(attempt))
+                self._spawn(self._stop(attempt), attempt)
 
     async def forget(self, session_id: UUID, lease_epoch: int) -> None:
         """Ends a session's agent and removes its private files."""
@@ -244,8 +247,8 @@ class Turns:
 
     # The life of an attempt
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work, context=detached())
+    def _spawn(self, work: Coroutine[Any, Any, None], attempt: Attempt | None = None) -> None:
+        task = asyncio.create_task(work, context=_about(attempt.request) if attempt else detached())
         self._tasks.add(task)
         task.add_done_callback(self._done)
 
@@ -271,7 +274,7 @@ class Turns:
         except AgentDied as died:
             end = AttemptEnded(Outcome.LOST, "CLI_DIED", str(died))
         except Exception:
-            _log.exception("attempt failed", turn_id=str(attempt.request.turn_id))
+            _log.exception("attempt failed")
             end = AttemptEnded(Outcome.LOST, "EXECUTOR_FAULT", "the executor met an unexpected error")
         finally:
             if not attempt.ended:
@@ -360,12 +363,12 @@ class Turns:
             live.killed = True
             _log.warning("no driver; the attempt ends", turn_id=str(attempt.request.turn_id))
             attempt.stopping = attempt.stopping or Outcome.LOST
-            self._spawn(self._end(attempt, live.agent))
+            self._spawn(self._end(attempt, live.agent), attempt)
         elif attempt.stopping is not None:
             return
         elif attempt.worked_seconds > attempt.request.timeout_seconds + TIMEOUT_GRACE_SECONDS:
             attempt.stopping = Outcome.TIMED_OUT
-            self._spawn(self._stop(attempt))
+            self._spawn(self._stop(attempt), attempt)
 
     async def drain(self, grace_seconds: float) -> None:
         """Takes no more turns, waits for those that run, then ends everything."""
@@ -396,3 +399,12 @@ class Turns:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _about(request: TurnRequest) -> contextvars.Context:
+    return about(
+        request=request.request_id,
+        session_id=str(request.session_id),
+        turn_id=str(request.turn_id),
+        attempt=str(request.attempt),
+    )

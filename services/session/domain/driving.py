@@ -58,6 +58,12 @@ class DrivenTurn:
     usage: Usage
     cost_usd: float
     model_calls: int
+    request_id: str
+
+    @property
+    def correlation(self) -> str:
+        """The request id of what is done for this turn: that of the message, or the turn's own where none was kept."""
+        return self.request_id or str(self.id)
 
     def key(self, session_id: UUID) -> AttemptKey | None:
         """Names the stored attempt; None when no executor has been chosen."""

@@ -275,4 +275,5 @@ def _driven_turn(row: Row[Any]) -> DrivenTurn:
         usage=Usage(row.input_tokens, row.output_tokens, row.cache_read_tokens, row.cache_write_tokens),
         cost_usd=float(row.cost_usd),
         model_calls=row.model_calls,
+        request_id=row.request_id,
     )

@@ -116,6 +116,8 @@ turns = sa.Table(
     sa.Column("number", sa.BigInteger, nullable=False),
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("message_id", _ID, nullable=False),
+    # Of the call that sent the message; the calls and logs of whoever drives the turn carry it.
+    sa.Column("request_id", sa.Text, nullable=False, server_default=""),
     *_content("message"),
     *_content("result"),
     sa.Column("failure_reason", sa.Text),

@@ -129,6 +129,7 @@ class TenantTransaction(TenantReads):
                 number=number,
                 state="QUEUED",
                 message_id=new.message_id,
+                request_id=new.request_id,
                 **content_columns("message", new.message),
                 first_sequence=first_sequence,
                 last_sequence=last_sequence,

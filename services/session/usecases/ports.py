@@ -155,6 +155,7 @@ class NewTurn:
     owner_id: UUID
     message_id: UUID
     message: Content
+    request_id: str
 
 
 class SessionTransaction(Protocol):

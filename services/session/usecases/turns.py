@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from uuid import UUID
 
+from services.kernel.context import current_request_id
 from services.kernel.identity import Caller
 from services.kernel.ids import IdSource
 from services.session.domain import events
@@ -109,7 +110,7 @@ class Turns:
                         change = events.SessionStateChanged(session.state, SessionState.CONNECTING)
                         drafts.append(EventDraft(change))
                 written.extend(await transaction.append(head, drafts))
-                new = NewTurn(turn_id, session.user_id, message_id, message)
+                new = NewTurn(turn_id, session.user_id, message_id, message, current_request_id())
                 await transaction.insert_turn(head, new, first, first + 1)
                 await transaction.update_session(sent.session_id, values, {"messages": 1})
                 return turn_id.bytes

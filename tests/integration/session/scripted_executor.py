@@ -18,6 +18,7 @@ import grpc
 from aiagent.events.v1 import content_pb2
 from aiagent.executor.v1 import executor_service_pb2 as pb
 from aiagent.executor.v1 import executor_service_pb2_grpc, turn_item_pb2
+from services.kernel import context as call_context
 from services.kernel.errors import ErrorKind, ServiceError
 
 Item = turn_item_pb2.TurnItem
@@ -125,6 +126,7 @@ class ScriptedExecutor(executor_service_pb2_grpc.ExecutorServiceServicer):
         self.break_after: int | None = None
         self.full = False
         self.draining = False
+        self.request_ids: dict[str, set[str]] = {}
         self.described = 0
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -138,7 +140,14 @@ class ScriptedExecutor(executor_service_pb2_grpc.ExecutorServiceServicer):
             attempt._notify()
         self.attempts.clear()
 
+    def _hear(self) -> None:
+        state = call_context.call_state.get()
+        assert state is not None
+        method = state.method.rpartition("/")[2]
+        self.request_ids.setdefault(method, set()).add(call_context.current_request_id())
+
     def _known(self, fence: pb.Fence) -> Attempt:
+        self._hear()
         if fence.incarnation != self.incarnation:
             raise _error(ErrorKind.FAILED_PRECONDITION, "INCARNATION_MISMATCH")
         attempt = self.attempts.get((fence.turn_id, fence.attempt))
@@ -147,6 +156,7 @@ class ScriptedExecutor(executor_service_pb2_grpc.ExecutorServiceServicer):
         return attempt
 
     async def RunTurn(self, request: pb.RunTurnRequest, context: Any) -> AsyncIterator[pb.RunTurnResponse]:
+        self._hear()
         if request.fence.incarnation != self.incarnation:
             raise _error(ErrorKind.FAILED_PRECONDITION, "INCARNATION_MISMATCH")
         if self.draining:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from uuid import UUID, uuid4
 
 import pytest
+import structlog
 
 from services.executor.domain.items import (
     AgentStarted,
@@ -228,9 +229,14 @@ async def test_a_fault_of_our_own_ends_the_attempt_without_telling_how(bench: Be
         raise RuntimeError("/secret/path")
 
     bench.agents.plays = [fault]
-    ended = await bench.to_end(bench.begin())
+    request = a_request(request_id="from-the-client")
+    with structlog.testing.capture_logs([structlog.contextvars.merge_contextvars]) as logs:
+        ended = await bench.to_end(bench.begin(request))
     assert (ended.outcome, ended.reason) == (Outcome.LOST, "EXECUTOR_FAULT")
     assert "/secret/path" not in ended.message
+    (line,) = [line for line in logs if line["event"] == "attempt failed"]
+    assert (line["session_id"], line["turn_id"]) == (str(request.session_id), str(request.turn_id))
+    assert line["request_id"] == "from-the-client"
 
 
 async def test_an_interrupt_lets_the_agent_stop_by_itself(bench: Bench):

@@ -150,7 +150,7 @@ class AttemptRunner:
         try:
             await self._ports.executors.acknowledge(self.attempt.key, self.attempt.lease.epoch, offset)
         except ServiceError as error:
-            _log.info("acknowledgement failed", reason=error.reason, turn_id=str(self.attempt.turn.id))
+            _log.info("acknowledgement failed", reason=error.reason)
 
     async def publish(self, written: Sequence[LogEvent]) -> None:
         """Hands committed events to the live feed."""

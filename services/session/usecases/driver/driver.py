@@ -17,6 +17,7 @@ from datetime import datetime
 import structlog
 
 from services.kernel.clock import Clock
+from services.kernel.context import name_work
 from services.kernel.errors import ErrorKind, ServiceError
 from services.session.domain import events
 from services.session.domain.driving import (
@@ -125,6 +126,7 @@ class SessionDriver:
 
     async def _advance(self, session: DrivenSession, turn: DrivenTurn, now: datetime) -> None:
         """Takes a turn one step: follows its attempt, starts one, or ends it."""
+        name_work(request=turn.correlation, session_id=str(session.id), turn_id=str(turn.id))
         key = turn.key(session.id)
         if key is not None:
             await self._reattach(session, turn, key, now)
@@ -322,7 +324,7 @@ class SessionDriver:
         if work is None or work.turn is None or work.turn.key(work.session.id) != key:
             return
         session, turn = work.session, work.turn
-        _log.info("item stream broke", reason=error.reason, turn_id=str(turn.id), message=error.message)
+        _log.info("item stream broke", reason=error.reason, message=error.message)
         if error.reason == "LEASE_EPOCH_STALE":
             raise LeaseLost(f"the executor has seen a higher epoch than {self.lease.epoch}")
         if error.reason in _NO_ROOM and turn.state is TurnState.STARTING and turn.applied_offset == 0:

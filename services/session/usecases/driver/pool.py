@@ -10,7 +10,7 @@ from uuid import UUID
 import structlog
 
 from services.kernel.clock import Clock
-from services.kernel.context import detached
+from services.kernel.context import about, detached, name_work
 from services.kernel.errors import ServiceError
 from services.kernel.supervision import BACKGROUND_FAILURES, repeat
 from services.session.domain.errors import LeaseLost
@@ -98,7 +98,9 @@ class DriverPool:
         elif not self._closing and session_id not in self._tasks:
             # Not in the context of the call that woke it: its deadline and its caller are not the driver's.
             self._tasks[session_id] = asyncio.create_task(
-                self._drive(session_id), name=f"driver-{session_id}", context=detached()
+                self._drive(session_id),
+                name=f"driver-{session_id}",
+                context=about(session_id=str(session_id)),
             )
 
     @property
@@ -122,14 +124,14 @@ class DriverPool:
             )
             await driver.drive()
         except LeaseLost as lost:
-            _log.info("lease lost", session_id=str(session_id), why=str(lost))
+            _log.info("lease lost", why=str(lost))
         except ServiceError as error:
             # The database or another service is away: the lease runs out, a sweep takes the session up again.
-            _log.warning("driver stopped", session_id=str(session_id), reason=error.reason, why=str(error))
+            _log.warning("driver stopped", reason=error.reason, why=str(error))
         except Exception:
             # Its session is taken up again by a sweep.
             BACKGROUND_FAILURES.labels("driver").inc()
-            _log.exception("driver failed", session_id=str(session_id))
+            _log.exception("driver failed")
         finally:
             driver_now = self._drivers.pop(session_id, None)
             self._tasks.pop(session_id, None)
@@ -164,11 +166,14 @@ class DriverPool:
             self.wake(session_id)
 
     async def _heartbeat(self, attempt: Attempt) -> None:
+        # A task of its own.
+        turn = attempt.turn
+        name_work(request=turn.correlation, session_id=str(attempt.session.id), turn_id=str(turn.id))
         try:
             await self._ports.executors.heartbeat(attempt.key, attempt.lease.epoch)
         except ServiceError as error:
             # The item stream tells what is the matter; an executor that hears nothing ends the attempt itself.
-            _log.info("heartbeat failed", turn_id=str(attempt.turn.id), reason=error.reason)
+            _log.info("heartbeat failed", reason=error.reason)
 
     async def _sweep(self) -> None:
         """Takes up sessions that have work and no live lease."""
