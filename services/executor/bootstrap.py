@@ -9,6 +9,7 @@ import grpc
 import structlog
 
 from aiagent.executor.v1.executor_service_pb2_grpc import add_ExecutorServiceServicer_to_server
+from aiagent.session.v1 import transcript_service_pb2
 from services.executor.api.servicer import POLICIES, ExecutorServicer
 from services.executor.domain.errors import DOMAIN
 from services.executor.gateways import isolation, offline_model
@@ -126,6 +127,8 @@ async def build(settings: ExecutorSettings) -> ExecutorService:
         signer=ServiceTokenSigner("executor", settings.private_key()),
         audience="session",
         balanced=True,
+        # An entry of a transcript that is there is dropped; the rest only reads.
+        repeatable=[transcript_service_pb2.DESCRIPTOR.services_by_name["TranscriptService"].full_name],
     )
     agents = ClaudeAgents(
         # Homes are one executor's own: several may share a state directory, and each ends what it finds in its own.

@@ -7,7 +7,7 @@ and each message of a stream.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from types import TracebackType
 from typing import Any, Final
 
@@ -31,29 +31,16 @@ _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     # Without this, channels of one process to one target share a connection, and its fate.
     ("grpc.use_local_subchannel_pool", 1),
 )
-# Only UNAVAILABLE is tried again (AIP-194): whoever balances calls makes none that may not be repeated.
-_BALANCED: Final[tuple[tuple[str, str], ...]] = (
-    (
-        "grpc.service_config",
-        json.dumps(
-            {
-                "loadBalancingConfig": [{"round_robin": {}}],
-                "methodConfig": [
-                    {
-                        "name": [{}],
-                        "retryPolicy": {
-                            "maxAttempts": 4,
-                            "initialBackoff": "0.05s",
-                            "maxBackoff": "0.5s",
-                            "backoffMultiplier": 2,
-                            "retryableStatusCodes": ["UNAVAILABLE"],
-                        },
-                    }
-                ],
-            }
-        ),
-    ),
-)
+_BALANCED: Final[dict[str, Any]] = {"loadBalancingConfig": [{"round_robin": {}}]}
+# Only UNAVAILABLE is tried again (AIP-194). It does not tell whether the call was carried out: a connection that breaks
+# while the answer is awaited is UNAVAILABLE, too.
+_AGAIN: Final[dict[str, Any]] = {
+    "maxAttempts": 4,
+    "initialBackoff": "0.05s",
+    "maxBackoff": "0.5s",
+    "backoffMultiplier": 2,
+    "retryableStatusCodes": ["UNAVAILABLE"],
+}
 _Metadata = list[tuple[str, str | bytes]]
 
 
@@ -69,6 +56,7 @@ def open_channel(
     audience: str,
     forward_caller: bool = False,
     balanced: bool = False,
+    repeatable: Collection[str] = (),
 ) -> grpc.aio.Channel:
     """Opens a channel; nothing is sent before the first call.
 
@@ -77,15 +65,24 @@ def open_channel(
         signer: this service's signer; None for a service whose methods are public.
         audience: name of the service behind the target.
         forward_caller: whether calls are made on behalf of the current end user, if there is one.
-        balanced: whether the target is several replicas (see `replicas`): calls go to them in turn, and one that finds
-            its replica away is made again with another.
+        balanced: whether the target is several replicas (see `replicas`): calls go to them in turn.
+        repeatable: full names of the services all of whose methods may be carried out twice: their calls are made again
+            when they end with UNAVAILABLE. Others never are, once they may have left this process.
     """
     return _ServiceChannel(
-        grpc.aio.insecure_channel(target, options=[*_OPTIONS, *(_BALANCED if balanced else ())]),
+        grpc.aio.insecure_channel(target, options=[*_OPTIONS, *_service_config(balanced, repeatable)]),
         signer=signer,
         audience=audience,
         forward_caller=forward_caller,
     )
+
+
+def _service_config(balanced: bool, repeatable: Collection[str]) -> list[tuple[str, str]]:
+    config = dict(_BALANCED) if balanced else {}
+    if repeatable:
+        names = [{"service": name} for name in repeatable]
+        config["methodConfig"] = [{"name": names, "retryPolicy": _AGAIN}]
+    return [("grpc.service_config", json.dumps(config))] if config else []
 
 
 class _ServiceChannel(grpc.aio.Channel):
