@@ -198,7 +198,7 @@ class Failure(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """A name to switch on, as in `CLI_DIED`, `MODEL_UNAVAILABLE`, `TURN_TIMEOUT`; listed in the guide."""
+    """A name to switch on, as in `MODEL_ERROR`, `TURN_TIMEOUT`, `ATTEMPTS_EXHAUSTED`; listed in the guide."""
     message: _builtins.str
     """One sentence for a person."""
     def __init__(
