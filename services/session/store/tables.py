@@ -158,6 +158,7 @@ turns = sa.Table(
         unique=True,
         postgresql_where=sa.text("state IN ('STARTING','RUNNING','WAITING')"),
     ),
+    sa.Index("turns_queued", "create_time", "id", postgresql_where=sa.text("state = 'QUEUED'")),
     sa.Index(
         "turns_open",
         "session_id",

@@ -18,6 +18,7 @@ from services.session.domain.events import EventDraft
 from services.session.domain.states import PermissionRequestState, SessionMode, SessionState
 from services.session.store import event_log
 from services.session.store.columns import content_columns
+from services.session.store.queue import QueueQueries
 from services.session.store.tables import (
     event_contents,
     idempotency_keys,
@@ -193,6 +194,11 @@ class TenantStore:
     def __init__(self, database: Database) -> None:
         """Args: database: the session schema."""
         self._database = database
+        self._queue = QueueQueries(database)
+
+    async def ahead(self, turn_ids: Sequence[UUID]) -> dict[UUID, int]:
+        """See SessionStore."""
+        return await self._queue.ahead(turn_ids)
 
     @asynccontextmanager
     async def begin(self, caller: Caller) -> AsyncIterator[TenantTransaction]:

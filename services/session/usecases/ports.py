@@ -274,6 +274,9 @@ class SessionStore(Protocol):
     def begin(self, caller: Caller) -> AbstractAsyncContextManager[SessionTransaction]:
         """Opens a caller's transaction."""
 
+    async def ahead(self, turn_ids: Sequence[UUID]) -> dict[UUID, int]:
+        """How many turns of other sessions, anybody's, wait for a place ahead of each of those that are queued."""
+
 
 @dataclass(frozen=True, slots=True)
 class EventsFrame:

@@ -37,6 +37,7 @@ from services.session.usecases.ports import (
     SessionStore,
     SessionTransaction,
 )
+from services.session.usecases.queue import placed
 from services.session.usecases.sessions import canonical, require_writer
 
 
@@ -122,6 +123,7 @@ class Turns:
             turn = await transaction.get_turn(sent.session_id, UUID(bytes=made))
         await self._feed.publish_events(sent.session_id, written)
         await self._driver.wake(sent.session_id)
+        (turn,) = await placed(self._store, [turn])
         return turn
 
     async def _make_way(
@@ -222,7 +224,9 @@ class Turns:
         """
         async with self._store.begin(caller) as transaction:
             await transaction.get_session(session_id)
-            return await transaction.get_turn(session_id, turn_id)
+            turn = await transaction.get_turn(session_id, turn_id)
+        (turn,) = await placed(self._store, [turn])
+        return turn
 
     async def list_page(
         self, caller: Caller, session_id: UUID, states: Sequence[str], before: int | None, limit: int
@@ -230,7 +234,8 @@ class Turns:
         """Returns at most `limit` turns, the newest first, numbered below `before`."""
         async with self._store.begin(caller) as transaction:
             await transaction.get_session(session_id)
-            return await transaction.list_turns(session_id, states, before, limit)
+            found = await transaction.list_turns(session_id, states, before, limit)
+        return await placed(self._store, found)
 
     async def list_messages(
         self,

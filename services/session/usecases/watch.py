@@ -30,6 +30,7 @@ from services.session.usecases.ports import (
     SubscriptionPort,
     WatchFeedPort,
 )
+from services.session.usecases.queue import placed
 
 CHECKPOINT_SECONDS = 15.0
 READ_EVENTS = 200
@@ -176,7 +177,9 @@ class Watching:
                     session_id, None, ("PENDING",), None, 100
                 )
                 questions = [question for question in pending if question.turn_id == turn_id]
-            return Waited(turn, questions, await transaction.now())
+            now = await transaction.now()
+        (turn,) = await placed(self._store, [turn])
+        return Waited(turn, questions, now)
 
 
 def _tells(frame: Frame) -> bool:

@@ -18,7 +18,7 @@ import services.session
 from deploy.local.postgres import Postgres
 from services.kernel.db import Database
 from services.kernel.db.migrations import upgrade
-from services.session.store import leases, transcripts
+from services.session.store import leases, queue, transcripts
 from services.session.store.system_queries import DriverQueries
 from services.session.store.tables import metadata
 
@@ -50,6 +50,7 @@ def test_the_queries_across_tenants() -> None:
         "work",
     }
     assert functions(leases) == {"acquire", "release", "renew"}
+    assert functions(queue.QueueQueries) == {"ahead"}
     assert functions(transcripts.TranscriptQueries) == {"append", "page", "position"}
 
 

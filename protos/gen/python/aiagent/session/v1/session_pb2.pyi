@@ -374,7 +374,9 @@ class Turn(_message.Message):
     model_calls: _builtins.int
     """Model calls so far."""
     queue_position: _builtins.int
-    """Turns of this session ahead of it, while it is queued."""
+    """While it is queued: how many turns come first. Those of this session that are open, and those of other sessions that
+    wait for a place on an executor since before it, of which no more than 1000 are counted.
+    """
     structured_output_json: _builtins.str
     """Structured output as JSON text, if the session has an output schema."""
     first_sequence: _builtins.int
