@@ -100,6 +100,8 @@ class Isolation:
             "DISABLE_ERROR_REPORTING": "1",
             "CLAUDE_CODE_DISABLE_AUTO_MEMORY": "1",
             "CLAUDE_CODE_DISABLE_BACKGROUND_TASKS": "1",
+            # `@file` in a message would be read without a tool call, and so without a decision.
+            "CLAUDE_CODE_DISABLE_FILE_MENTIONS": "1",
             "CLAUDE_CODE_EMIT_SESSION_STATE_EVENTS": "1",
             "CLAUDE_CODE_ENTRYPOINT": "sdk-py",
             "IS_SANDBOX": "1",

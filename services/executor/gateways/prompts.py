@@ -49,7 +49,16 @@ def prompt(request: TurnRequest, *, known: bool, answered: Callable[[str], bool]
     )
     if known:
         return _RESUMED.format(notes=notes), str(uuid4())
-    return request.prompt + (f"\n\n[{notes.strip()}]" if notes else ""), str(request.prompt_id)
+    return _plain(request.prompt) + (f"\n\n[{notes.strip()}]" if notes else ""), str(request.prompt_id)
+
+
+def _plain(message: str) -> str:
+    """Keeps the CLI from taking a message for a command of its own, such as `/clear` or `/model`.
+
+    A command changes the agent behind the log: its memory, its model, what it costs. The CLI looks at the very first
+    character only.
+    """
+    return f"\n{message}" if message.startswith("/") else message
 
 
 def _short(text: str) -> str:

@@ -6,13 +6,22 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
-from services.executor.domain.items import AttemptEnded, Decision, Item, Notice, Outcome, ToolUse
+from services.executor.domain.items import (
+    AttemptEnded,
+    BlockCompleted,
+    Decision,
+    Item,
+    Notice,
+    Outcome,
+    ToolUse,
+)
 from services.executor.domain.transcripts import Namer, missing_from_store
 from services.executor.gateways import transcripts as gateway_module
 from services.executor.gateways.agent import ClaudeAgent, ClaudeAgents
@@ -239,6 +248,32 @@ async def test_a_store_that_stays_away_costs_the_turn_a_notice_and_no_more(
     await agent.stop()
     await here.run(talk.turn({"recall": "said to nobody"}))
     assert here.said == "I remember: said to nobody"
+
+
+@pytest.mark.parametrize(
+    "message", ["/clear", "/compact", "/model claude-opus-4-1", "/context", "/cost", "/hello", " /clear"]
+)
+async def test_a_message_is_no_command_of_the_cli(machine, talk, message: str):
+    here = machine()
+    agent = await here.run(talk.turn({"text": "the word is plum"}))
+    talk.cli_session_id = agent.cli_session_id
+    await here.run(replace(talk.turn(), prompt=message), agent=agent)
+    assert here.said.endswith(f"You wrote: {message.strip()}")
+    assert here.end.cli_session_id == agent.cli_session_id
+    await here.run(talk.turn({"recall": "the word is \\w+"}), agent=agent)
+    assert here.said == "I remember: the word is plum"
+    assert {item.model for item in here.items if isinstance(item, BlockCompleted)} == {"claude-sonnet-4-5"}
+
+
+async def test_a_file_that_a_message_names_is_not_read_without_a_decision(machine, talk, directory: Path):
+    workspace = directory / "workspaces" / str(talk.session_id)
+    workspace.mkdir(parents=True)
+    (workspace / "note.txt").write_text("the word is plum", encoding="utf-8")
+    here = machine()
+    agent = await here.run(replace(talk.turn(), prompt="Look at @note.txt please."))
+    talk.cli_session_id = agent.cli_session_id
+    await here.run(talk.turn({"recall": "the word is \\w+"}), agent=agent)
+    assert here.said == "I do not remember that."
 
 
 async def test_a_start_without_the_store_is_given_up_in_time(machine, talk, monkeypatch: pytest.MonkeyPatch):
