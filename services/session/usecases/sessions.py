@@ -13,6 +13,7 @@ from services.kernel.identity import Caller, Role
 from services.kernel.ids import IdSource
 from services.session.domain.entities import Session
 from services.session.domain.errors import etag_mismatch, role_not_allowed
+from services.session.domain.rules import check_options
 from services.session.usecases.ports import (
     DriverWaker,
     NewSession,
@@ -80,9 +81,11 @@ class Sessions:
         """Creates a session with an empty workspace.
 
         Raises:
-            ServiceError: PERMISSION_DENIED with ROLE_NOT_ALLOWED; INVALID_ARGUMENT with REQUEST_ID_REUSED.
+            ServiceError: PERMISSION_DENIED with ROLE_NOT_ALLOWED; INVALID_ARGUMENT with INVALID_REQUEST, for a
+                malformed rule, or with REQUEST_ID_REUSED.
         """
         require_writer(caller)
+        check_options(new.sdk_options)
         session_id = self._ids.new_id()
         async with self._store.begin(caller) as transaction:
 
@@ -130,9 +133,11 @@ class Sessions:
         """Changes a session.
 
         Raises:
-            ServiceError: NOT_FOUND with SESSION_NOT_FOUND; ABORTED with ETAG_MISMATCH.
+            ServiceError: NOT_FOUND with SESSION_NOT_FOUND; ABORTED with ETAG_MISMATCH; INVALID_ARGUMENT with
+                INVALID_REQUEST, for a malformed rule.
         """
         require_writer(caller)
+        check_options(change.values.get("sdk_options") or {})
         async with self._store.begin(caller) as transaction:
 
             async def run() -> bytes:

@@ -163,12 +163,14 @@ class AgentOptions(_message.Message):
     @_builtins.property
     def allowed_tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Tools that run without a question. A name as `Bash`, or a name with a pattern on its main argument as
-        `Bash(git log:*)` or `Read(docs/**)`.
+        `Bash(git log:*)` or `Read(docs/**)`. A rule of another form is refused: INVALID_ARGUMENT with INVALID_REQUEST.
         """
 
     @_builtins.property
     def disallowed_tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Tools that never run, in the same form; they win over everything else."""
+        """Tools that never run, in the same form; they win over everything else. A pattern for `Edit` is for every tool
+        that writes files, one for `Read` for every tool that reads them, one for `Bash` for every tool with a command.
+        """
 
     @_builtins.property
     def mcp_servers(self) -> _containers.MessageMap[_builtins.str, Global___McpServerConfig]:

@@ -402,7 +402,9 @@ class SendMessageRequest(_message.Message):
     session_id: _builtins.str
     """The session, a UUID."""
     message: _builtins.str
-    """The message: 1 byte to 1 MiB of UTF-8, not only white space."""
+    """The message: 1 byte to 1 MiB of UTF-8, not only white space. It is text for the agent: a `/command` or an
+    `@file` in it means nothing to the CLI.
+    """
     when_busy: Global___WhenBusy.Policy.ValueType
     """What to do while a turn runs."""
     request_id: _builtins.str
@@ -440,7 +442,9 @@ class QuerySessionRequest(_message.Message):
     session_id: _builtins.str
     """The session, a UUID."""
     message: _builtins.str
-    """The message: 1 byte to 1 MiB of UTF-8, not only white space."""
+    """The message: 1 byte to 1 MiB of UTF-8, not only white space. It is text for the agent: a `/command` or an
+    `@file` in it means nothing to the CLI.
+    """
     when_busy: Global___WhenBusy.Policy.ValueType
     """What to do while a turn runs."""
     wait_seconds: _builtins.int

@@ -1,0 +1,32 @@
+"""Permission rules over the wire: a malformed one is refused where it is given, and changes nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from aiagent.session.v1 import session_service_pb2 as pb
+
+from .serving import Serving, refusal
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.mark.parametrize("field", ["allowed_tools", "disallowed_tools"])
+@pytest.mark.parametrize("rule", ["Read(", "Bash)", "Read()(", "Bash(rm\n:*)", "Bash,Read", " "])
+async def test_a_malformed_rule_is_refused(api: Serving, field: str, rule: str) -> None:
+    client = api.client()
+    options = {field: ["Bash(git log:*)", "mcp__unknown__tool", rule]}
+    creation = pb.CreateSessionRequest(name="refused", sdk_options=options)
+    error = await refusal(client.sessions.CreateSession(creation))
+    assert (error.kind.value, error.reason) == ("INVALID_ARGUMENT", "INVALID_REQUEST")
+    assert error.violations[0].field == f"sdk_options.{field}[2]"
+    assert not (await client.sessions.ListSessions(pb.ListSessionsRequest(name_contains="refused"))).sessions
+
+    session = await client.session(sdk_options={field: ["Bash"]})
+    change = pb.UpdateSessionRequest(
+        session_id=session.id, sdk_options=options, update_mask={"paths": ["sdk_options"]}
+    )
+    error = await refusal(client.sessions.UpdateSession(change))
+    assert error.violations[0].field == f"sdk_options.{field}[2]"
+    now = await client.get(session.id)
+    assert (list(getattr(now.sdk_options, field)), now.etag) == (["Bash"], session.etag)
