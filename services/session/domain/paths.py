@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 
 MAX_PATH_CHARACTERS = 4096
 """PATH_MAX of Linux: a longer path names no file."""
+MAX_PATH_PARTS = 256
+"""A deeper path is not looked into."""
 _WILDCARD = re.compile(r"[*?]")
 
 
@@ -46,26 +48,21 @@ def absolute_pattern(pattern: str, workspace: str) -> str:
 
 def glob_matches(pattern: str, path: str) -> bool:
     """Matches a normal path: `**` crosses directories, `*` and `?` do not, nothing else is special."""
-    return _states(pattern, path)[-1]
-
-
-def reaches(root: str, pattern: str) -> bool:
-    """Whether a pattern may match the directory `root`, or something below it."""
-    return any(_states(pattern, root)) or covers(pattern, root)
+    return [*_states(pattern, path)][-1][-1]
 
 
 def covers(pattern: str, path: str) -> bool:
     """Whether a pattern matches a normal path or a directory above it."""
-    while not glob_matches(pattern, path):
-        above = posixpath.dirname(path)
-        if above == path:
-            return False
-        path = above
-    return True
+    return any(states[-1] for states in _states(pattern, path))
 
 
-def _states(pattern: str, path: str) -> Sequence[bool]:
-    """Matches part by part: the i-th state tells whether the whole path matches the first i parts of the pattern."""
+def reaches(root: str, pattern: str) -> bool:
+    """Whether a pattern may match the directory `root`, something below it or above it."""
+    return any(states[-1] for states in _states(pattern, root)) or any([*_states(pattern, root)][-1])
+
+
+def _states(pattern: str, path: str) -> Iterator[Sequence[bool]]:
+    """Matches part by part: of each, the i-th state tells whether the path so far is the first i parts wanted."""
     wanted = _parts(pattern)
     states = [True, *[False] * len(wanted)]
     for part in path.split("/"):
@@ -76,7 +73,7 @@ def _states(pattern: str, path: str) -> Sequence[bool]:
             else:
                 following[index + 1] = states[index] and fnmatchcase(part, glob)
         states = following
-    return states
+        yield states
 
 
 def _parts(pattern: str) -> list[str]:

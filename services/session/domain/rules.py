@@ -59,8 +59,8 @@ class Rule:
     def read(cls, text: str) -> Rule:
         """Reads a rule; of a malformed one, as much as can be told."""
         form = _FORM.fullmatch(text.strip())
-        if form is None:
-            return cls(text, "", None, "is not of the form `Tool` or `Tool(pattern)`")
+        if form is None or _CONTROL.search(text):
+            return cls(text, "", None, "is not of the form `Tool` or `Tool(pattern)`, on one line")
         return cls(text, form["name"], form["pattern"], _fault(form["name"], form["pattern"]))
 
     def allows(self, tool_name: str, tool_input: Mapping[str, Any], workspace: str) -> bool:
@@ -109,9 +109,11 @@ class Rule:
         names = [self.name] if self.name else _WORDS.findall(self.text)
         if not names or any(_names(name.casefold(), tool_name.casefold()) for name in names):
             return True
+        if tool_name in SHELL_TOOLS and any(_names(name.casefold(), "bash") for name in names):
+            return True
         # As with Claude Code: a pattern for the one tool is for those that do the same.
-        same = {"Edit": EDIT_TOOLS, "Read": FILE_READ_TOOLS | SEARCH_TOOLS, "Bash": SHELL_TOOLS}
-        return self.pattern is not None and tool_name in same.get(self.name, ())
+        same = {"edit": EDIT_TOOLS, "read": FILE_READ_TOOLS | SEARCH_TOOLS}
+        return self.pattern is not None and tool_name in same.get(self.name.casefold(), ())
 
     def _disallows_path(self, tool_name: str, tool_input: Mapping[str, Any], workspace: str) -> bool:
         found = paths_of(tool_name, tool_input, workspace)
@@ -123,7 +125,7 @@ class Rule:
             pattern = "/**/" + pattern.partition("/")[2]
         wanted = paths.absolute_pattern(pattern, workspace)
         # Whoever may not read a file may not have it searched either; its name is no secret.
-        if tool_name == "Grep" or (tool_name in SEARCH_TOOLS and self.name != "Read"):
+        if tool_name == "Grep" or (tool_name in SEARCH_TOOLS and self.name.casefold() != "read"):
             return any(paths.reaches(path, wanted) for path in found)
         return any(paths.covers(wanted, path) for path in found)
 
@@ -146,8 +148,6 @@ def _fault(name: str, pattern: str | None) -> str | None:
         return None
     if not pattern.strip():
         return "has nothing between its parentheses"
-    if _CONTROL.search(pattern):
-        return "holds a line break or another control character"
     if not _balanced(pattern):
         return "has a parenthesis without its other half"
     if name in SHELL_TOOLS and not pattern.strip().removesuffix(":*").strip():
@@ -200,6 +200,8 @@ def paths_of(tool_name: str, tool_input: Mapping[str, Any], workspace: str) -> l
         if value.startswith("~") or "\0" in value:
             return None
         found.append(paths.normal(value, workspace))
+        if found[-1].count("/") > paths.MAX_PATH_PARTS:
+            return None
     if tool_name not in SEARCH_TOOLS:
         return found or None
     pattern = tool_input.get(_SEARCH_PATTERNS.get(tool_name, ""))

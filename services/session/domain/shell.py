@@ -13,16 +13,17 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
-MAX_COMMAND_CHARACTERS = 128 * 1024
-"""Linux takes no longer argument; a longer command is not looked into."""
+MAX_COMMAND_CHARACTERS = 64 * 1024
+"""A longer command is not looked into: whoever decides it decides for other sessions too."""
 # What makes one command line run more than its first word says: separators, substitutions, redirections, groups.
 _SYNTAX = re.compile(r"[;&|<>`$(){}\n\r\\\x00]")
 _SEPARATORS = re.compile(r"[;&|\n\r(){}`]")
-_REDIRECTION = re.compile(r"\d*[<>]+[&|]?")
+_REDIRECTION = re.compile(r"(?<!\d)\d*+[<>]++")
 _ASSIGNMENT = re.compile(r"\w+(\[[^]]*\])?\+?=.*", re.DOTALL)
 _WORD = re.compile(r"""(?:[^\s'"\\]++|\\.|'[^']*+'|"(?:[^"\\]++|\\.)*+")++""", re.DOTALL)
 _QUOTING = str.maketrans("", "", "'\"\\")
-_BUDGET_CHARACTERS = 1024 * 1024
+_BUDGET_CHARACTERS = 512 * 1024
+_PIECE_CHARACTERS = 16
 # Words before a command that do not hide it.
 _TRANSPARENT = frozenset(
     {
@@ -214,7 +215,8 @@ def _begins(found: Sequence[str], at: int, wanted: Sequence[str]) -> bool:
 
 def _commands(text: str, budget: _Budget, depth: int = 0) -> Iterator[tuple[Sequence[str], int]]:
     """Finds everything that a text might run: words, and at which of them a command begins."""
-    text = re.sub(r"\\\r?\n", "", text)
+    # What a text in the log cannot hold, the log has as U+FFFD; a shell leaves it out.
+    text = re.sub(r"\\\r?\n|[\x00\ufffd]", "", text)
     text = re.sub(r"\$\{?IFS\}?", " ", text)
     text = re.sub(r"\$(?=['\"])", "", text)
     text = re.sub(r"(?<=[<>])[&|]|&(?=>)", "", text)
@@ -227,6 +229,7 @@ def _commands(text: str, budget: _Budget, depth: int = 0) -> Iterator[tuple[Sequ
             for part in _SEPARATORS.split(spelled):
                 # The first word after a redirection is its file; the command goes on behind it.
                 for number, piece in enumerate(_REDIRECTION.split(part)):
+                    budget.spend(_PIECE_CHARACTERS)
                     words = _split(piece)
                     yield from _in_words(words, 0, budget, depth)
                     if number:

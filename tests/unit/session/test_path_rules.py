@@ -202,4 +202,10 @@ def test_a_glob_matches_as_its_definition_says(pattern, parts):
 
 def test_a_long_path_costs_no_more_than_its_length():
     pattern = "/" + "/".join(["**", "a*a*a*a*b"] * 40)
-    assert not paths.glob_matches(pattern, "/" + "/".join(["a" * 60] * 60))
+    path = "/" + "/".join(["a" * 60] * 60)
+    assert not paths.covers(pattern, path)
+    assert not paths.glob_matches(pattern, path)
+    assert decide("Read", {"file_path": "a/" * 2000}) is Verdict.ASK
+    assert decide("Read", {"file_path": "a/" * 2000}, "BYPASS_PERMISSIONS", disallowed=["Read(b)"]) is (
+        Verdict.DENY
+    )

@@ -31,6 +31,7 @@ MALFORMED = [
     "Bash(rm\n:*)",
     "Bash(rm\0:*)",
     "Ba\nsh",
+    "Bash\n",
     "Bash(:*)",
     "WebFetch(domain:)",
     "WebFetch(domain:*.)",

@@ -1,5 +1,7 @@
 """Rules on shell commands: what an allowed prefix covers, and what a disallowed program cannot hide behind."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -91,6 +93,8 @@ def test_what_a_pattern_allows(rule, command, allowed):
         "r\\\nm x",
         "$'rm' x",
         '$"rm" x',
+        "r\0m x",
+        "r\ufffdm x",
         "rm${IFS}-rf${IFS}x",
         "rm$IFS-rf",
         "{rm,-rf,x}",
@@ -174,8 +178,8 @@ def test_a_pattern_that_disallows_is_met(rule, command):
     assert denied(rule, command)
 
 
-def test_a_pattern_on_the_shell_is_for_every_tool_that_has_one():
-    rule = "Bash(rm:*)"
+@pytest.mark.parametrize("rule", ["Bash(rm:*)", "Bash", "bash", "Bash)"])
+def test_a_rule_on_the_shell_is_for_every_tool_that_has_one(rule):
     assert decide("rm x", disallowed=[rule], mode="BYPASS_PERMISSIONS", tool="Monitor") is Verdict.DENY
 
 
@@ -219,6 +223,37 @@ def test_what_an_allowed_prefix_covers_has_no_word_of_the_shell_in_it(pieces):
 def test_a_disallowed_program_behind_a_separator_is_found_whatever_stands_before(pieces, separator):
     command = "".join(word + between for word, between in pieces)
     assert denied("Bash(rm:*)", f"{command} {separator} rm -rf x")
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "1",
+        "'",
+        '"',
+        "\\",
+        "$(",
+        "{",
+        ",",
+        "{,",
+        "<",
+        "1<",
+        "A=",
+        "=",
+        "a ",
+        "-",
+        "'a' ",
+        '"\\',
+        "sh ",
+        "eval ' ",
+    ],
+)
+def test_no_text_takes_long_to_look_through(unit):
+    command = (unit * MAX_COMMAND_CHARACTERS)[: MAX_COMMAND_CHARACTERS - 2]
+    begun = time.process_time()
+    denied("Bash(rm:*)", command)
+    denied("Bash(r* -f *)", command)
+    assert time.process_time() - begun < 5
 
 
 @given(st.text(max_size=200), st.sampled_from(["rm:*", "git push:*", "r*", "git * -f"]))
