@@ -62,12 +62,14 @@ from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
 from envoy_data_plane.envoy.type.v3 import Percent
 
 from deploy.envoy.clusters import address, any_of, http2, listener_itself, service
+from deploy.envoy.paths import path_names
 from deploy.envoy.routes import PUBLIC, PUBLIC_PREFIXES, SERVICES, routes
 
 __all__ = ["LOCAL_ORIGINS", "MAX_BODY_BYTES", "PUBLIC", "SERVICES", "EnvoySettings", "build", "render"]
 
 DESCRIPTORS = Path(__file__).parents[2] / "protos" / "gen" / "descriptors.binpb"
 MAX_BODY_BYTES = 16 * 1024 * 1024
+BUFFER_BYTES = 256 * 1024
 LOCAL_ORIGINS = (r"https?://localhost(:\d+)?", r"https?://127\.0\.0\.1(:\d+)?")
 _MARK = "x-aiagent-local"
 _OURS = ("x-envoy-", "x-aiagent-")
@@ -125,6 +127,7 @@ def _listener(settings: EnvoySettings) -> Listener:
             _filter("compressor", _compressor()),
             _filter("grpc_web", GrpcWeb()),
             _filter("jwt_authn", _tokens()),
+            _filter("path_names", Lua(default_source_code=DataSource(inline_string=path_names(DESCRIPTORS)))),
             _filter("grpc_json_transcoder", _transcoder()),
             _filter("router", Router(suppress_envoy_headers=True)),
         ],
@@ -163,7 +166,9 @@ def _listener(settings: EnvoySettings) -> Listener:
     return Listener(
         name="public",
         address=address(f"{settings.host}:{settings.port}"),
-        per_connection_buffer_limit_bytes=MAX_BODY_BYTES + 65536,
+        # What a client does not read stays here once for each of its streams; the transcoder, which needs whole bodies,
+        # has a limit of its own.
+        per_connection_buffer_limit_bytes=BUFFER_BYTES,
         filter_chains=[
             FilterChain(
                 filters=[
@@ -252,6 +257,6 @@ def _transcoder() -> GrpcJsonTranscoder:
         max_request_body_size=MAX_BODY_BYTES,
         max_response_body_size=2 * MAX_BODY_BYTES,
         request_validation_options=GrpcJsonTranscoderRequestValidationOptions(
-            reject_unknown_query_parameters=True
+            reject_unknown_query_parameters=True, reject_binding_body_field_collisions=True
         ),
     )

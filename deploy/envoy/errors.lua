@@ -1,6 +1,6 @@
 -- Gives Envoy's own answers the form of all others: google.rpc.Status with a reason a client can switch on, as JSON or,
 -- for gRPC and gRPC-Web, as status details. Answers of the services pass untouched; Envoy's own carry a mark with their
--- status and cause, which is taken off here. Request ids that are no ids are replaced on the way in.
+-- status and cause, which is taken off here. On the way in, request ids that are no ids are replaced, and `bearer` is written `Bearer`.
 
 local DOMAIN = "aiagent"
 local CODES = {
@@ -28,6 +28,9 @@ function envoy_on_request(handle)
     headers:replace("x-request-id", id)
   end
   handle:streamInfo():dynamicMetadata():set("aiagent", "request_id", id)
+  -- The name of the scheme is in any case (RFC 9110, 11.1); the check of the token knows one.
+  local token = (headers:get("authorization") or ""):match("^[Bb][Ee][Aa][Rr][Ee][Rr] +(.*)$")
+  if token ~= nil then headers:replace("authorization", "Bearer " .. token) end
 end
 
 local function request_id(handle)
@@ -110,6 +113,8 @@ local function explain(failure, status, cause, text)
   elseif status == "400" then
     -- The transcoder writes "INVALID_ARGUMENT: field: what is wrong", the field in parentheses at times or missing.
     text = text:gsub("^INVALID_ARGUMENT:%s*", ""):gsub("type%.googleapis%.com/", "")
+    local twice = text:match("of the field ([%w_%.]+) is conflicting")
+    if twice ~= nil then text = "(" .. twice .. "): stands in the path, and the body says otherwise" end
     local field, what = text:match("^%(([%w_%.%[%]]+)%):%s*(.*)$")
     if field == nil then field, what = text:match("^([%l_][%w_%.%[%]]*): (invalid .*)$") end
     if field == nil then

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
-from envoy_data_plane.envoy.config.core.v3 import DataSource, HeaderValue, HeaderValueOption
+from envoy_data_plane.envoy.config.core.v3 import (
+    DataSource,
+    HeaderValue,
+    HeaderValueOption,
+    HeaderValueOptionHeaderAppendAction,
+)
 from envoy_data_plane.envoy.config.route.v3 import (
     DirectResponseAction,
-    RedirectAction,
-    RedirectActionRedirectResponseCode,
     RetryPolicy,
     RetryPolicyRetryHostPredicate,
     Route,
@@ -151,22 +154,27 @@ def _page(path: str, file: Path) -> Route:
     )
 
 
+def _redirect(path: str, target: str) -> Route:
+    # By a path alone: Envoy's own redirect repeats the host that the client named, whoever told it that name.
+    return Route(
+        match=RouteMatch(path=path),
+        direct_response=DirectResponseAction(status=302),
+        response_headers_to_add=[
+            HeaderValueOption(
+                header=HeaderValue(key="location", value=target),
+                append_action=HeaderValueOptionHeaderAppendAction.OVERWRITE_IF_EXISTS_OR_ADD,
+            )
+        ],
+    )
+
+
 def _pages() -> list[Route]:
     pages = [
         _page("/api/v1/openapi.json", OPENAPI),
         _page("/docs", STATIC / "docs.html"),
         _page("/redoc", STATIC / "redoc.html"),
     ]
-    pages += [
-        Route(
-            match=RouteMatch(path=path),
-            redirect=RedirectAction(
-                path_redirect=path.rstrip("/") or "/docs",
-                response_code=RedirectActionRedirectResponseCode.FOUND,
-            ),
-        )
-        for path in ("/", "/docs/", "/redoc/")
-    ]
+    pages += [_redirect(path, path.rstrip("/") or "/docs") for path in ("/", "/docs/", "/redoc/")]
     pages += [
         _page(f"/static/{file.name}", file)
         for file in sorted(STATIC.iterdir())

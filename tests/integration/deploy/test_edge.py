@@ -22,6 +22,7 @@ from .edge import Edge
 pytestmark = pytest.mark.integration
 
 UUID = "0190d9a4-7b1c-7f00-8000-000000000001"
+OTHER = "0190d9a4-7b1c-7f00-8000-000000000002"
 SESSION = f"/api/v1/sessions/{UUID}"
 
 
@@ -91,6 +92,14 @@ class TestTokens:
         answer = await client.get(SESSION, headers=bearer(edge))
         assert answer.status_code == 200, answer.text
         assert edge.services.metadata["authorization"].startswith("Bearer ")
+
+    @pytest.mark.parametrize("scheme", ["bearer ", "BEARER ", "Bearer   "])
+    async def test_the_scheme_is_taken_in_any_case(
+        self, scheme: str, edge: Edge, client: httpx.AsyncClient
+    ) -> None:
+        headers = {"authorization": bearer(edge)["authorization"].replace("Bearer ", scheme)}
+        assert (await client.get(SESSION, headers=headers)).status_code == 200
+        assert edge.services.metadata["authorization"].startswith("Bearer ey")
 
     @pytest.mark.parametrize("path", ["/docs", "/redoc", "/api/v1/openapi.json", "/.well-known/jwks.json"])
     async def test_are_not_needed_for_what_is_public(self, path: str, client: httpx.AsyncClient) -> None:
@@ -172,12 +181,55 @@ class TestBrowsers:
         assert "https://" not in answer.text
 
     async def test_are_led_to_the_documents(self, client: httpx.AsyncClient) -> None:
-        assert (await client.get("/")).headers["location"].endswith("/docs")
+        answer = await client.get("/", headers={"host": "evil.example"})
+        assert (answer.status_code, answer.headers["location"]) == (302, "/docs")
 
     async def test_scripts_come_compressed(self, client: httpx.AsyncClient) -> None:
         answer = await client.get("/static/swagger-ui-bundle.js", headers={"accept-encoding": "gzip"})
         assert answer.headers["content-encoding"] == "gzip"
         assert answer.headers["content-type"].startswith("text/javascript")
+
+
+class TestPaths:
+    @pytest.mark.parametrize(
+        "query",
+        [
+            f"session_id={OTHER}",
+            f"sessionId={OTHER}",
+            f"session%5Fid={OTHER}",
+            "%73ession_id",
+            "exclude_deltas=true&&session_id=",
+        ],
+    )
+    async def test_the_query_does_not_override_them(
+        self, query: str, edge: Edge, client: httpx.AsyncClient
+    ) -> None:
+        origin = {"origin": "https://console.example.com"}
+        answer = await client.get(f"{SESSION}/watch?{query}", headers={**bearer(edge), **origin})
+        assert answer.status_code == 400, answer.text
+        assert answer.json()["details"][0]["reason"] == "INVALID_REQUEST"
+        [violation] = answer.json()["details"][1]["field_violations"]
+        assert violation["field"] == "session_id"
+        assert "path" in violation["description"]
+        assert answer.headers["access-control-allow-origin"] == origin["origin"]
+
+    async def test_nor_any_other_name_in_them(self, edge: Edge, client: httpx.AsyncClient) -> None:
+        answer = await client.get(f"{SESSION}/turns/{UUID}/wait?turn_id={UUID}", headers=bearer(edge))
+        assert answer.status_code == 400
+        assert answer.json()["details"][1]["field_violations"][0]["field"] == "turn_id"
+
+    async def test_nor_does_the_body(self, edge: Edge, client: httpx.AsyncClient) -> None:
+        answer = await client.post(
+            f"{SESSION}/messages", headers=bearer(edge), json={"message": "hello", "session_id": OTHER}
+        )
+        assert answer.status_code == 400, answer.text
+        assert answer.json()["details"][1]["field_violations"][0]["field"] == "session_id", answer.text
+
+    async def test_where_it_is_no_part_of_the_path_a_name_filters(
+        self, edge: Edge, client: httpx.AsyncClient
+    ) -> None:
+        answer = await client.get(f"/api/v1/permission-requests?session_id={UUID}", headers=bearer(edge))
+        assert answer.status_code == 200, answer.text
 
 
 class TestRefusals:
