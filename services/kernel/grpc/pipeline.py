@@ -19,9 +19,10 @@ from typing import Any, Final
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 
 from services.kernel import context
-from services.kernel.errors import ErrorKind, ServiceError, unavailable
+from services.kernel.errors import ErrorKind, ServiceError, invalid_argument, unavailable
 from services.kernel.grpc.authentication import Authenticator
 from services.kernel.grpc.status import CODES, REQUEST_ID_KEY, abortable, internal_error, to_status
 from services.kernel.grpc.validation import RequestValidator
@@ -33,6 +34,11 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # Probes: they are not logged, and they neither hold up a drain nor are refused by it.
 _INFRASTRUCTURE: Final = ("/grpc.health.v1.", "/grpc.reflection.")
 _log = structlog.get_logger("grpc.server")
+
+
+class _Unreadable:
+    """Stands for a request that is no message of its type."""
+
 
 type Handler = grpc.RpcMethodHandler[Any, Any]
 type Context = grpc.aio.ServicerContext[Any, Any]
@@ -108,7 +114,7 @@ class Pipeline(grpc.aio.ServerInterceptor):
         factory: Callable[..., Handler] = factories[handler.request_streaming, handler.response_streaming]
         return factory(
             call,
-            request_deserializer=handler.request_deserializer,
+            request_deserializer=_reader(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
 
@@ -163,13 +169,22 @@ class Pipeline(grpc.aio.ServerInterceptor):
     def _validated(self, request: Any) -> Any:
         if hasattr(request, "__aiter__"):
             return self._validated_stream(request)
-        self._validator.check(request)
+        self._check(request)
         return request
 
     async def _validated_stream(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         async for request in requests:
-            self._validator.check(request)
+            self._check(request)
             yield request
+
+    def _check(self, request: Any) -> None:
+        if isinstance(request, _Unreadable):
+            raise invalid_argument(
+                "INVALID_REQUEST",
+                "the request cannot be read: it is damaged, or nested too deeply",
+                domain=self._domain,
+            )
+        self._validator.check(request)
 
     def _response(self, behavior: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
         async def respond(request: Any, servicer_context: Context, call: _Call) -> Any:
@@ -197,6 +212,21 @@ class Pipeline(grpc.aio.ServerInterceptor):
             await call.send_headers(servicer_context)
 
         return respond
+
+
+def _reader(read: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    """Lets a request that cannot be read go on to where its error is mapped; gRPC itself would answer UNKNOWN with the
+    library's own words."""
+    if read is None:
+        return None
+
+    def try_to_read(data: bytes) -> Any:
+        try:
+            return read(data)
+        except DecodeError:
+            return _Unreadable()
+
+    return try_to_read
 
 
 def _behavior(handler: Handler) -> Callable[..., Any]:

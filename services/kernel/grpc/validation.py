@@ -12,6 +12,24 @@ from services.kernel.errors import FieldViolation, invalid_argument
 
 _REASON: Final = re.compile(r"[^A-Z0-9]+")
 _MAX_KEY: Final = 64
+_WORDS: Final = {
+    r"^[A-Za-z0-9._:-]{0,128}$": "may have at most 128 characters, of letters, digits and . _ : -",
+    r"^[A-Za-z0-9][A-Za-z0-9._-]*$": "must begin with a letter or digit and go on with letters, digits and . _ -",
+    r"^[A-Za-z0-9][A-Za-z0-9._-]{2,63}$": "must have 3 to 64 characters, of letters, digits and . _ -, the first"
+    " a letter or digit",
+    r"^[A-Za-z0-9][A-Za-z0-9._:@/-]{0,127}$|^$": "may have at most 128 characters, of letters, digits and"
+    " . _ : @ / -, the first a letter or digit",
+    r"\S": "must not be blank",
+    r"^([A-Za-z0-9_-][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}){0,7})?$": "must be a relative path"
+    " of at most 8 names, each of letters, digits and . _ - and none beginning with a dot",
+    r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}$": "must be the name of an HTTP header",
+    r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$": "must have 1 to 63 characters, of letters, digits and . _ / -, the first"
+    " a letter or digit",
+    r"^[A-Za-z0-9_-]{1,64}$": "must have 1 to 64 characters, of letters, digits and _ -",
+    r"^[A-Za-z_][A-Za-z0-9_]{0,127}$": "must be the name of an environment variable",
+    r"^[^\x00\r\n]*$": "must have no line breaks and no NUL",
+}
+"""What the patterns of the contracts say, in words: nobody should have to read an expression in an error."""
 
 
 class RequestValidator:
@@ -32,7 +50,7 @@ class RequestValidator:
         violations = [
             FieldViolation(
                 field=field_path(violation.proto),
-                description=violation.proto.message,
+                description=_description(violation),
                 reason=_REASON.sub("_", violation.proto.rule_id.upper()).strip("_"),
             )
             for violation in found
@@ -44,6 +62,17 @@ class RequestValidator:
             domain=self._domain,
             violations=violations,
         )
+
+
+def description_of_pattern(pattern: str) -> str | None:
+    """What a pattern of the contracts asks for, in words; None for one that has none."""
+    return _WORDS.get(pattern)
+
+
+def _description(violation: protovalidate.Violation) -> str:
+    if violation.proto.rule_id == "string.pattern":
+        return description_of_pattern(str(violation.rule_value)) or "has a form that is not allowed"
+    return violation.proto.message
 
 
 def field_path(violation: protovalidate.ViolationPb) -> str:

@@ -32,7 +32,11 @@ _WHEN_BUSY = pb.WhenBusy.Policy
 
 
 def _options(message: Message) -> dict[str, Any]:
-    return json_format.MessageToDict(message, preserving_proto_field_name=True)
+    try:
+        return json_format.MessageToDict(message, preserving_proto_field_name=True)
+    except json_format.SerializeToJsonError:
+        # JSON has no infinity, and nothing else of the options can hold one.
+        raise invalid_request("sdk_options.output_schema", "must have finite numbers") from None
 
 
 def _timedelta(message: Message, field: str) -> Any:

@@ -12,7 +12,8 @@ from uuid import UUID
 from services.kernel.identity import Caller, Role
 from services.kernel.ids import IdSource
 from services.session.domain.entities import Session
-from services.session.domain.errors import etag_mismatch, role_not_allowed
+from services.session.domain.errors import etag_mismatch, invalid_request, role_not_allowed
+from services.session.domain.output_schema import find_fault
 from services.session.domain.rules import check_options
 from services.session.usecases.ports import (
     DriverWaker,
@@ -82,10 +83,10 @@ class Sessions:
 
         Raises:
             ServiceError: PERMISSION_DENIED with ROLE_NOT_ALLOWED; INVALID_ARGUMENT with INVALID_REQUEST, for a
-                malformed rule, or with REQUEST_ID_REUSED.
+                malformed rule or output schema, or with REQUEST_ID_REUSED.
         """
         require_writer(caller)
-        check_options(new.sdk_options)
+        _check_options(new.sdk_options)
         session_id = self._ids.new_id()
         async with self._store.begin(caller) as transaction:
 
@@ -134,10 +135,10 @@ class Sessions:
 
         Raises:
             ServiceError: NOT_FOUND with SESSION_NOT_FOUND; ABORTED with ETAG_MISMATCH; INVALID_ARGUMENT with
-                INVALID_REQUEST, for a malformed rule.
+                INVALID_REQUEST, for a malformed rule or output schema.
         """
         require_writer(caller)
-        check_options(change.values.get("sdk_options") or {})
+        _check_options(change.values.get("sdk_options") or {})
         async with self._store.begin(caller) as transaction:
 
             async def run() -> bytes:
@@ -166,6 +167,13 @@ class Sessions:
 
             await transaction.once("DeleteSession", request_id, canonical(session_id, etag), run)
         await self._driver.wake(session_id)
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    check_options(options)
+    fault = find_fault(options.get("output_schema") or {})
+    if fault is not None:
+        raise invalid_request(*fault)
 
 
 async def _check_etag(transaction: SessionTransaction, session_id: UUID, etag: str) -> None:

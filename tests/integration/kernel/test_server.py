@@ -423,3 +423,21 @@ async def test_a_port_in_use_is_a_clear_error(suite: Suite) -> None:
     )
     with pytest.raises(OSError, match="is the port in use"):
         await second.start()
+
+
+class TestUnreadableRequests:
+    """What is no message of its type is refused like any other bad request, without the library's words."""
+
+    @pytest.mark.parametrize("damaged", [b"\xff\xff\xff", b"\n\x05abc", b"\n\x02\xff\xfe"])
+    async def test_are_invalid(self, suite: Suite, damaged: bytes) -> None:
+        call = suite.channel.unary_unary("/aiagent.session.v1.SessionService/GetSession")
+        assert await refused(call(damaged, metadata=suite.as_user)) == ("INVALID_ARGUMENT", "INVALID_REQUEST")
+
+    async def test_are_not_looked_at_before_the_caller(self, suite: Suite) -> None:
+        call = suite.channel.unary_unary("/aiagent.session.v1.SessionService/GetSession")
+        assert (await refused(call(b"\xff")))[0] == "UNAUTHENTICATED"
+
+    async def test_end_a_stream_of_requests(self, suite: Suite) -> None:
+        call = suite.channel.stream_unary("/aiagent.session.v1.WorkspaceService/UploadWorkspace")
+        sent = call(iter([b"\xff\xff"]), metadata=suite.as_user)
+        assert await refused(sent) == ("INVALID_ARGUMENT", "INVALID_REQUEST")

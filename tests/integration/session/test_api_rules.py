@@ -30,3 +30,27 @@ async def test_a_malformed_rule_is_refused(api: Serving, field: str, rule: str) 
     assert error.violations[0].field == f"sdk_options.{field}[2]"
     now = await client.get(session.id)
     assert (list(getattr(now.sdk_options, field)), now.etag) == (["Bash"], session.etag)
+
+
+@pytest.mark.parametrize(
+    ("schema", "field"),
+    [
+        ({"type": "nonsense"}, ".type"),
+        ({"description": "a\0b"}, ".description"),
+        ({"minimum": float("nan")}, ""),
+        ({"properties": {"a": {"$ref": "https://example.org/schema"}}}, ".properties.a"),
+    ],
+)
+async def test_a_schema_that_no_turn_could_keep_is_refused(api: Serving, schema: dict, field: str) -> None:
+    client = api.client()
+    options = {"output_schema": schema}
+    error = await refusal(client.sessions.CreateSession(pb.CreateSessionRequest(sdk_options=options)))
+    assert (error.kind.value, error.reason) == ("INVALID_ARGUMENT", "INVALID_REQUEST")
+    assert error.violations[0].field == f"sdk_options.output_schema{field}"
+
+    session = await client.session(sdk_options={"output_schema": {"type": "object"}})
+    change = pb.UpdateSessionRequest(
+        session_id=session.id, sdk_options=options, update_mask={"paths": ["sdk_options"]}
+    )
+    assert (await refusal(client.sessions.UpdateSession(change))).reason == "INVALID_REQUEST"
+    assert (await client.get(session.id)).etag == session.etag

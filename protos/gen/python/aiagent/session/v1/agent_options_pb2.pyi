@@ -182,7 +182,9 @@ class AgentOptions(_message.Message):
 
     @_builtins.property
     def output_schema(self) -> _struct_pb2.Struct:
-        """JSON Schema of the structured output each turn must end with; absent for free text."""
+        """JSON Schema of the structured output each turn must end with; absent for free text. Of draft 7, with no keywords
+        but its own, `$defs` and `nullable`; `$ref` within itself only; at most 64 KiB of JSON, nested at most 16 deep.
+        """
 
     def __init__(
         self,

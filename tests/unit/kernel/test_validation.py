@@ -1,0 +1,59 @@
+"""What is wrong with a field is said in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from google.protobuf import descriptor_pb2
+from google.protobuf.message import Message
+
+from aiagent.session.v1 import session_service_pb2
+from buf.validate import validate_pb2
+from services.kernel.errors import ServiceError
+from services.kernel.grpc.validation import RequestValidator, description_of_pattern
+
+pytestmark = pytest.mark.unit
+DESCRIPTORS = Path(__file__).parents[3] / "protos" / "gen" / "descriptors.binpb"
+
+
+def patterns(message: Message) -> Iterator[str]:
+    """All values of fields named `pattern`, wherever they stand in a message."""
+    for field, value in message.ListFields():
+        if field.name == "pattern":
+            yield value
+        elif field.message_type is not None and field.message_type.full_name.startswith("buf.validate."):
+            for inner in value if field.is_repeated else (value,):
+                yield from patterns(inner)
+
+
+def of_the_contracts() -> set[str]:
+    contract = descriptor_pb2.FileDescriptorSet.FromString(DESCRIPTORS.read_bytes())
+    found: set[str] = set()
+    messages = [message for file in contract.file for message in file.message_type]
+    while messages:
+        message = messages.pop()
+        messages += message.nested_type
+        for field in message.field:
+            found |= set(patterns(field.options.Extensions[validate_pb2.field]))
+    return found
+
+
+def test_every_pattern_of_the_contracts_has_words() -> None:
+    found = of_the_contracts()
+    assert len(found) > 5
+    for pattern in found:
+        assert description_of_pattern(pattern) is not None, pattern
+
+
+def test_no_expression_is_shown() -> None:
+    request = session_service_pb2.CreateSessionRequest(request_id="no spaces", sdk_options={"model": "?"})
+    with pytest.raises(ServiceError) as refused:
+        RequestValidator("session.aiagent").check(request)
+    fields = {violation.field: violation.description for violation in refused.value.violations}
+    assert fields.keys() == {"request_id", "sdk_options.model"}
+    for text in fields.values():
+        assert "letters" in text
+        assert "[" not in text
+        assert "regex" not in text
