@@ -1,4 +1,4 @@
-"""Which output schemas are taken: those that the agent's validator takes, which is tried with the real one in contract."""
+"""Which output schemas are taken; that the agent's own validator agrees is tried beside the contracts."""
 
 from __future__ import annotations
 
