@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 from collections.abc import MutableMapping
@@ -10,7 +11,7 @@ from typing import Any, Final, TextIO
 
 import structlog
 from aiohttp import web
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 registry: Final = CollectorRegistry(auto_describe=True)
@@ -27,6 +28,12 @@ GRPC_REQUEST_SECONDS: Final = Histogram(
     registry=registry,
     buckets=(0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800),
 )
+ASYNCIO_TASKS: Final = Gauge(
+    "aiagent_asyncio_tasks",
+    "Tasks of the event loop that have not ended.",
+    registry=registry,
+)
+ProcessCollector(registry=registry)
 _SECRET_WORDS: Final = ("password", "token", "secret", "authorization", "api_key", "private_key", "cookie")
 # Counts of tokens are no secrets.
 _HARMLESS: Final = ("_tokens", "tokens", "max_tokens")
@@ -135,4 +142,5 @@ class MetricsServer:
             self._runner = None
 
     async def _metrics(self, _request: web.Request) -> web.Response:
+        ASYNCIO_TASKS.set(len(asyncio.all_tasks()))
         return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})

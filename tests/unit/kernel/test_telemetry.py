@@ -1,7 +1,8 @@
-"""Logs: one JSON object a line, wherever they come from, without secrets."""
+"""Logs: one JSON object a line, wherever they come from, without secrets. Metrics: what a process holds."""
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
@@ -9,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import structlog
 
-from services.kernel.telemetry import configure_logging
+from services.kernel.telemetry import MetricsServer, configure_logging
 
 pytestmark = pytest.mark.unit
 
@@ -86,3 +88,23 @@ def test_a_log_file_is_its_owners(tmp_path: Path) -> None:
         structlog.configure(**config)
         root.handlers[:] = before
         root.setLevel(level)
+
+
+async def test_the_metrics_tell_what_a_process_holds():
+    server = MetricsServer("127.0.0.1", 0)
+    port = await server.start()
+    forever = asyncio.Event()
+    waiting = [asyncio.create_task(forever.wait()) for _ in range(7)]
+    try:
+        async with (
+            aiohttp.ClientSession() as client,
+            client.get(f"http://127.0.0.1:{port}/metrics") as answer,
+        ):
+            told = dict(line.rsplit(" ", 1) for line in (await answer.text()).splitlines() if line[0] != "#")
+    finally:
+        forever.set()
+        await asyncio.gather(*waiting)
+        await server.stop()
+    assert float(told["aiagent_asyncio_tasks"]) > len(waiting)
+    assert float(told["process_open_fds"]) > 0
+    assert float(told["process_resident_memory_bytes"]) > 0
