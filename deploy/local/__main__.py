@@ -1,4 +1,4 @@
-"""`python -m deploy.local run|migrate|status|stop`."""
+"""`python -m deploy.local run|executor|migrate|status|stop`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import uvloop
 
 from deploy.local import services
 from deploy.local.console import show_warnings
+from deploy.local.joining import join
 from deploy.local.settings import load
 from deploy.local.state import LocalError, StateDirectory
 from deploy.local.suite import Options, Suite
@@ -91,6 +92,13 @@ def _run(arguments: argparse.Namespace) -> int:
     return _to_the_end(suite, suite.run())
 
 
+def _executor(_: argparse.Namespace) -> int:
+    settings = load()
+    configure_logging(settings.log_level)
+    uvloop.run(join(StateDirectory(settings.state_dir)))
+    return 0
+
+
 def _migrate(_: argparse.Namespace) -> int:
     suite = _suite(Options())
     return _to_the_end(suite, suite.migrate())
@@ -152,6 +160,8 @@ def main() -> int:
         "--executors", metavar="N", type=_positive, help="several executors, each with its own agents"
     )
     run.set_defaults(do=_run)
+    executor = commands.add_parser("executor", help="add an executor to the suite that runs, until Ctrl-C")
+    executor.set_defaults(do=_executor)
     commands.add_parser("migrate", help="bring the schemas up to date").set_defaults(do=_migrate)
     commands.add_parser("status", help="tell whether it runs and serves").set_defaults(do=_status)
     commands.add_parser("stop", help="stop it").set_defaults(do=_stop)

@@ -159,7 +159,7 @@ class Suite:
                 self.state.path / "logs" / f"{replica.name}.log",
                 services.Serving(replica.listen),
                 run=self._run,
-                environment=_environment(replica.service, plan.environment(replica)),
+                environment=service_environment(replica.service, plan.environment(replica)),
             )
             for replica in plan.replicas
         ]
@@ -198,12 +198,14 @@ class Suite:
             "public": envoy.target,
             "replicas": replicas,
             "metrics": plan.metrics if self.options.processes else plan.metrics[:1],
+            # Without its password: that is among the secrets.
+            "redis": plan.redis_url.rpartition("@")[2],
         }
         write_private(self._run / "suite.json", json.dumps(note, indent=1))
         print(banner(facts), flush=True)
 
 
-def _environment(service: str, told: dict[str, str]) -> dict[str, str]:
+def service_environment(service: str, told: dict[str, str]) -> dict[str, str]:
     """The environment of a service's process: the person's, and what it is told; the model's key only where used."""
     inherited = {
         name: value
