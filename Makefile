@@ -7,7 +7,7 @@ PYTHON := .venv/bin/python
 UV_VERSION := 0.13.9
 ARGS ?=
 
-.PHONY: help run test chaos lint fmt proto migrate bench env env-run
+.PHONY: help run test chaos soak lint fmt proto migrate bench env env-run
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 14
@@ -20,6 +20,9 @@ test: env ## everything this machine can check; ARGS go to pytest
 
 chaos: env ## ten minutes of faults at random; ARGS="--seed N --minutes M" for others
 	@$(PYTHON) -m tests.chaos $(ARGS)
+
+soak: env ## many starts, turns and streams, and what is held after them; ARGS="starts turns loss" for some
+	@$(PYTHON) -m tests.soak $(ARGS)
 
 lint: env ## what CI checks before the tests
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports
