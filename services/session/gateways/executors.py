@@ -14,6 +14,7 @@ from aiagent.events.v1 import content_pb2
 from aiagent.executor.v1 import executor_service_pb2 as pb
 from aiagent.executor.v1 import executor_service_pb2_grpc, turn_item_pb2
 from aiagent.session.v1 import agent_options_pb2
+from services.kernel.clock import Clock, SystemClock
 from services.kernel.errors import ErrorKind, ServiceError
 from services.kernel.grpc.status import error_from_rpc
 from services.session.domain.entities import Failure, Usage
@@ -42,6 +43,8 @@ _CALL_TIMEOUT_SECONDS = 5.0
 # What an executor takes as a sign of life is carried out within this time or not at all: its time is stored before
 # it is sent, and a new attempt waits until the executor has certainly given the old one up (`HEARTBEAT_GRACE`).
 _HEARTBEAT_TIMEOUT_SECONDS = 0.8
+UNUSED_SECONDS = 60.0
+"""A channel to an executor that nobody names any more is closed when it was not used for so long."""
 _GONE = frozenset({"ATTEMPT_UNKNOWN", "TOOL_USE_NOT_WAITING"})
 
 
@@ -55,6 +58,7 @@ class ExecutorGateway:
         *,
         registered: Callable[[], Awaitable[Sequence[str]]] | None = None,
         connect: Callable[[str], grpc.aio.Channel] | None = None,
+        clock: Clock | None = None,
     ) -> None:
         """Composes it.
 
@@ -63,12 +67,15 @@ class ExecutorGateway:
             tokens: Signs what attempts show.
             registered: Tells the targets of those that are there beside them.
             connect: Opens a channel to a target that was not configured.
+            clock: Tells how long such a channel has not been used.
         """
         self._tokens = tokens
         self._configured = tuple(channels)
         self._registered = registered
         self._connect = connect
-        self._opened: list[grpc.aio.Channel] = []
+        self._clock = clock or SystemClock()
+        self._opened: dict[str, grpc.aio.Channel] = {}
+        self._used: dict[str, float] = {}
         self._stubs = {
             target: executor_service_pb2_grpc.ExecutorServiceStub(channel)
             for target, channel in channels.items()
@@ -76,7 +83,9 @@ class ExecutorGateway:
 
     async def list_executors(self) -> list[ExecutorInfo]:
         """See ExecutorPort."""
-        answers = await asyncio.gather(*(self._describe(target) for target in await self._known()))
+        known = await self._known()
+        await self._close_unused(known)
+        answers = await asyncio.gather(*(self._describe(target) for target in known))
         # One executor may be known by two names.
         return list(
             {answer.incarnation: answer for answer in reversed(answers) if answer is not None}.values()
@@ -88,7 +97,20 @@ class ExecutorGateway:
 
     async def close(self) -> None:
         """Closes the channels that were opened here."""
-        await asyncio.gather(*(channel.close() for channel in self._opened))
+        await asyncio.gather(*(channel.close() for channel in self._opened.values()))
+
+    async def _close_unused(self, known: Collection[str]) -> None:
+        """Closes the channels to those that have left. One whose items are followed gets a heartbeat each second."""
+        now = self._clock.monotonic()
+        unused = [
+            target
+            for target in self._opened
+            if target not in known and now - self._used[target] >= UNUSED_SECONDS
+        ]
+        channels = [self._opened.pop(target) for target in unused]
+        for target in unused:
+            del self._stubs[target], self._used[target]
+        await asyncio.gather(*(channel.close() for channel in channels))
 
     async def _describe(self, target: str) -> ExecutorInfo | None:
         try:
@@ -114,8 +136,10 @@ class ExecutorGateway:
         stub = self._stubs.get(target)
         if stub is None and self._connect is not None:
             channel = self._connect(target)
-            self._opened.append(channel)
+            self._opened[target] = channel
             stub = self._stubs[target] = executor_service_pb2_grpc.ExecutorServiceStub(channel)
+        if target in self._opened:
+            self._used[target] = self._clock.monotonic()
         if stub is None:
             raise ServiceError(
                 ErrorKind.UNAVAILABLE,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from uuid import UUID, uuid4
 
+import grpc
 import pytest
 from redis.asyncio import Redis
 
@@ -20,10 +21,11 @@ from services.kernel.errors import ServiceError
 from services.kernel.grpc import open_channel
 from services.kernel.identity import generate_private_key
 from services.kernel.redis import executor_key, executor_names_key, open_redis
-from services.kernel.testing import running_server
+from services.kernel.testing import FakeClock, running_server
+from services.session.domain.turn_items import AttemptKey
 from services.session.gateways.attempt_tokens import AttemptTokens
 from services.session.gateways.executor_registry import ExecutorRegistry
-from services.session.gateways.executors import ExecutorGateway
+from services.session.gateways.executors import UNUSED_SECONDS, ExecutorGateway
 
 from .driving import POLICIES
 from .scripted_executor import ScriptedExecutor
@@ -47,6 +49,8 @@ class Executors:
     def __init__(self, stack: AsyncExitStack, redis: Redis | None) -> None:
         self._stack = stack
         self.redis = redis
+        self.clock = FakeClock()
+        self.opened: dict[str, grpc.aio.Channel] = {}
 
     async def start(self, name: str) -> tuple[str, ScriptedExecutor]:
         played = ScriptedExecutor(greet)
@@ -58,12 +62,16 @@ class Executors:
         return f"127.0.0.1:{server.port}", played
 
     def gateway(self, *configured: str, redis: Redis | None = None) -> ExecutorGateway:
-        connect = partial(open_channel, signer=None, audience="executor")
+        def connect(target: str) -> grpc.aio.Channel:
+            channel = self.opened[target] = open_channel(target, signer=None, audience="executor")
+            return channel
+
         gateway = ExecutorGateway(
             {target: connect(target) for target in configured},
             AttemptTokens(generate_private_key()),
             registered=ExecutorRegistry(redis or self.redis).targets,
             connect=connect,
+            clock=self.clock,
         )
         self._stack.push_async_callback(gateway.close)
         return gateway
@@ -143,3 +151,28 @@ async def test_a_configured_one_that_is_away_holds_the_removal_up(executors: Exe
     with pytest.raises(ServiceError) as refused:
         await executors.gateway(NOBODY).forget(UUID(int=1), 1, set())
     assert refused.value.kind.value == "UNAVAILABLE"
+
+
+async def test_the_channel_to_one_that_has_left_is_closed_once_nobody_uses_it(executors: Executors):
+    one, visitor = await executors.start("one"), await executors.start("visitor")
+    gateway = executors.gateway(one[0])
+    registration = await executors.register("visitor", visitor[0])
+    assert await names(gateway) == ["one", "visitor"]
+    left = executors.opened[visitor[0]]
+    await registration.withdraw()
+    await executors.clock.advance(UNUSED_SECONDS - 1)
+    assert await names(gateway) == ["one"]
+    # Its last attempt is still driven, and each second somebody says so.
+    key = AttemptKey(uuid4(), uuid4(), 1, "visitor", visitor[0], uuid4())
+    with suppress(ServiceError):
+        await gateway.heartbeat(key, 1)
+    await executors.clock.advance(UNUSED_SECONDS - 1)
+    assert await names(gateway) == ["one"]
+    assert left.get_state() is not grpc.ChannelConnectivity.SHUTDOWN
+    await executors.clock.advance(2)
+    assert await names(gateway) == ["one"]
+    assert left.get_state() is grpc.ChannelConnectivity.SHUTDOWN
+    assert executors.opened[one[0]].get_state() is not grpc.ChannelConnectivity.SHUTDOWN
+    # Whoever comes back is found again.
+    await executors.register("visitor again", visitor[0])
+    assert await names(gateway) == ["one", "visitor"]
