@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from tests.running_suite import RunningSuite
 
 from . import loss, starts, turns
 from .__main__ import IN_PROCESSES
-from .holdings import slope
+from .holdings import Holding, Look, judge, slope
 from .outcome import Outcome
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(240)]
@@ -58,3 +59,24 @@ async def test_all_streams_go_on_at_the_other_replica(
 def test_a_slope_is_found_through_noise():
     assert slope([(0, 5), (10, 5), (20, 5)]) == 0
     assert slope([(0, 0), (10, 21), (20, 39), (30, 60)]) == pytest.approx(1.98)
+
+
+@pytest.mark.parametrize(
+    ("grows", "told"),
+    [
+        (Holding(0, 0, 0, 0, 0), []),
+        (Holding(9000, 0, 0, 0, 0), []),
+        (Holding(0, 900, 0, 0, 0), ["-: session-1 keeps 9.0 KiB of each turn"]),
+        (Holding(0, 0, 20, 0, 0), ["-: session-1 has 70 descriptors after 30"]),
+        (Holding(0, 0, 0, 7, 0), ["-: session-1 has 44 threads after 30"]),
+        (Holding(0, 0, 0, 0, 7), ["-: session-1 has 44 tasks after 30"]),
+    ],
+)
+def test_what_grows_is_told(grows: Holding, told: list[str]):
+    seen = [
+        Look(100 * number, {"session-1": Holding(*(30 + number * part for part in astuple(grows)))})
+        for number in range(5)
+    ]
+    outcome = Outcome("-")
+    judge(outcome, "-", seen, memory=True)
+    assert outcome.broken == told
