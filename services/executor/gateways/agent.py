@@ -10,6 +10,7 @@ import asyncio
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -20,20 +21,17 @@ from claude_agent_sdk import (
     ClaudeSDKError,
     Message,
     MirrorErrorMessage,
-    PermissionResult,
-    PermissionResultAllow,
-    PermissionResultDeny,
     ResultMessage,
-    ToolPermissionContext,
 )
 
 from services.executor.domain.items import AgentStarted, AttemptEnded, Notice, Outcome
 from services.executor.gateways import options as sdk_options
 from services.executor.gateways import processes
 from services.executor.gateways.isolation import AgentPlace, Isolation
-from services.executor.gateways.messages import TurnReader, answers, is_oversize, tool_use
+from services.executor.gateways.messages import TurnReader, answers
 from services.executor.gateways.model_gateway import ModelGateway
 from services.executor.gateways.prompts import one_message, prompt
+from services.executor.gateways.tool_gate import ToolGate
 from services.executor.gateways.transcripts import TranscriptMirror
 from services.executor.usecases.ports import (
     AgentDied,
@@ -51,6 +49,8 @@ _log = structlog.get_logger(__name__)
 CONNECT_SECONDS = 60.0
 DISCONNECT_SECONDS = 2.0
 KILL_SECONDS = 0.3
+# What the CLI calls a call of the model that failed.
+_BY_THE_MODEL = ("MODEL_ERROR", "AGENT_ERROR")
 NOT_SAVED = "the conversation could not be saved: if this executor is lost, so is what was said in this turn"
 
 
@@ -166,10 +166,9 @@ class ClaudeAgent:
         self._killing: asyncio.Task[None] | None = None
         self._alive = False
         self._fingerprint = ""
-        self._ask: Ask | None = None
+        self._gate = ToolGate()
         self._cost_usd = 0.0
         self._errors: list[str] = []
-        self._allowed: set[str] = set()
         self.cli_session_id = ""
 
     @property
@@ -225,8 +224,8 @@ class ClaudeAgent:
                 prompt_file=self._home / "system-prompt.md",
                 resume=resume,
                 session_id=self.cli_session_id,
-                hook=self._decide,
-                permit=self._permit,
+                hook=self._gate.decide,
+                permit=self._gate.permit,
                 hook_timeout_seconds=self._hook_timeout,
                 stderr=self._note,
                 mirror=self._mirror,
@@ -362,8 +361,8 @@ class ClaudeAgent:
             raise AgentDied("the agent process is gone")
         while not self._messages.empty():
             self._messages.get_nowait()
-        self._ask = ask
-        self._allowed.clear()
+        self._gate.open(ask)
+        self._gateway.take_refusal(self._token)
         reader = TurnReader(
             cost_before_usd=self._cost_usd, structured=bool(request.options.get("output_schema"))
         )
@@ -398,51 +397,17 @@ class ClaudeAgent:
                             self._alive = False
                         if not await mirror.settle():
                             await emit(Notice("TRANSCRIPT_NOT_SAVED", NOT_SAVED))
-                        await emit(item)
+                        await emit(self._explained(item))
                         return
                     await emit(item)
         except (ClaudeSDKError, OSError) as error:
             raise AgentDied("the agent process does not take the message") from error
         finally:
-            self._ask = None
+            self._gate.close()
 
-    async def _decide(self, data: Any, tool_use_id: str | None, _context: Any) -> dict[str, Any]:
-        """The `PreToolUse` hook: asks the driver, and denies on any doubt."""
-        allow, reason = False, "no turn is running"
-        ask = self._ask
-        if ask is not None:
-            call = tool_use(
-                str(tool_use_id or data.get("tool_use_id") or ""),
-                str(data.get("tool_name") or ""),
-                dict(data.get("tool_input") or {}),
-                str(data.get("parent_tool_use_id") or ""),
-            )
-            try:
-                if is_oversize(call):
-                    raise ValueError("its input is too large to be decided on")
-                decision = await ask(call)
-                allow, reason = decision.allow, decision.reason
-            except Exception:
-                _log.exception("a tool call could not be decided; it is denied")
-                reason = "the call could not be decided"
-        if allow and tool_use_id:
-            self._allowed.add(tool_use_id)
-        return {
-            "hookSpecificOutput": {
-                "hookEventName": "PreToolUse",
-                "permissionDecision": "allow" if allow else "deny",
-                "permissionDecisionReason": reason,
-            }
-        }
-
-    async def _permit(
-        self, _tool_name: str, tool_input: dict[str, Any], context: ToolPermissionContext
-    ) -> PermissionResult:
-        """Answers the CLI's own question about a call that the hook has let through.
-
-        For some calls (several commands in one line, its own configuration directory) the CLI asks even then; what was
-        decided, by rule or by a person, stands. A call that no hook has seen is denied.
-        """
-        if context.tool_use_id in self._allowed:
-            return PermissionResultAllow(updated_input=tool_input)
-        return PermissionResultDeny(message="the call was not decided")
+    def _explained(self, ended: AttemptEnded) -> AttemptEnded:
+        """Says what a person must do, where the model API has refused for good."""
+        refusal = self._gateway.take_refusal(self._token)
+        if refusal is None or ended.outcome is not Outcome.FAILED or ended.reason not in _BY_THE_MODEL:
+            return ended
+        return replace(ended, reason=refusal.reason, message=refusal.message)

@@ -2,7 +2,7 @@
 
 An agent shows the gateway a token that is worth nothing elsewhere; the gateway swaps in the real key and streams the
 answer through. Without a key it hands the call to the offline model. It counts calls and
-tokens as they pass.
+tokens as they pass. What the API refuses for good it marks as such, and keeps for whoever asks why the turn failed.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ import structlog
 from aiohttp import web
 from prometheus_client import Counter
 
+from services.executor.gateways import model_refusals
+from services.executor.gateways.model_refusals import Refusal
 from services.kernel.telemetry import registry
 
 _log = structlog.get_logger(__name__)
@@ -83,19 +85,26 @@ class ModelGateway:
         self._base_url = base_url.rstrip("/")
         self._api_key = api_key
         self._offline = offline
-        self._tokens: set[str] = set()
+        self._tokens: dict[str, Refusal | None] = {}
         self._runner: web.AppRunner | None = None
         self._client: aiohttp.ClientSession | None = None
 
     def admit(self) -> str:
         """Makes a token for an agent."""
         token = f"agent-{secrets.token_urlsafe(24)}"
-        self._tokens.add(token)
+        self._tokens[token] = None
         return token
+
+    def take_refusal(self, token: str) -> Refusal | None:
+        """Returns what was refused to an agent for good since the last call, and forgets it."""
+        refusal = self._tokens.get(token)
+        if refusal is not None:
+            self._tokens[token] = None
+        return refusal
 
     def dismiss(self, token: str) -> None:
         """Ends a token."""
-        self._tokens.discard(token)
+        self._tokens.pop(token, None)
 
     async def start(self) -> None:
         """Listens."""
@@ -123,7 +132,9 @@ class ModelGateway:
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         if _token(request) not in self._tokens:
-            return _error(401, "authentication_error", "this token is not known")
+            refused = _error(401, "authentication_error", "this token is not known")
+            refused.headers.update([model_refusals.NO_RETRY])
+            return refused
         if not _SERVED.fullmatch(f"{request.method} {request.rel_url.raw_path}"):
             return _error(404, "not_found_error", "the gateway serves messages, and nothing else of the API")
         if request.method != "POST" and self._offline is not None:
@@ -142,7 +153,10 @@ class ModelGateway:
                 asked = json.loads(body)
             except ValueError:
                 return _error(400, "invalid_request_error", "the body is not JSON")
-            return await self._offline(request, asked)
+            answer = await self._offline(request, asked)
+            if isinstance(answer, web.Response) and isinstance(answer.body, bytes):
+                self._judge(request, answer, body, answer.body)
+            return answer
         try:
             return await self._forward(request, body, model)
         except (aiohttp.ClientError, TimeoutError) as error:
@@ -162,11 +176,17 @@ class ModelGateway:
             for name, value in upstream.headers.items():
                 if name.lower() not in _HOP_BY_HOP:
                     answer.headers[name] = value
+            if upstream.status in model_refusals.FINAL_STATUSES:
+                # A mistaken key would be tried for minutes.
+                answer.headers.update([model_refusals.NO_RETRY])
             await answer.prepare(request)
             usage = _UsageReader(model)
+            beginning = b""
             try:
                 async for chunk in upstream.content.iter_any():
                     usage.feed(chunk)
+                    if upstream.status >= 400 and len(beginning) < model_refusals.MOST_BYTES:
+                        beginning += chunk
                     await answer.write(chunk)
             except (aiohttp.ClientError, TimeoutError) as error:
                 # The head is sent: another answer would be read as the rest of this one. A cut is what the CLI knows.
@@ -176,8 +196,21 @@ class ModelGateway:
                 return answer
             finally:
                 usage.done()
+                self._judge(request, answer, body, beginning)
             await answer.write_eof()
             return answer
+
+    def _judge(self, request: web.Request, answer: web.StreamResponse, body: bytes, said: bytes) -> None:
+        """Keeps a refusal for the agent whose call it answers; one that is not sent yet is marked as the last word."""
+        if answer.status < 400:
+            return
+        token = _token(request)
+        refusal = model_refusals.read(answer.status, said, model_refusals.asked_model(body))
+        if refusal is not None and token in self._tokens:
+            self._tokens[token] = refusal
+            _log.warning("the model API refuses", reason=refusal.reason, status=answer.status)
+        if not answer.prepared and answer.status in model_refusals.FINAL_STATUSES:
+            answer.headers.update([model_refusals.NO_RETRY])
 
 
 def _listening(path: Path) -> socket.socket:

@@ -29,6 +29,7 @@ class Upstream:
     def __init__(self) -> None:
         self.requests: list[tuple[str, str, dict[str, str], bytes]] = []
         self.status = 200
+        self.kind = "text/event-stream"
         self.answer = b'data: {"usage": {"input_tokens": 7, "output_tokens": 2}}\n\n'
         self.breaks = False
         self.cut_at = 0
@@ -50,7 +51,7 @@ class Upstream:
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         self.requests.append((request.method, request.path_qs, dict(request.headers), await request.read()))
         headers = {
-            "content-type": "text/event-stream",
+            "content-type": self.kind,
             "request-id": "req_1",
             "location": "http://elsewhere/",
         }
