@@ -49,6 +49,7 @@ def parse_url(url: str) -> Address:
     try:
         parts = urlsplit(url.strip())
         port = parts.port
+        url.encode()
     except ValueError as error:
         raise InvalidUrlError(f"not a URL: {url!r}") from error
     if parts.scheme not in ("http", "https") or not parts.hostname:

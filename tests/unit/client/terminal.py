@@ -55,14 +55,15 @@ class CommandLine:
         self.environment.pop("NO_COLOR", None)
 
     async def run(
-        self, *arguments: str, stdin: str = "", environment: Mapping[str, str] | None = None
+        self, *arguments: str, stdin: str | bytes = "", environment: Mapping[str, str] | None = None
     ) -> Done:
         """Runs a command behind pipes to its end."""
+        given = stdin.encode() if isinstance(stdin, str) else stdin
         process = await asyncio.create_subprocess_exec(
             *COMMAND, *arguments, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE, env={**self.environment, **(environment or {})}, start_new_session=True,
         )  # fmt: skip
-        out, err = await asyncio.wait_for(process.communicate(stdin.encode()), 60)
+        out, err = await asyncio.wait_for(process.communicate(given), 60)
         return Done(process.returncode or 0, out.decode(), err.decode())
 
     async def open(self, *arguments: str, width: int = 90) -> Terminal:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import grpc
 import pytest
-import pytest_asyncio
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -20,15 +19,6 @@ from tests.unit.client.scripted_session import Fault, Log
 from tests.unit.client.terminal import CommandLine
 
 pytestmark = pytest.mark.unit
-
-
-@pytest_asyncio.fixture
-async def command(server: ScriptedServer, tmp_path: Path) -> CommandLine:
-    """The command line, logged in."""
-    made = CommandLine(server.url, tmp_path / "config")
-    done = await made.run("auth", "login", "ada", "--password-stdin", stdin=PASSWORD + "\n")
-    assert done.code == 0, done.err
-    return made
 
 
 def bash(line: str) -> content_pb2.ToolUse:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
+from itertools import pairwise
 from typing import Annotated
 
 import typer
+from typer._click.exceptions import ClickException, NoArgsIsHelpError
 
 from aiagent_client.cli import auth, config, sessions
+from aiagent_client.cli.failures import FAILED, WRONG_USE, report_wrong_use
 from aiagent_client.cli.output import OutputFormat
 from aiagent_client.cli.settings import Settings
 from aiagent_client.connection import package_version
+
+_AS_JSON = re.compile(r"(-o=?|--output=)json", re.IGNORECASE)
 
 
 def _normalized(word: str) -> str:
@@ -70,4 +76,22 @@ def main() -> None:
         # A terminal that lacks a character shows a question mark; it is no reason to fail.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    app()
+    if not _for_programs(sys.argv[1:]):
+        app()
+    try:
+        code = app(standalone_mode=False)
+    except NoArgsIsHelpError:
+        report_wrong_use("no command was given")
+        sys.exit(WRONG_USE)
+    except ClickException as error:
+        report_wrong_use(error.format_message())
+        sys.exit(error.exit_code)
+    except typer.Abort:
+        sys.exit(FAILED)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _for_programs(arguments: list[str]) -> bool:
+    """Whether JSON is asked for: a command line that cannot be parsed must be answered all the same."""
+    asked = [f"{one}={following}" for one, following in pairwise(arguments)] + arguments
+    return any(_AS_JSON.fullmatch(one) for one in asked)

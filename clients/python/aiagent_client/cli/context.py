@@ -105,8 +105,18 @@ class Invocation:
             raise typer.Exit(report(UsageError(str(error)), "", as_json=self.as_json)) from error
         except ClientError as error:
             raise typer.Exit(report(error, self._url(), as_json=self.as_json)) from error
+        except UnicodeError as error:
+            # Bytes that are no text come in as lone surrogates, and nothing that is sent may hold one.
+            problem = UsageError(
+                "what was given, as an argument, in the environment or as input, is not UTF-8 text"
+            )
+            raise typer.Exit(report(problem, "", as_json=self.as_json)) from error
         except (KeyboardInterrupt, asyncio.CancelledError) as error:
             raise typer.Exit(LEFT) from error
+        except typer.Abort as error:
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise typer.Exit(LEFT) from error
+            raise
 
     def _url(self) -> str:
         try:

@@ -43,6 +43,12 @@ def report(error: ClientError, url: str, *, as_json: bool) -> int:
     return WRONG_USE if isinstance(error, UsageError) else FAILED
 
 
+def report_wrong_use(message: str) -> None:
+    """Prints what is wrong with a command line, for programs."""
+    document = {"code": "CLIENT", "reason": "Usage", "message": message}
+    print(json.dumps({"error": document}), file=sys.stderr)
+
+
 def _sentence(error: ClientError, url: str) -> str:
     if isinstance(error, NotLoggedInError):
         return (

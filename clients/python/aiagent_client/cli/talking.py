@@ -248,7 +248,10 @@ def _message(text: str) -> str:
         return text
     if sys.stdin.isatty():
         print("the message, then Ctrl-D:", file=sys.stderr)
-    read = sys.stdin.read()
+    try:
+        read = sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise typer.BadParameter("what came on standard input is not UTF-8 text") from error
     if not read.strip():
         raise typer.BadParameter("there is no message on standard input")
     return read
