@@ -139,6 +139,7 @@ async def build(settings: ExecutorSettings) -> ExecutorService:
         TranscriptClient(channel),
         offline_model=offline,
         hook_timeout_seconds=settings.decision_hold_seconds,
+        memory_bytes=settings.agent_memory_mib << 20,
     )
     incarnation = new_id()
     turns = Turns(

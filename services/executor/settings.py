@@ -36,6 +36,11 @@ class ExecutorSettings(KernelSettings):
         ge=0,
         description="Most processes and threads of one agent, 0 for no bound; not held where the executor is root.",
     )
+    agent_memory_mib: int = Field(
+        default=4096,
+        ge=0,
+        description="Most memory that the processes of one agent may hold together, in MiB; 0 for no bound.",
+    )
     anthropic_base_url: str = "https://api.anthropic.com"
     anthropic_api_key: SecretStr = Field(
         default=SecretStr(""), validation_alias=AliasChoices("ANTHROPIC_API_KEY", "anthropic_api_key")

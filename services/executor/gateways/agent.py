@@ -12,7 +12,6 @@ import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from uuid import UUID, uuid4
 
 import structlog
@@ -26,7 +25,7 @@ from claude_agent_sdk import (
 
 from services.executor.domain.items import AgentStarted, AttemptEnded, Notice, Outcome
 from services.executor.gateways import options as sdk_options
-from services.executor.gateways import processes
+from services.executor.gateways.agent_process import AgentProcess
 from services.executor.gateways.isolation import AgentPlace, Isolation
 from services.executor.gateways.messages import TurnReader, answers
 from services.executor.gateways.model_gateway import ModelGateway
@@ -48,7 +47,6 @@ from services.kernel.context import about, detached
 _log = structlog.get_logger(__name__)
 CONNECT_SECONDS = 60.0
 DISCONNECT_SECONDS = 2.0
-KILL_SECONDS = 0.3
 # What the CLI calls a call of the model that failed.
 _BY_THE_MODEL = ("MODEL_ERROR", "AGENT_ERROR")
 NOT_SAVED = "the conversation could not be saved: if this executor is lost, so is what was said in this turn"
@@ -67,6 +65,7 @@ class ClaudeAgents:
         *,
         offline_model: bool,
         hook_timeout_seconds: float,
+        memory_bytes: int = 0,
     ) -> None:
         """Composes it.
 
@@ -78,6 +77,7 @@ class ClaudeAgents:
             transcripts: Where their conversations are kept.
             offline_model: Whether the scripted model answers.
             hook_timeout_seconds: Longer than any decision on a tool call may take.
+            memory_bytes: Most memory that an agent's processes may hold together; 0 for no bound.
         """
         self._agents = state_dir.resolve() / "agents"
         self._workspaces = workspace_root.resolve()
@@ -86,6 +86,7 @@ class ClaudeAgents:
         self._transcripts = transcripts
         self._offline = offline_model
         self._hook_timeout = hook_timeout_seconds
+        self._memory_bytes = memory_bytes
 
     @property
     def offline_model(self) -> bool:
@@ -107,6 +108,7 @@ class ClaudeAgents:
             self._transcripts,
             offline_model=self._offline,
             hook_timeout_seconds=self._hook_timeout,
+            memory_bytes=self._memory_bytes,
         )
 
     async def forget(self, session_id: UUID) -> None:
@@ -146,6 +148,7 @@ class ClaudeAgent:
         *,
         offline_model: bool,
         hook_timeout_seconds: float,
+        memory_bytes: int,
     ) -> None:
         """Use `ClaudeAgents.make`."""
         self._private = private
@@ -157,6 +160,8 @@ class ClaudeAgent:
         self._mirror: TranscriptMirror | None = None
         self._offline = offline_model
         self._hook_timeout = hook_timeout_seconds
+        self._memory_bytes = memory_bytes
+        self._process: AgentProcess | None = None
         self._token = ""
         self._client: ClaudeSDKClient | None = None
         self._task: asyncio.Task[None] | None = None
@@ -175,10 +180,6 @@ class ClaudeAgent:
     def alive(self) -> bool:
         """Whether it can take a turn."""
         return self._alive
-
-    @staticmethod
-    def _process(client: ClaudeSDKClient | None) -> Any:
-        return getattr(getattr(client, "_transport", None), "_process", None)
 
     def fits(self, request: TurnRequest) -> bool:
         """Whether it stands where the turn begins."""
@@ -232,21 +233,22 @@ class ClaudeAgent:
                 config_dir=self._home / ".claude",
             )
         )
+        self._process = AgentProcess(self._client, self._token, self._isolation, self._memory_bytes)
         # It outlives the turn that it was started for.
         named = about(session_id=str(request.session_id))
-        self._task = asyncio.create_task(self._own(self._client), name="agent", context=named)
+        self._task = asyncio.create_task(self._own(self._client, self._process), name="agent", context=named)
         await self._ready
 
     def _note(self, line: str) -> None:
         self._errors = [*self._errors[-20:], line]
 
-    async def _own(self, client: ClaudeSDKClient) -> None:
+    async def _own(self, client: ClaudeSDKClient, process: AgentProcess) -> None:
         """The actor: connects, reads, disconnects."""
         try:
             if await self._connect(client):
-                await self._until_closed(client)
+                await self._until_closed(client, process)
         finally:
-            await self._disconnect(client)
+            await self._disconnect(client, process)
             self._gateway.dismiss(self._token)
 
     async def _connect(self, client: ClaudeSDKClient) -> bool:
@@ -270,16 +272,23 @@ class ClaudeAgent:
                 self._ready.set_result(None)
         return not failure
 
-    async def _until_closed(self, client: ClaudeSDKClient) -> None:
+    async def _until_closed(self, client: ClaudeSDKClient, process: AgentProcess) -> None:
         reading = asyncio.create_task(self._read(client), name="agent-reader")
         closing = asyncio.create_task(self._closing.wait(), name="agent-closing")
+        bounding = asyncio.create_task(self._bound_memory(process), name="agent-memory")
+        tasks = (reading, closing, bounding)
         try:
-            await asyncio.wait({reading, closing}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._alive = False
-            for task in (reading, closing):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(reading, closing, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _bound_memory(self, process: AgentProcess) -> None:
+        """Kills the agent when it holds more memory than it may: its neighbours must not pay for it."""
+        await process.until_too_large()
+        await self.kill()
 
     async def _read(self, client: ClaudeSDKClient) -> None:
         try:
@@ -297,8 +306,8 @@ class ClaudeAgent:
                 except asyncio.QueueFull:
                     self._messages.get_nowait()
 
-    async def _disconnect(self, client: ClaudeSDKClient) -> None:
-        process = self._process(client)
+    async def _disconnect(self, client: ClaudeSDKClient, process: AgentProcess) -> None:
+        first = process.first()
         try:
             async with asyncio.timeout(DISCONNECT_SECONDS):
                 await client.disconnect()
@@ -306,10 +315,7 @@ class ClaudeAgent:
             # The SDK raises bare exceptions too; whatever it is, the process must not outlive its client.
             _log.info("agent did not disconnect", error=f"{type(error).__name__}: {error}"[:300])
         finally:
-            if process is not None and process.returncode is None:
-                processes.kill(processes.tree(process.pid))
-            if not self._isolation.ends_with_its_first_process:
-                processes.kill(await asyncio.to_thread(processes.carrying, self._token))
+            await process.end_rest(first)
 
     async def interrupt(self) -> None:
         """Asks the agent to stop its turn; the caller says for how long."""
@@ -332,12 +338,8 @@ class ClaudeAgent:
     async def _kill(self) -> None:
         if self._task is not None and not self._ready.done():
             self._task.cancel()
-        process = self._process(self._client)
-        found = processes.tree(process.pid) if process is not None and process.returncode is None else []
-        if self._token and not self._isolation.ends_with_its_first_process:
-            found += await asyncio.to_thread(processes.carrying, self._token)
-        if not await processes.end(found, KILL_SECONDS):
-            _log.warning("agent was killed and is still there")
+        if self._process is not None:
+            await self._process.end()
 
     async def stop(self) -> None:
         """Ends the process, whatever it does."""
@@ -381,6 +383,11 @@ class ClaudeAgent:
             )
             while True:
                 message = await self._messages.get()
+                if message is None and self._process is not None and self._process.overrun:
+                    # Another attempt would need as much again.
+                    await self.kill()
+                    await emit(self._failed(reader, "AGENT_MEMORY", self._process.overrun))
+                    return
                 if message is None:
                     raise AgentDied("the agent process ended")
                 if isinstance(message, MirrorErrorMessage):
@@ -404,6 +411,15 @@ class ClaudeAgent:
             raise AgentDied("the agent process does not take the message") from error
         finally:
             self._gate.close()
+
+    def _failed(self, reader: TurnReader, reason: str, message: str) -> AttemptEnded:
+        return AttemptEnded(
+            Outcome.FAILED,
+            reason,
+            message,
+            model_calls=reader.model_calls,
+            cli_session_id=self.cli_session_id,
+        )
 
     def _explained(self, ended: AttemptEnded) -> AttemptEnded:
         """Says what a person must do, where the model API has refused for good."""

@@ -37,6 +37,7 @@ _ETC = (
     "magic", "mime.types", "nsswitch.conf", "os-release", "passwd", "pki", "profile", "protocols", "resolv.conf",
     "services", "ssl/certs", "ssl/openssl.cnf", "terminfo", "timezone",
 )  # fmt: skip
+_OOM_SCORE_ADJ = 500
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -126,6 +127,8 @@ class Isolation:
         text = (
             "#!/bin/sh\n"
             "umask 077\nulimit -c 0\nulimit -n 8192\n"
+            # Where memory runs out, the kernel takes an agent and no service, and no other agent before the largest.
+            f"{{ echo {_OOM_SCORE_ADJ} > /proc/self/oom_score_adj; }} 2>/dev/null\n"
             f'exec env -i {environment} {shlex.join(command)} "$@"\n'
         )
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o700)
