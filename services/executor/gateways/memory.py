@@ -1,7 +1,7 @@
 """Keeps an agent's memory within a bound: looks once a second at what its processes hold.
 
-Limits of processes do not serve: an idle CLI that holds 0.1 GiB has reserved 9 GiB of addresses (RLIMIT_AS) and 5 GiB of
-data (RLIMIT_DATA), and both are each process's own, while an agent is a tree of them. A control group would be exact, but
+Limits of processes do not serve: an idle CLI that holds 0.1 GiB has reserved 9 GiB of addresses (RLIMIT_AS) and 5 GiB
+of data (RLIMIT_DATA), and both are each process's own, while an agent is a tree. A control group would be exact, but
 most containers may not make one. So: what the kernel reports, summed (proc_pid_status(5)).
 """
 
