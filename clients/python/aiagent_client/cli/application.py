@@ -1,21 +1,26 @@
-"""The command's root: options that come before every command."""
+"""The command's root: options that come before every command.
+
+Help must come at once, and a shell asks for it often: a group of commands, and with it gRPC and the contract's
+messages, is imported when one of its commands is looked for.
+"""
 
 from __future__ import annotations
 
 import io
 import re
 import sys
+from collections.abc import MutableMapping
+from importlib import import_module
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
+from typer import _click
 from typer._click.exceptions import ClickException, NoArgsIsHelpError
+from typer.core import TyperGroup
+from typer.main import get_command
 
-from aiagent_client.cli import auth, config, sessions
-from aiagent_client.cli.failures import FAILED, WRONG_USE, report_wrong_use
-from aiagent_client.cli.output import OutputFormat
-from aiagent_client.cli.settings import Settings
-from aiagent_client.connection import package_version
+from aiagent_client.cli.choices import OutputFormat
 
 _AS_JSON = re.compile(r"(-o=?|--output=)json", re.IGNORECASE)
 
@@ -32,13 +37,40 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"], "token_normalize_func": _normalized},
 )
-app.add_typer(auth.app, name="auth")
-app.add_typer(sessions.app, name="sessions")
-app.add_typer(config.app, name="config")
+
+
+class _Later(TyperGroup):
+    """A group whose commands are imported when they are asked for."""
+
+    module: ClassVar[str]
+
+    @property
+    def commands(self) -> MutableMapping[str, _click.Command]:
+        """Its commands, by name."""
+        group = get_command(import_module(self.module).app)
+        if not isinstance(group, TyperGroup):
+            raise TypeError(self.module)
+        return group.commands
+
+    @commands.setter
+    def commands(self, _none: MutableMapping[str, _click.Command]) -> None:
+        """The constructor's word: it knows none."""
+
+
+def _add(name: str, text: str) -> None:
+    later = type(name, (_Later,), {"module": f"aiagent_client.cli.{name}"})
+    app.add_typer(typer.Typer(cls=later, no_args_is_help=True, help=text), name=name)
+
+
+_add("auth", "Accounts and logins.")
+_add("sessions", "Sessions: conversations with an agent, and their directories.")
+_add("config", "Which server to use.")
 
 
 def _version(wanted: bool) -> None:
     if wanted:
+        from aiagent_client.connection import package_version
+
         print(f"ai-agent {package_version()}")
         raise typer.Exit
 
@@ -67,6 +99,8 @@ def root(
 
     Exit codes: 0 done, 1 it failed, 2 wrong use, 130 left with Ctrl-C.
     """
+    from aiagent_client.cli.settings import Settings
+
     context.obj = (Settings(url), output)
 
 
@@ -78,6 +112,8 @@ def main() -> None:
             stream.reconfigure(errors="replace")
     if not _for_programs(sys.argv[1:]):
         app()
+    from aiagent_client.cli.failures import FAILED, WRONG_USE, report_wrong_use
+
     try:
         code = app(standalone_mode=False)
     except NoArgsIsHelpError:

@@ -1,9 +1,16 @@
-"""The words of the contract's enums, as options take them: lower case, with dashes."""
+"""The words that options take; those of the contract's enums in lower case, with dashes."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 from typing import Any
+
+
+class OutputFormat(StrEnum):
+    """The formats of `--output`."""
+
+    TABLE = "table"
+    JSON = "json"
 
 
 class ModeName(StrEnum):

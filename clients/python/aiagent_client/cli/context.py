@@ -13,8 +13,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from aiagent_client.cli.choices import OutputFormat
 from aiagent_client.cli.failures import LEFT, UsageError, report
-from aiagent_client.cli.output import OutputFormat, console_for, print_json
+from aiagent_client.cli.output import console_for, print_json
 from aiagent_client.cli.settings import Settings
 from aiagent_client.client import Client
 from aiagent_client.errors import ClientError, InvalidUrlError

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import IO, Any
 
 from google.protobuf.json_format import MessageToDict
@@ -29,13 +28,6 @@ _STATE_STYLES = {
     "WAITING": "yellow", "PENDING": "yellow", "INTERRUPTED": "yellow", "TIMED_OUT": "yellow", "EXPIRED": "yellow",
     "FAILED": "red", "DENIED": "red", "TERMINATED": "red", "BUDGET_EXCEEDED": "red", "POSSIBLY_RUN": "red",
 }  # fmt: skip
-
-
-class OutputFormat(StrEnum):
-    """The formats of `--output`."""
-
-    TABLE = "table"
-    JSON = "json"
 
 
 def console_for(file: IO[str]) -> Console:
