@@ -1,4 +1,4 @@
-"""The `ai-agent` command as a child process: behind pipes, or on a terminal of its own."""
+"""The `ai-agent` command as a child process: without a terminal, or on one of its own."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from fcntl import ioctl
 from pathlib import Path
 from typing import Any
+
+from tests.unit.client import forked
 
 COMMAND = [sys.executable, "-c", "from aiagent_client.cli import main; main()"]
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -57,14 +59,12 @@ class CommandLine:
     async def run(
         self, *arguments: str, stdin: str | bytes = "", environment: Mapping[str, str] | None = None
     ) -> Done:
-        """Runs a command behind pipes to its end."""
+        """Runs a command without a terminal to its end."""
         given = stdin.encode() if isinstance(stdin, str) else stdin
-        process = await asyncio.create_subprocess_exec(
-            *COMMAND, *arguments, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE, env={**self.environment, **(environment or {})}, start_new_session=True,
-        )  # fmt: skip
-        out, err = await asyncio.wait_for(process.communicate(given), 60)
-        return Done(process.returncode or 0, out.decode(), err.decode())
+        code, out, err = await asyncio.wait_for(
+            forked.run(arguments, given, {**self.environment, **(environment or {})}), 60
+        )
+        return Done(code, out.decode(), err.decode())
 
     async def open(self, *arguments: str, width: int = 90) -> Terminal:
         """Starts a command on a terminal of its own."""
