@@ -44,12 +44,14 @@ async def test_no_stream_stands_still_while_agents_start(
     _kept(await starts.run(suite, starts=8, watchers=60, voices=2), suite, capsys)
 
 
+@pytest.mark.soak
 async def test_turns_leave_nothing_behind(own_suite: RunningSuite, capsys: pytest.CaptureFixture[str]):
     # Too few to judge memory by.
     outcome = await turns.run(own_suite, turns=12, sessions=3, warm_up=6, looks=4, memory=False)
     _kept(outcome, own_suite, capsys)
 
 
+@pytest.mark.soak
 async def test_all_streams_go_on_at_the_other_replica(
     own_suite: RunningSuite, capsys: pytest.CaptureFixture[str]
 ):
