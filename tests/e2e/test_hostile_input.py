@@ -205,6 +205,7 @@ async def _upload(user: User, session_id: str, archive: bytes):
         b"no archive at all",
         _tar(("fine", b"x" * 5000, ""))[:-20],
     ],
+    ids=["upwards", "absolute", "link outside", "path through a link", "no archive", "cut off"],
 )
 async def test_a_hostile_archive_changes_nothing(user: User, archive):
     session_id = await user.create()

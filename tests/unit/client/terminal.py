@@ -133,6 +133,17 @@ class Terminal:
         """Presses Ctrl-C."""
         self.type("\x03")
 
+    async def leave(self, seconds: float = 30) -> int:
+        """Presses Ctrl-C until the command ends, and returns its exit code.
+
+        A signal that arrives after Python looked for one and before it waits for a key is noticed with the next key.
+        """
+        async with asyncio.timeout(seconds):
+            while True:
+                self.press_control_c()
+                with contextlib.suppress(TimeoutError):
+                    return await self.end(1)
+
     async def end(self, seconds: float = 30) -> int:
         """Waits for the command's end and returns its exit code."""
         code = await asyncio.wait_for(self.process.wait(), seconds)

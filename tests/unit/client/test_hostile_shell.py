@@ -95,8 +95,7 @@ async def test_left_with_control_c_at_a_prompt_is_130(command: CommandLine):
         terminal = await command.open(*arguments)
         try:
             await terminal.until(question)
-            terminal.press_control_c()
-            assert await terminal.end() == 130
+            assert await terminal.leave() == 130
         finally:
             await terminal.close()
 
