@@ -17,7 +17,7 @@ import uvloop
 
 from deploy.local import services
 from deploy.local.console import show_warnings
-from deploy.local.joining import join
+from deploy.local.joining import join, joined
 from deploy.local.settings import load
 from deploy.local.state import LocalError, StateDirectory
 from deploy.local.suite import Options, Suite
@@ -118,7 +118,8 @@ def _status(_: argparse.Namespace) -> int:
         print(f"starting, pid {pid}")
         return 1
     print(f"running, pid {pid}, {note['base_url']}")
-    targets = {"public": note["public"], **note["replicas"]}
+    added = joined(state)
+    targets = {"public": note["public"], **note["replicas"], **{each.name: each.listen for each in added}}
 
     async def healthy() -> list[bool]:
         return list(await asyncio.gather(*(services.Serving(target)() for target in targets.values())))
@@ -126,7 +127,7 @@ def _status(_: argparse.Namespace) -> int:
     found = asyncio.run(healthy())
     for (name, target), serving in zip(targets.items(), found, strict=True):
         print(f"  {name:<14} {target:<22} {'serving' if serving else 'not serving'}")
-    for target in note["metrics"]:
+    for target in [*note["metrics"], *(each.metrics for each in added)]:
         print(f"  metrics        http://{target}/metrics")
     return 0 if all(found) else 1
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from deploy.local.children import Child
 from deploy.local.environment import DRAIN_SECONDS, Plan, Replica
@@ -42,18 +42,39 @@ def _known(name: str, listen: str) -> Replica:
 
 
 @contextmanager
-def _number(run: Path, taken: Collection[str]) -> Iterator[int]:
-    """The first number that no executor has; the lock that holds it dies with this process."""
+def _number(run: Path, taken: Collection[str]) -> Iterator[Replica]:
+    """The first executor's name that is free; its lock tells the addresses and dies with this process."""
     for number in itertools.count(1):
         if f"executor-{number}" in taken:
             continue
         with (run / f"executor-{number}.lock").open("a", encoding="utf-8") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _locked(lock):
                 continue
-            yield number
+            replica = Replica("executor", number, f"{LOOPBACK}:{free_port()}", f"{LOOPBACK}:{free_port()}")
+            lock.truncate(0)
+            lock.write(f"{replica.listen} {replica.metrics}")
+            lock.flush()
+            yield replica
             return
+
+
+def _locked(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def joined(state: StateDirectory) -> list[Replica]:
+    """The executors that were added and run now, by their names."""
+    found = []
+    for note in (state.path / "run").glob("executor-*.lock"):
+        with note.open(encoding="utf-8") as lock:
+            told = lock.read().split()
+            if not _locked(lock) and len(told) == 2:
+                found.append(Replica("executor", int(note.stem.rpartition("-")[2]), *told))
+    return sorted(found, key=lambda replica: replica.number)
 
 
 async def join(state: StateDirectory) -> None:
@@ -67,8 +88,7 @@ async def join(state: StateDirectory) -> None:
     """
     pid = state.holder()
     note = _note(state, pid)
-    with _number(state.path / "run", note["replicas"]) as number:
-        replica = Replica("executor", number, f"{LOOPBACK}:{free_port()}", f"{LOOPBACK}:{free_port()}")
+    with _number(state.path / "run", note["replicas"]) as replica:
         await _serve(state, pid, _plan(state, note, replica), replica)
 
 

@@ -113,6 +113,7 @@ async def build(settings: ExecutorSettings) -> ExecutorService:
         settings.state_dir,
         tuple(filter(None, settings.sandbox_read_only_paths.split(":"))),
         settings.agent_max_processes,
+        settings.agent_memory_mib << 20,
     )
     if chosen.unprotected():
         _log.warning("isolation is weak", isolation=chosen.kind, unprotected=chosen.unprotected())

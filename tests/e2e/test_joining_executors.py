@@ -87,6 +87,17 @@ async def _runs_on(user: User, session_id: str, turn_id: str, executor_id: str) 
             await asyncio.sleep(0.05)
 
 
+async def _serving(suite: RunningSuite) -> list[str]:
+    """What `status` says of them."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "deploy.local", "status"),
+        env=suite.environment,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    told, _ = await process.communicate()
+    return [line.split()[0] for line in told.decode().splitlines() if line.endswith(" serving")]
+
+
 def _lives(process: psutil.Process) -> bool:
     """Whether a process still runs; one that is only left to be collected by the machine's first process does not."""
     try:
@@ -121,6 +132,7 @@ async def test_an_executor_joins_and_leaves_a_running_suite(small_suite: Running
                 "SUCCEEDED",
                 "executor-2",
             )
+        assert "executor-2" in await _serving(small_suite)
         assert {
             name: note for name, note in _processes(small_suite).items() if name != "executor-2"
         } == before
@@ -155,6 +167,7 @@ async def test_an_executor_joins_and_leaves_a_running_suite(small_suite: Running
     again = await user.run(second, prompt(recall("word is \\w+")))
     assert again.result.text == "I remember: word is pomegranate"
     assert _processes(small_suite) == before
+    assert "executor-2" not in await _serving(small_suite)
 
 
 async def test_a_turn_that_outlasts_the_drain_goes_on_elsewhere(small_suite: RunningSuite):

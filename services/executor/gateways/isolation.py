@@ -64,7 +64,12 @@ class Isolation:
     """One way to start agents."""
 
     def __init__(
-        self, kind: str, state_dir: Path, extra_paths: Sequence[str] = (), max_processes: int = 0
+        self,
+        kind: str,
+        state_dir: Path,
+        extra_paths: Sequence[str] = (),
+        max_processes: int = 0,
+        max_tmp_bytes: int = 0,
     ) -> None:
         """Takes what `choose` found.
 
@@ -73,11 +78,13 @@ class Isolation:
             state_dir: Hidden from agents.
             extra_paths: Shown to them, read-only.
             max_processes: Most processes and threads of an agent, 0 for no bound.
+            max_tmp_bytes: Most that an agent's `/tmp` holds where it lies in memory, 0 for the kernel's bound.
         """
         self.kind = kind
         self._state_dir = state_dir.resolve()
         self._extra_paths = tuple(extra_paths)
         self._max_processes = max_processes
+        self._max_tmp_bytes = max_tmp_bytes
 
     @cached_property
     def ends_with_its_first_process(self) -> bool:
@@ -106,6 +113,11 @@ class Isolation:
             "CLAUDE_CODE_EMIT_SESSION_STATE_EVENTS": "1",
             "CLAUDE_CODE_ENTRYPOINT": "sdk-py",
             "IS_SANDBOX": "1",
+            # A directory that only looks like a repository brings a configuration, and with it programs to start:
+            # `git status` there would be more than the rule for it allows.
+            "GIT_CONFIG_COUNT": "1",
+            "GIT_CONFIG_KEY_0": "safe.bareRepository",
+            "GIT_CONFIG_VALUE_0": "explicit",
             "PATH": _PATH,
             "LANG": "C.UTF-8",
             "TERM": "dumb",
@@ -151,7 +163,7 @@ class Isolation:
         for path in self._extra_paths:
             command += ["--ro-bind-try", path, path]
         command += [
-            "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--tmpfs", "/run", "--dir", "/var/tmp",  # noqa: S108
+            "--proc", "/proc", "--dev", "/dev", *self._tmp(), "--tmpfs", "/run", "--dir", "/var/tmp",  # noqa: S108
             "--ro-bind", str(_CLI), "/opt/aiagent/claude",
             "--ro-bind", str(_INIT), "/opt/aiagent/init.py",
             "--bind", str(place.gateway_socket), "/run/model-gateway.sock",
@@ -162,6 +174,16 @@ class Isolation:
             "/run/model-gateway.sock", "/opt/aiagent/claude",
         ]  # fmt: skip
         return command
+
+    def _tmp(self) -> list[str]:
+        size = ["--size", str(self._max_tmp_bytes)] if self._max_tmp_bytes and self._sizes else []
+        return [*size, "--tmpfs", "/tmp"]  # noqa: S108
+
+    @cached_property
+    def _sizes(self) -> bool:
+        """Whether this bubblewrap bounds a tmpfs: those before 0.7 do not."""
+        program = str(bubblewrap_program(self._state_dir))
+        return b"--size" in subprocess.run([program, "--help"], capture_output=True, check=False).stdout
 
     def _process(self, place: AgentPlace) -> list[str]:
         unshare = shutil.which("unshare")
@@ -223,7 +245,11 @@ def bubblewrap_program(state_dir: Path) -> Path:
 
 
 def choose(
-    wanted: str, state_dir: Path, extra_paths: Sequence[str] = (), max_processes: int = 0
+    wanted: str,
+    state_dir: Path,
+    extra_paths: Sequence[str] = (),
+    max_processes: int = 0,
+    max_tmp_bytes: int = 0,
 ) -> Isolation:
     """Chooses how agents are isolated.
 
@@ -232,6 +258,7 @@ def choose(
         state_dir: Hidden from agents.
         extra_paths: Shown to them, read-only.
         max_processes: Most processes and threads of an agent, 0 for no bound.
+        max_tmp_bytes: Most that an agent's `/tmp` holds where it lies in memory, 0 for the kernel's bound.
 
     Returns:
         What was asked for; with `auto` bubblewrap where it works, else process.
@@ -256,7 +283,7 @@ def choose(
         except (OSError, StopIteration):
             works = False
         if works:
-            return Isolation("BUBBLEWRAP", state_dir, extra_paths, max_processes)
+            return Isolation("BUBBLEWRAP", state_dir, extra_paths, max_processes, max_tmp_bytes)
         if wanted == "bubblewrap":
             raise ServiceError(
                 ErrorKind.FAILED_PRECONDITION,
@@ -264,4 +291,4 @@ def choose(
                 domain="executor.aiagent",
                 message="AIAGENT_ISOLATION=bubblewrap, but bubblewrap does not work here: user namespaces are needed",
             )
-    return Isolation("PROCESS", state_dir, extra_paths, max_processes)
+    return Isolation("PROCESS", state_dir, extra_paths, max_processes, max_tmp_bytes)

@@ -89,6 +89,34 @@ async def test_the_workspace_is_writable_and_stays(
     assert (place.home / "kept").read_text() == "kept\n"
 
 
+async def test_what_only_looks_like_a_repository_starts_no_program(
+    chosen: Isolation, place: AgentPlace, directory: Path, monkeypatch: pytest.MonkeyPatch
+):
+    started = place.workspace / "started"
+    program = place.workspace / "start"
+    program.write_text(f"#!/bin/sh\ntouch {started}\n")
+    program.chmod(0o755)
+    script = (
+        "git init -q --bare bare && cd bare && set() { git config --file config $@; } && set core.worktree . && "
+        "set core.bare false && set core.fsmonitor ../start && git status; cd .. && "
+        "git init -q real && cd real && git status --short && echo a real one serves"
+    )
+    seen = await inside(chosen, place, directory, script, monkeypatch)
+    assert "safe.bareRepository" in seen
+    assert "a real one serves" in seen
+    assert not started.exists()
+
+
+async def test_what_lies_in_memory_is_bounded(
+    place: AgentPlace, directory: Path, monkeypatch: pytest.MonkeyPatch
+):
+    chosen = isolation.choose("auto", directory / "state", max_tmp_bytes=1 << 20)
+    if chosen.kind != "BUBBLEWRAP":
+        pytest.skip("only bubblewrap gives an agent a /tmp in memory")
+    script = "head -c 1000000 /dev/zero > /tmp/a && head -c 1000000 /dev/zero > /tmp/b || echo full"
+    assert (await inside(chosen, place, directory, script, monkeypatch)).endswith("full\n")
+
+
 async def test_the_state_directory_is_hidden(
     chosen: Isolation, place: AgentPlace, directory: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -533,7 +533,7 @@ class Notice(_message.Message):
     CODE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     code: _builtins.str
-    """A name to switch on, as in `MODEL_RETRY`, `CONTEXT_COMPACTED`, `OFFLINE_MODEL`."""
+    """A name to switch on, as in `MODEL_RETRY` or `CONTEXT_COMPACTED`."""
     message: _builtins.str
     """One sentence for a person."""
     def __init__(
