@@ -27,7 +27,6 @@ from services.auth.usecases.tokens import Login, Logout, Refresh, RefreshTokens
 from services.kernel import context
 from services.kernel.clock import Clock, SystemClock
 from services.kernel.db import Database
-from services.kernel.db.migrations import upgrade
 from services.kernel.grpc import KernelServer, build_server
 from services.kernel.housekeeping import keep_house
 from services.kernel.identity.access_tokens import JwksVerifier
@@ -198,6 +197,9 @@ async def migrate(settings: AuthSettings) -> str:
     url = settings.auth_owner_database_url.get_secret_value()
     if not url:
         raise ValueError("AIAGENT_AUTH_OWNER_DATABASE_URL is not set")
+    # Not for services that serve: importing Alembic takes a tenth of their start.
+    from services.kernel.db.migrations import upgrade
+
     return f"schema {SCHEMA} is at {await upgrade(url, SCHEMA, _MIGRATIONS)}"
 
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from typing import Any, Final, TextIO
 
 import structlog
-from aiohttp import web
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    start_http_server,
+)
 
 registry: Final = CollectorRegistry(auto_describe=True)
 GRPC_REQUESTS: Final = Counter(
@@ -106,13 +111,13 @@ def hide_secrets(_logger: object, _method: str, event: MutableMapping[str, Any])
 
 
 class MetricsServer:
-    """Answers `GET /metrics` with the registry."""
+    """Answers `GET /metrics` with the registry, from a thread of its own: a loop that is stuck can be looked at."""
 
     def __init__(self, host: str, port: int) -> None:
         """Args: port: 0 takes a free one."""
         self._host = host
         self.port = port
-        self._runner: web.AppRunner | None = None
+        self._stop: Callable[[], None] | None = None
 
     @classmethod
     def at(cls, listen: str) -> MetricsServer:
@@ -126,21 +131,21 @@ class MetricsServer:
         Raises:
             OSError: the address cannot be listened on.
         """
-        application = web.Application()
-        application.router.add_get("/metrics", self._metrics)
-        self._runner = web.AppRunner(application, access_log=None)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, self._host, self.port)
-        await site.start()
-        self.port = int(self._runner.addresses[0][1])
+        loop = asyncio.get_running_loop()
+        ASYNCIO_TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
+        server, thread = start_http_server(self.port, self._host, registry)
+        self.port = server.server_port
+
+        def stop() -> None:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+        self._stop = stop
         return self.port
 
     async def stop(self) -> None:
         """Closes the port."""
-        if self._runner is not None:
-            await self._runner.cleanup()
-            self._runner = None
-
-    async def _metrics(self, _request: web.Request) -> web.Response:
-        ASYNCIO_TASKS.set(len(asyncio.all_tasks()))
-        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        if self._stop is not None:
+            await asyncio.to_thread(self._stop)
+            self._stop = None

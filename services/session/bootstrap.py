@@ -26,7 +26,6 @@ from aiagent.session.v1.workspace_service_pb2_grpc import add_WorkspaceServiceSe
 from services.kernel.clock import SystemClock
 from services.kernel.context import detached
 from services.kernel.db import Database
-from services.kernel.db.migrations import upgrade
 from services.kernel.grpc import (
     KernelServer,
     MethodPolicy,
@@ -259,6 +258,9 @@ async def migrate(settings: SessionSettings) -> str:
     url = settings.session_owner_database_url
     if url is None:
         raise ValueError("AIAGENT_SESSION_OWNER_DATABASE_URL is not set")
+    # Not for services that serve: importing Alembic takes a tenth of their start.
+    from services.kernel.db.migrations import upgrade
+
     return f"schema {SCHEMA} is at {await upgrade(url.get_secret_value(), SCHEMA, _MIGRATIONS)}"
 
 
