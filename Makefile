@@ -16,7 +16,7 @@ run: env-run ## the whole suite on this machine; ARGS=--processes for one proces
 	@$(PYTHON) -m deploy.local run $(ARGS)
 
 test: env ## everything this machine can check; ARGS go to pytest
-	@$(PYTHON) -m pytest $(ARGS)
+	@$(PYTHON) -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 chaos: env ## ten minutes of faults at random; ARGS="--seed N --minutes M" for others
 	@$(PYTHON) -m tests.chaos $(ARGS)

@@ -54,7 +54,8 @@ class CommandLine:
             "TERM": "xterm-256color",
             "PYTHONUTF8": "1",
         }
-        self.environment.pop("NO_COLOR", None)
+        for name in ("NO_COLOR", "COLUMNS"):
+            self.environment.pop(name, None)
 
     async def run(
         self, *arguments: str, stdin: str | bytes = "", environment: Mapping[str, str] | None = None

@@ -41,6 +41,7 @@ def test_keys_come_back_as_they_were(sent: list[Any]) -> None:
         paging.filter_hash("ListNotes", ORGANIZATION, {"state": "DONE"}),
         paging.filter_hash("ListNotes", ORGANIZATION, {}),
     ],
+    ids=["another method", "another organization", "another filter", "no filter"],
 )
 def test_a_token_of_another_list_is_refused(other: bytes) -> None:
     assert refused(paging.encode(other, [1]))
