@@ -178,3 +178,11 @@ async def test_two_users_do_not_see_each_other(user: User, stranger: User):
         answer = await http.post(f"/api/v1/sessions/{session_id}/query", json={"message": "hi"})
         assert answer.status_code == 404
         assert (await http.get("/api/v1/sessions")).json()["sessions"] == []
+
+
+async def test_answers_name_the_defaults(user: User):
+    async with user.http() as http:
+        made = (await http.post("/api/v1/sessions", json={"name": "plain"})).json()
+        listed = (await http.get("/api/v1/sessions")).json()["sessions"][0]
+    for session in (made, listed):
+        assert (session["mode"], session["sdk_options"]["permission_mode"]) == ("INTERACTIVE", "DEFAULT")

@@ -58,7 +58,7 @@ def session(value: Session) -> session_pb2.Session:
         update_time=time(value.update_time),
         etag=value.etag,
     )
-    json_format.ParseDict(dict(value.sdk_options), message.sdk_options)
+    json_format.ParseDict({"permission_mode": "DEFAULT", **value.sdk_options}, message.sdk_options)
     message.permission_timeout.FromTimedelta(value.permission_timeout)
     message.turn_timeout.FromTimedelta(value.turn_timeout)
     return message

@@ -33,7 +33,7 @@ class AgentOptions(_message.Message):
     class _PermissionModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[AgentOptions._PermissionMode.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         PERMISSION_MODE_UNSPECIFIED: AgentOptions._PermissionMode.ValueType  # 0
-        """The server's default: DEFAULT."""
+        """In a request the server's default: DEFAULT, which answers then name."""
         DEFAULT: AgentOptions._PermissionMode.ValueType  # 1
         """Tools that only read are allowed, all others ask a person."""
         ACCEPT_EDITS: AgentOptions._PermissionMode.ValueType  # 2
@@ -49,7 +49,7 @@ class AgentOptions(_message.Message):
         """How tool calls are decided that no list names."""
 
     PERMISSION_MODE_UNSPECIFIED: AgentOptions.PermissionMode.ValueType  # 0
-    """The server's default: DEFAULT."""
+    """In a request the server's default: DEFAULT, which answers then name."""
     DEFAULT: AgentOptions.PermissionMode.ValueType  # 1
     """Tools that only read are allowed, all others ask a person."""
     ACCEPT_EDITS: AgentOptions.PermissionMode.ValueType  # 2
