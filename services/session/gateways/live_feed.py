@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from uuid import UUID
 
@@ -31,12 +31,11 @@ from services.session import codec
 from services.session.domain.entities import LogEvent
 from services.session.domain.gate import BlockKey, Delta, GateEvent
 from services.session.gateways.feed_codec import delta_item, event_item, gate_event, read_delta
+from services.session.gateways.subscriptions import Subscription
 from services.session.usecases.ports import DeletedFrame, DrainFrame, EventsFrame, Frame, HeadFrame
 
 _log = structlog.get_logger(__name__)
 POLL_SECONDS = 1.0
-QUEUE_FRAMES = 2000
-QUEUE_BYTES = 8 * 1024 * 1024
 OUTGOING = 10_000
 OUTGOING_BYTES = 64 * 1024 * 1024
 BLOCK_SECONDS = 120
@@ -54,44 +53,6 @@ def _channel(session_id: UUID) -> str:
 
 def _block_key(session_id: UUID) -> str:
     return f"aiagent:session:{session_id}:block"
-
-
-@dataclass(eq=False)
-class Subscription:
-    """What one watcher is told. Bounded: a watcher that does not keep up loses frames, and learns that it did."""
-
-    session_id: UUID
-    overflowed: bool = False
-    _size_bytes: int = 0
-    _frames: deque[Frame] = field(default_factory=deque)
-    _woken: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def offer(self, frame: Frame) -> None:
-        """Hands over a frame."""
-        if len(self._frames) >= QUEUE_FRAMES or self._size_bytes >= QUEUE_BYTES:
-            self._frames.clear()
-            self._size_bytes = 0
-            self.overflowed = True
-        self._frames.append(frame)
-        if isinstance(frame, EventsFrame):
-            self._size_bytes += frame.size_bytes
-        elif isinstance(frame, Delta):
-            self._size_bytes += len(frame.text)
-        self._woken.set()
-
-    async def take(self, timeout_seconds: float) -> list[Frame]:
-        """Waits for frames, at most so long, and takes all there are."""
-        if not self._frames:
-            self._woken.clear()
-            try:
-                async with asyncio.timeout(timeout_seconds):
-                    await self._woken.wait()
-            except TimeoutError:
-                return []
-        taken = list(self._frames)
-        self._frames.clear()
-        self._size_bytes = 0
-        return taken
 
 
 @dataclass(slots=True)

@@ -161,9 +161,11 @@ class Watching:
                 if waited.turn.state.final or waited.permission_requests or left <= 0:
                     return waited
                 frames: list[Frame] = []
-                while left > 0 and not any(_tells(frame) for frame in frames):
+                while left > 0 and not (subscription.overflowed or any(_tells(frame) for frame in frames)):
                     frames = await subscription.take(min(left, CHECKPOINT_SECONDS))
                     left = end - self._clock.monotonic()
+                # What was lost may have been the turn's end: it is looked at again.
+                subscription.overflowed = False
                 if any(isinstance(frame, DrainFrame) for frame in frames):
                     return await self._look(caller, session_id, turn_id)
 

@@ -26,8 +26,9 @@ from services.kernel.lifecycle import Drain
 from services.kernel.redis import open_redis
 from services.session.domain.entities import LogEvent
 from services.session.domain.gate import BlockKey, Delta
-from services.session.gateways import live_feed
-from services.session.gateways.live_feed import LiveFeed, Subscription
+from services.session.gateways import live_feed, subscriptions
+from services.session.gateways.live_feed import LiveFeed
+from services.session.gateways.subscriptions import Subscription
 from services.session.usecases.ports import DeletedFrame, DrainFrame, EventsFrame, Frame, HeadFrame
 
 pytestmark = pytest.mark.contract
@@ -241,10 +242,23 @@ async def test_a_drain_is_told_to_those_who_watch_and_those_who_come(feeds: Feed
 async def test_who_does_not_keep_up_loses_frames_and_learns_it(feeds: Feeds, session_id: UUID):
     async with feeds.watching.subscribe(session_id) as subscription:
         await listening(feeds, session_id, subscription)
-        for sequence in range(2, live_feed.QUEUE_FRAMES + 3):
+        for sequence in range(2, subscriptions.QUEUE_FRAMES + 3):
             subscription.offer(HeadFrame(sequence))
         assert subscription.overflowed
-        assert len(await subscription.take(0)) <= live_feed.QUEUE_FRAMES
+        assert len(await subscription.take(0)) <= subscriptions.QUEUE_FRAMES
+
+
+async def test_no_overflow_costs_the_notice_of_a_drain(feeds: Feeds, session_id: UUID):
+    async with (
+        feeds.watching.subscribe(session_id) as subscription,
+        feeds.watching.subscribe(session_id) as other,
+    ):
+        feeds.drain.begin()
+        await until(other, lambda frames: DrainFrame() in frames)
+        for sequence in range(2, subscriptions.QUEUE_FRAMES + 3):
+            subscription.offer(HeadFrame(sequence))
+        assert subscription.overflowed
+        assert (await subscription.take(0))[-1] == DrainFrame()
 
 
 across_valkey = pytest.mark.parametrize("feeds", ["across Valkey"], indirect=True)
@@ -351,7 +365,7 @@ async def test_what_a_user_does_on_another_replica_leaves_the_open_block_alone(
 async def test_a_queue_is_bounded_in_bytes_too(
     feeds: Feeds, session_id: UUID, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(live_feed, "QUEUE_BYTES", 10_000)
+    monkeypatch.setattr(subscriptions, "QUEUE_BYTES", 10_000)
     async with feeds.driving.subscribe(session_id) as subscription:
         for sequence in range(2, 7):
             await feeds.publish(session_id, sequence, **completed(sequence, "x" * 4000))

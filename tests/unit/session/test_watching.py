@@ -17,9 +17,11 @@ from services.kernel.clock import SystemClock
 from services.kernel.errors import ServiceError
 from services.session.domain.errors import session_not_found
 from services.session.domain.gate import BlockKey, Delta
-from services.session.gateways.live_feed import Subscription
+from services.session.domain.states import TurnState
+from services.session.gateways import subscriptions
+from services.session.gateways.subscriptions import Subscription
 from services.session.usecases import watch
-from services.session.usecases.ports import Frame, HeadFrame
+from services.session.usecases.ports import EventsFrame, Frame, HeadFrame
 from services.session.usecases.watch import Watching, WatchRequest
 
 pytestmark = pytest.mark.unit
@@ -35,6 +37,8 @@ class Log:
 
     there: bool = True
     reads: int = 0
+    turn: TurnState = TurnState.RUNNING
+    looked: asyncio.Event = field(default_factory=asyncio.Event)
 
     @asynccontextmanager
     async def begin(self, caller: object) -> AsyncIterator[Log]:
@@ -44,6 +48,13 @@ class Log:
         if not self.there:
             raise session_not_found(session_id)
         return SimpleNamespace(last_sequence=5)
+
+    async def get_turn(self, session_id: UUID, turn_id: UUID) -> Any:
+        self.looked.set()
+        return SimpleNamespace(id=turn_id, state=self.turn)
+
+    async def now(self) -> datetime:
+        return datetime.now(UTC)
 
     async def list_events(self, *_: object) -> list[Any]:
         self.reads += 1
@@ -124,3 +135,20 @@ async def test_checkpoints_come_while_deltas_are_left_out(monkeypatch: pytest.Mo
     batch = await asyncio.wait_for(first, 5)
     assert (batch.items, batch.head) == ([], 5)
     talking.cancel()
+
+
+async def test_who_waits_for_a_turn_learns_of_an_end_that_an_overflow_swallowed(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(subscriptions, "QUEUE_FRAMES", 3)
+    log, feed = Log(), Feed([])
+    waiting = asyncio.create_task(watching(log, feed).wait(CALLER, SESSION, uuid4(), 60))
+
+    await asyncio.wait_for(log.looked.wait(), 5)
+    log.turn = TurnState.SUCCEEDED
+    (subscription,) = feed.subscriptions
+    subscription.offer(EventsFrame((), 0))
+    for offset in range(3):
+        subscription.offer(Delta(BlockKey(uuid4(), 1, 1), offset, "x", False, 5))
+    waited = await asyncio.wait_for(waiting, 5)
+    assert waited.turn.state is TurnState.SUCCEEDED
