@@ -149,6 +149,7 @@ async def read(
     limit: int,
     *,
     turn_id: UUID | None = None,
+    most_bytes: int | None = None,
 ) -> list[LogEvent]:
     """Reads events in order.
 
@@ -158,18 +159,20 @@ async def read(
         after_sequence: Events after this one; 0 for all.
         limit: How many at most.
         turn_id: Only events of this turn.
+        most_bytes: End with the event by which the payloads have this size: one event more at most. None for no bound.
 
     Returns:
-        The events; fewer than `limit` when the log ends.
+        The events; fewer than `limit`, and less than `most_bytes`, when the log ends.
     """
-    query = (
-        sa.select(events.c.sequence, events.c.turn_id, events.c.kind, events.c.payload, events.c.create_time)
-        .where(events.c.session_id == session_id, events.c.sequence > after_sequence)
-        .order_by(events.c.sequence)
-        .limit(limit)
-    )
+    wanted = [events.c.session_id == session_id, events.c.sequence > after_sequence]
     if turn_id is not None:
-        query = query.where(events.c.turn_id == turn_id)
+        wanted.append(events.c.turn_id == turn_id)
+    query = sa.select(
+        events.c.sequence, events.c.turn_id, events.c.kind, events.c.payload, events.c.create_time
+    )
+    if most_bytes is not None:
+        wanted.append(events.c.sequence <= _last_within(wanted, limit, most_bytes))
+    query = query.where(*wanted).order_by(events.c.sequence).limit(limit)
     return [
         LogEvent(
             session_id=session_id,
@@ -181,3 +184,20 @@ async def read(
         )
         for row in await connection.execute(query)
     ]
+
+
+def _last_within(
+    wanted: Sequence[sa.ColumnElement[bool]], limit: int, most_bytes: int
+) -> sa.ScalarSelect[Any]:
+    """The event by which a portion has its size. Sizes are in the rows: no payload is fetched for this."""
+    size = sa.func.octet_length(events.c.payload)
+    sizes = (
+        sa.select(events.c.sequence, size.label("size"))
+        .where(*wanted)
+        .order_by(events.c.sequence)
+        .limit(limit)
+        .subquery()
+    )
+    before = (sa.func.sum(sizes.c.size).over(order_by=sizes.c.sequence) - sizes.c.size).label("before")
+    portion = sa.select(sizes.c.sequence, before).subquery()
+    return sa.select(sa.func.max(portion.c.sequence)).where(portion.c.before < most_bytes).scalar_subquery()

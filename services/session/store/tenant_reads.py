@@ -177,10 +177,12 @@ class TenantReads:
         return [tool_call_of(row) for row in await self._all(query)]
 
     async def list_events(
-        self, session_id: UUID, turn_id: UUID | None, after: int, limit: int
+        self, session_id: UUID, turn_id: UUID | None, after: int, limit: int, most_bytes: int | None = None
     ) -> list[LogEvent]:
         """Returns events in order."""
-        return await event_log.read(self._connection, session_id, after, limit, turn_id=turn_id)
+        return await event_log.read(
+            self._connection, session_id, after, limit, turn_id=turn_id, most_bytes=most_bytes
+        )
 
     async def list_permission_requests(
         self,

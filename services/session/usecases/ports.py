@@ -244,9 +244,9 @@ class SessionTransaction(Protocol):
         """Returns tool calls in order."""
 
     async def list_events(
-        self, session_id: UUID, turn_id: UUID | None, after: int, limit: int
+        self, session_id: UUID, turn_id: UUID | None, after: int, limit: int, most_bytes: int | None = None
     ) -> list[LogEvent]:
-        """Returns events in order."""
+        """Returns events in order: fewer than `limit`, and less than `most_bytes` of payload, when the log ends."""
 
     async def list_permission_requests(
         self,

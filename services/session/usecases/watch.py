@@ -34,6 +34,8 @@ from services.session.usecases.queue import placed
 
 CHECKPOINT_SECONDS = 15.0
 READ_EVENTS = 200
+READ_BYTES = 2 * 1024 * 1024
+"""What is read of the history at once: a session of large events must not fill the memory of whoever shows it."""
 RESPONSE_BYTES = 2 * 1024 * 1024
 """About the size at which what has piled up goes out: clients of gRPC take 4 MiB at once unless told otherwise."""
 MAX_OVERFLOWS = 20
@@ -115,13 +117,14 @@ class Watching:
         async with self._store.begin(caller) as transaction:
             return await transaction.get_session(session_id)
 
-    async def read(self, caller: Caller, session_id: UUID, after: int, limit: int) -> list[GateEvent]:
-        """Reads events for a gate."""
+    async def read(
+        self, caller: Caller, session_id: UUID, after: int, limit: int
+    ) -> tuple[list[GateEvent], bool]:
+        """Reads a portion of events for a gate, and says whether there may be more."""
         async with self._store.begin(caller) as transaction:
-            return [
-                self._as_gate_event(event)
-                for event in await transaction.list_events(session_id, None, after, limit)
-            ]
+            events = await transaction.list_events(session_id, None, after, limit, READ_BYTES)
+        more = len(events) >= limit or sum(len(event.payload) for event in events) >= READ_BYTES
+        return [self._as_gate_event(event) for event in events], more
 
     async def idle(self, caller: Caller, session_id: UUID) -> bool:
         """Whether no turn is open."""
@@ -305,7 +308,7 @@ class _Watcher:
         after = block.after_sequence
         while after < self._gate.sequence:
             limit = min(READ_EVENTS, self._gate.sequence - after)
-            events = await self._watching.read(self._caller, self._request.session_id, after, limit)
+            events, _ = await self._watching.read(self._caller, self._request.session_id, after, limit)
             if not events:
                 return
             for event in events:
@@ -316,7 +319,7 @@ class _Watcher:
     async def _catch_up(self) -> AsyncIterator[WatchBatch]:
         """Reads the database up to its end."""
         while True:
-            events = await self._watching.read(
+            events, more = await self._watching.read(
                 self._caller, self._request.session_id, self._gate.sequence, READ_EVENTS
             )
             for event in events:
@@ -325,7 +328,7 @@ class _Watcher:
                     yield self._batch()
             if self._out:
                 yield self._batch()
-            if len(events) < READ_EVENTS:
+            if not more:
                 return
 
     async def _join_block(self) -> None:

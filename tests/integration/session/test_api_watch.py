@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -13,6 +13,8 @@ from aiagent.executor.v1 import turn_item_pb2
 from aiagent.session.v1 import permission_service_pb2
 from aiagent.session.v1 import session_service_pb2 as pb
 from deploy.local.servers import Valkey
+from services.session.domain.events import EventDraft, Notice
+from services.session.store import event_log
 from services.session.usecases import watch
 from tests.databases import Copy
 
@@ -227,6 +229,30 @@ async def test_many_watchers_see_the_same(client: Client, session_id: str):
     for one in seen:
         assert one.sequences[:30] == list(range(1, 31))
         assert all("hello there".startswith(text) for text in one.texts.values())
+
+
+async def test_a_history_of_large_events_is_read_in_portions_of_a_bounded_size(
+    api: Serving, client: Client, session_id: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(watch, "READ_BYTES", 100_000)
+    large = [EventDraft(Notice("LARGE", str(number) * 30_000)) for number in range(9)]
+    large[4] = EventDraft(Notice("HUGE", "x" * 200_000))
+    async with api.database.system() as connection:
+        await event_log.append(connection, await event_log.lock_head(connection, UUID(session_id)), large)
+    portions: list[list[int]] = []
+    read = event_log.read
+
+    async def reading(*arguments: Any, **options: Any) -> Any:
+        found = await read(*arguments, **options)
+        portions.append([len(event.payload) for event in found])
+        return found
+
+    monkeypatch.setattr(event_log, "read", reading)
+    seen = await Seen().follow(client, session_id, until_idle=True)
+    assert seen.sequences == list(range(1, (await client.get(session_id)).last_sequence + 1))
+    assert len(portions) >= 3
+    for sizes in portions:
+        assert sum(sizes[:-1]) < 100_000, "one event more at most than what the bound allows"
 
 
 @pytest.mark.parametrize("ids", ["session_id", "cursor.sequence", "cursor.delta.turn_id"])
