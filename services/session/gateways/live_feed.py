@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 from uuid import UUID
 
@@ -31,6 +30,7 @@ from services.session import codec
 from services.session.domain.entities import LogEvent
 from services.session.domain.gate import BlockKey, Delta, GateEvent
 from services.session.gateways.feed_codec import delta_item, event_item, gate_event, read_delta
+from services.session.gateways.open_blocks import BLOCK_SECONDS, OpenBlocks, furthest, read_snapshot
 from services.session.gateways.subscriptions import Subscription
 from services.session.usecases.ports import DeletedFrame, DrainFrame, EventsFrame, Frame, HeadFrame
 
@@ -38,8 +38,8 @@ _log = structlog.get_logger(__name__)
 POLL_SECONDS = 1.0
 OUTGOING = 10_000
 OUTGOING_BYTES = 64 * 1024 * 1024
-BLOCK_SECONDS = 120
-SNAPSHOT_SECONDS = 0.1
+PATIENCE_SECONDS = 0.25
+"""How long a watcher waits for Redis, which only has what is nice to have; then for a while none does."""
 _RECONNECT_SECONDS = 0.5
 _DRIVERS = "aiagent:drivers"
 
@@ -55,16 +55,6 @@ def _block_key(session_id: UUID) -> str:
     return f"aiagent:session:{session_id}:block"
 
 
-@dataclass(slots=True)
-class _OpenBlock:
-    key: BlockKey
-    thinking: bool
-    after_sequence: int
-    text: str = ""
-    changed: float = 0.0
-    stored: float = 0.0
-
-
 class LiveFeed:
     """The live feed of one replica."""
 
@@ -75,7 +65,7 @@ class LiveFeed:
         self._drain = drain
         self._origin = new_id().bytes
         self._subscriptions: dict[UUID, set[Subscription]] = {}
-        self._blocks: dict[UUID, _OpenBlock] = {}
+        self._blocks = OpenBlocks()
         self._told: dict[UUID, int] = {}
         self._outgoing: deque[tuple[str, str, bytes]] = deque()
         self._outgoing_bytes = 0
@@ -84,6 +74,8 @@ class LiveFeed:
         self._pubsub: PubSub | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._away = False
+        self._deaf = False
+        self._ask_again = 0.0
 
     def on_wake(self, wake: Callable[[UUID], None]) -> None:
         """Sets who is told that a driver is needed."""
@@ -114,9 +106,7 @@ class LiveFeed:
             return
         items = [event_item(codec.event(event)) for event in events]
         gate_events = tuple(gate_event(item) for item in items)
-        block = self._blocks.get(session_id)
-        if block is not None and any(_closes(event, block.key) for event in gate_events):
-            del self._blocks[session_id]
+        if self._blocks.close(session_id, gate_events):
             self._queue("DEL", _block_key(session_id), b"")
         self._offer(session_id, _frame(gate_events))
         if session_id in self._subscriptions:
@@ -142,16 +132,9 @@ class LiveFeed:
         frame = session_service_pb2.WatchSessionResponse(items=[delta_item(delta)])
         frame.cursor.sequence = after_sequence
         self._queue("PUBLISH", _channel(session_id), self._origin + frame.SerializeToString())
-        open_block = self._blocks.get(session_id)
-        if open_block is None or open_block.key != key:
-            open_block = self._blocks[session_id] = _OpenBlock(key, thinking, after_sequence)
-        known = len(open_block.text)
-        if text_offset <= known < text_offset + len(text):
-            open_block.text += text[known - text_offset :]
-        now = open_block.changed = time.monotonic()
-        if now - open_block.stored >= SNAPSHOT_SECONDS:
-            open_block.stored = now
-            self._queue("BLOCK", _block_key(session_id), _snapshot(open_block))
+        snapshot = self._blocks.add(session_id, delta)
+        if snapshot is not None:
+            self._queue("BLOCK", _block_key(session_id), snapshot)
 
     async def wake_driver(self, session_id: UUID) -> None:
         """Wakes the session's driver on other replicas."""
@@ -191,21 +174,20 @@ class LiveFeed:
 
     async def block(self, session_id: UUID) -> Delta | None:
         """The text so far of the session's open block, if one is known."""
-        known = self._blocks.get(session_id)
-        if known is not None:
-            return Delta(known.key, 0, known.text, known.thinking, known.after_sequence)
-        if self._redis is None:
+        return furthest(self._blocks.get(session_id), await self._stored_block(session_id))
+
+    async def _stored_block(self, session_id: UUID) -> Delta | None:
+        if self._redis is None or time.monotonic() < self._ask_again:
             return None
         try:
-            stored = await self._redis.get(_block_key(session_id))
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                stored = await self._redis.get(_block_key(session_id))
         except UNAVAILABLE:
+            self._ask_again = time.monotonic() + POLL_SECONDS
             return None
         if not stored:
             return None
-        frame = session_service_pb2.WatchSessionResponse.FromString(
-            stored if isinstance(stored, bytes) else stored.encode()
-        )
-        return read_delta(frame.items[0].delta, frame.cursor.sequence)
+        return read_snapshot(stored if isinstance(stored, bytes) else stored.encode())
 
     def _offer(self, session_id: UUID, frame: Frame) -> None:
         for subscription in self._subscriptions.get(session_id, ()):
@@ -217,12 +199,14 @@ class LiveFeed:
         if self._pubsub is None:
             return
         try:
-            if no_more:
-                await self._pubsub.unsubscribe(_channel(session_id))
-            else:
-                await self._pubsub.subscribe(_channel(session_id))
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                if no_more:
+                    await self._pubsub.unsubscribe(_channel(session_id))
+                else:
+                    await self._pubsub.subscribe(_channel(session_id))
         except UNAVAILABLE:
             # The listener connects anew and subscribes to everything.
+            self._deaf = True
             self._note_away()
 
     def _note_away(self) -> None:
@@ -236,14 +220,14 @@ class LiveFeed:
                 async with redis.pubsub(ignore_subscribe_messages=True) as pubsub:
                     await pubsub.subscribe(_DRIVERS)
                     # From here on who subscribes does it at once; who did so before is in the list.
-                    self._pubsub = pubsub
+                    self._pubsub, self._deaf = pubsub, False
                     if self._subscriptions:
                         await pubsub.subscribe(*map(_channel, self._subscriptions))
                     if self._away:
                         self._away = False
                         _log.warning("redis is back")
-                    while True:
-                        message = await pubsub.get_message(timeout=30.0)
+                    while not self._deaf:
+                        message = await pubsub.get_message(timeout=POLL_SECONDS)
                         if message is not None:
                             self._read(message["channel"], message["data"])
             except UNAVAILABLE:
@@ -270,16 +254,11 @@ class LiveFeed:
         session_id = UUID(name.removeprefix("aiagent:session:"))
         frame = session_service_pb2.WatchSessionResponse.FromString(data[len(self._origin) :])
         events = tuple(gate_event(item) for item in frame.items if item.HasField("event"))
-        block = self._blocks.get(session_id)
-        if block is not None and any(_closes(event, block.key) for event in events):
-            del self._blocks[session_id]
+        self._blocks.close(session_id, events)
         if events:
             self._offer(session_id, _frame(events))
         for item in frame.items:
             if item.HasField("delta"):
-                # Another replica drives the session now: what was open here is its predecessor's. Events alone say
-                # nothing of it: any replica writes those of users.
-                self._blocks.pop(session_id, None)
                 self._offer(session_id, read_delta(item.delta, frame.cursor.sequence))
 
     async def _send(self, redis: Redis) -> None:
@@ -310,7 +289,9 @@ class LiveFeed:
     async def _poll(self) -> None:
         while True:
             await asyncio.sleep(POLL_SECONDS)
-            self._forget_old_blocks()
+            self._blocks.forget_old()
+            for session_id, snapshot in self._blocks.unstored():
+                self._queue("BLOCK", _block_key(session_id), snapshot)
             watched = list(self._subscriptions)
             if not watched:
                 continue
@@ -327,12 +308,6 @@ class LiveFeed:
                     self._told[session_id] = last
                     self._offer(session_id, HeadFrame(last))
 
-    def _forget_old_blocks(self) -> None:
-        """Drops open blocks that nobody adds to: their driver has lost the session, or the model takes very long."""
-        oldest = time.monotonic() - BLOCK_SECONDS
-        for session_id in [known for known, block in self._blocks.items() if block.changed < oldest]:
-            del self._blocks[session_id]
-
     async def _tell_of_drain(self) -> None:
         await self._drain.wait()
         for session_id in list(self._subscriptions):
@@ -341,18 +316,3 @@ class LiveFeed:
 
 def _frame(events: tuple[GateEvent, ...]) -> EventsFrame:
     return EventsFrame(events, sum(event.size_bytes for event in events))
-
-
-def _closes(event: GateEvent, key: BlockKey) -> bool:
-    return (
-        event.completes == key
-        or event.ends_turn == key.turn_id
-        or (event.begins_attempt is not None and event.begins_attempt != key[:2])
-    )
-
-
-def _snapshot(block: _OpenBlock) -> bytes:
-    delta = Delta(block.key, 0, block.text, block.thinking)
-    frame = session_service_pb2.WatchSessionResponse(items=[delta_item(delta)])
-    frame.cursor.sequence = block.after_sequence
-    return frame.SerializeToString()

@@ -26,7 +26,7 @@ from services.kernel.lifecycle import Drain
 from services.kernel.redis import open_redis
 from services.session.domain.entities import LogEvent
 from services.session.domain.gate import BlockKey, Delta
-from services.session.gateways import live_feed, subscriptions
+from services.session.gateways import live_feed, open_blocks, subscriptions
 from services.session.gateways.live_feed import LiveFeed
 from services.session.gateways.subscriptions import Subscription
 from services.session.usecases.ports import DeletedFrame, DrainFrame, EventsFrame, Frame, HeadFrame
@@ -195,7 +195,7 @@ async def block_is(feeds: Feeds, session_id: UUID, text: str | None) -> Delta | 
 async def test_who_joins_in_mid_block_finds_its_text_so_far(
     feeds: Feeds, session_id: UUID, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(live_feed, "SNAPSHOT_SECONDS", 0.0)
+    monkeypatch.setattr(open_blocks, "SNAPSHOT_SECONDS", 0.0)
     await feeds.delta(session_id, 0, "one ")
     await feeds.delta(session_id, 4, "two")
     found = await block_is(feeds, session_id, "one two")
@@ -283,7 +283,7 @@ async def test_valkey_is_killed_and_comes_back(feeds: Feeds, session_id: UUID, o
 @across_valkey
 async def test_valkey_forgets_everything(feeds: Feeds, session_id: UUID, monkeypatch: pytest.MonkeyPatch):
     assert feeds.redis is not None
-    monkeypatch.setattr(live_feed, "SNAPSHOT_SECONDS", 0.0)
+    monkeypatch.setattr(open_blocks, "SNAPSHOT_SECONDS", 0.0)
     async with feeds.watching.subscribe(session_id) as subscription:
         await listening(feeds, session_id, subscription)
         await feeds.delta(session_id, 0, "one ")
@@ -308,6 +308,10 @@ async def test_nobody_waits_for_a_frozen_valkey(feeds: Feeds, session_id: UUID, 
         async with asyncio.timeout(3), feeds.driving.subscribe(session_id) as subscription:
             await feeds.publish(session_id, 501)
             assert 501 in sequences(await subscription.take(1.0))
+        # Nor does who joins: the first waits a moment, and then for a while nobody.
+        async with asyncio.timeout(1.0), feeds.watching.subscribe(uuid4()):
+            for _ in range(10):
+                assert await feeds.watching.block(session_id) is None
     finally:
         os.kill(own_valkey.pid, signal.SIGCONT)
 
@@ -334,6 +338,32 @@ async def test_when_the_driver_moves_the_old_replica_hears_the_new_one(feeds: Fe
         frames = await until(subscription, lambda frames: any(isinstance(frame, Delta) for frame in frames))
         assert [frame.text for frame in frames if isinstance(frame, Delta)] == ["anew"]
         await block_is(feeds, session_id, "anew")
+
+
+@across_valkey
+async def test_who_takes_over_in_mid_block_leaves_what_joiners_find(feeds: Feeds, session_id: UUID):
+    await feeds.delta(session_id, 0, "one ")
+    await block_is(feeds, session_id, "one ")
+    # The new driver is given what follows an event in mid-block; its predecessor had said the beginning.
+    await feeds.watching.publish_delta(session_id, 1, TURN, 1, 1, 4, "two", False)
+    await feeds.watching.publish_events(session_id, [event(session_id, 2)])
+    await block_is(feeds, session_id, "one ")
+    await feeds.watching.publish_events(session_id, [event(session_id, 3, **completed(1, "one two"))])
+    await block_is(feeds, session_id, None)
+
+
+@across_valkey
+async def test_a_driver_that_thaws_takes_nothing_from_its_successor(feeds: Feeds, session_id: UUID):
+    async with feeds.watching.subscribe(session_id) as subscription:
+        await listening(feeds, session_id, subscription)
+        await feeds.watching.publish_delta(session_id, 1, TURN, 1, 1, 0, "one two ", False)
+        # What the old driver had not published when it was frozen.
+        await feeds.delta(session_id, 0, "one ")
+        await until(subscription, lambda frames: Delta(BlockKey(TURN, 1, 1), 0, "one ", False, 1) in frames)
+        await feeds.watching.publish_delta(session_id, 1, TURN, 1, 1, 8, "three", False)
+        found = await feeds.watching.block(session_id)
+        assert found is not None
+        assert (found.offset, found.text) == (0, "one two three")
 
 
 @across_valkey
