@@ -10,7 +10,8 @@ Pure: no waiting, no I/O.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 from uuid import UUID
 
@@ -40,6 +41,16 @@ class Delta:
     text: str
     thinking: bool
     after_sequence: int = 0
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the piece in UTF-8."""
+        return len(self.text) if self.text.isascii() else len(self.text.encode())
+
+    def split(self, most: int) -> Iterator[Delta]:
+        """The piece as pieces of at most so many code points."""
+        for begin in range(0, len(self.text), most):
+            yield replace(self, offset=self.offset + begin, text=self.text[begin : begin + most])
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +101,7 @@ class Gate:
     offset: int = 0
     _completed: dict[tuple[UUID, int], int] = field(default_factory=dict)
     _attempt: tuple[UUID, int] | None = None
+    _attempt_sequence: int = 0
     _ended: set[UUID] = field(default_factory=set)
 
     def event(self, event: GateEvent) -> list[Delta | GateEvent]:
@@ -113,7 +125,10 @@ class Gate:
         return out
 
     def observe(self, event: GateEvent) -> None:
-        """Takes note of an event without sending it: one that passed before this gate was made, or just now."""
+        """Takes note of an event without sending it: one that passed before this gate was made, or just now.
+
+        Those of before may be told late, when something makes them matter, but each of them.
+        """
         self.sequence = max(self.sequence, event.sequence)
         if event.completes is not None:
             of, block = event.completes[:2], event.completes.block
@@ -121,7 +136,8 @@ class Gate:
             if self.key is not None and self.key[:2] == of and self.key.block <= block:
                 self.key, self.offset = None, 0
         if event.begins_attempt is not None:
-            self._attempt = event.begins_attempt
+            if event.sequence >= self._attempt_sequence:
+                self._attempt, self._attempt_sequence = event.begins_attempt, event.sequence
             turn_id, attempt = event.begins_attempt
             # Of an older turn or attempt it tells nothing of the open block: that came after it.
             if self.key is not None and self.key.turn_id == turn_id and self.key.attempt < attempt:

@@ -40,10 +40,8 @@ class Subscription:
             self._size_bytes = 0
             self.overflowed = True
         self._frames.append(frame)
-        if isinstance(frame, EventsFrame):
+        if isinstance(frame, EventsFrame | Delta):
             self._size_bytes += frame.size_bytes
-        elif isinstance(frame, Delta):
-            self._size_bytes += len(frame.text)
         self._woken.set()
 
     async def take(self, timeout_seconds: float) -> list[Frame]:

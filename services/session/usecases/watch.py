@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
@@ -38,6 +39,8 @@ READ_BYTES = 2 * 1024 * 1024
 """What is read of the history at once: a session of large events must not fill the memory of whoever shows it."""
 RESPONSE_BYTES = 2 * 1024 * 1024
 """About the size at which what has piled up goes out: clients of gRPC take 4 MiB at once unless told otherwise."""
+PIECE_CHARACTERS = 256 * 1024
+"""Code points of the longest delta."""
 MAX_OVERFLOWS = 20
 DEFAULT_WAIT_SECONDS = 600
 
@@ -210,12 +213,13 @@ class _Watcher:
         self._gate = gate
         self.head = 0
         self._overflows = 0
+        self._known_after = request.sequence
         self._out: list[Delta | GateEvent] = []
         self._size = 0
 
     def _add(self, items: list[Delta | GateEvent]) -> None:
         for item in items:
-            self._size += item.size_bytes if isinstance(item, GateEvent) else len(item.text)
+            self._size += item.size_bytes
         self._out += items
 
     def _batch(self) -> WatchBatch:
@@ -229,10 +233,10 @@ class _Watcher:
 
     async def run(self) -> AsyncIterator[WatchBatch]:
         target = self.head
-        await self._recall()
         async for batch in self._catch_up():
             yield batch
-        await self._join_block()
+        async for batch in self._join_block():
+            yield batch
         if self._out:
             yield self._batch()
         looked_at = -1
@@ -253,6 +257,8 @@ class _Watcher:
             if self._lagging():
                 async for batch in self._catch_up():
                     yield batch
+                async for batch in self._join_block():
+                    yield batch
             async for batch in self._pass(frames):
                 yield batch
             if self._out or self._watching.monotonic() >= due:
@@ -270,22 +276,76 @@ class _Watcher:
         return True
 
     async def _pass(self, frames: list[Frame]) -> AsyncIterator[WatchBatch]:
-        """Lets frames through the gate, reading the database where it asks for it."""
+        """Lets frames through the gate, reading the database where something is missing before them."""
         for frame in frames:
-            if isinstance(frame, DrainFrame | DeletedFrame):
-                if self._out:
-                    yield self._batch()
-                raise (
-                    draining() if isinstance(frame, DrainFrame) else session_deleted(self._request.session_id)
-                )
-            while not await self._take(frame):
-                before = self._gate.sequence
-                async for batch in self._catch_up():
+            match frame:
+                case DrainFrame() | DeletedFrame():
+                    if self._out:
+                        yield self._batch()
+                    raise (
+                        draining()
+                        if isinstance(frame, DrainFrame)
+                        else session_deleted(self._request.session_id)
+                    )
+                case EventsFrame():
+                    for event in frame.events:
+                        async for batch in self._reach(event.sequence - 1):
+                            yield batch
+                        with suppress(NeedRead):
+                            self._add(self._gate.event(event))
+                case HeadFrame():
+                    self.head = max(self.head, frame.sequence)
+                    async for batch in self._reach(frame.sequence):
+                        yield batch
+                case Delta() if not self._request.exclude_deltas:
+                    async for batch in self._reach(frame.after_sequence):
+                        yield batch
+                    async for batch in self._piece(frame):
+                        yield batch
+            if self._size >= RESPONSE_BYTES:
+                yield self._batch()
+
+    async def _reach(self, sequence: int) -> AsyncIterator[WatchBatch]:
+        """Reads the database unless everything up to an event has passed."""
+        if sequence <= self._gate.sequence:
+            return
+        async for batch in self._catch_up():
+            yield batch
+        if sequence > self._gate.sequence:
+            # The log has nothing of what was announced: it is gone, or the frame is nobody's.
+            await self._still_there()
+
+    async def _piece(self, delta: Delta) -> AsyncIterator[WatchBatch]:
+        """Lets a piece of a block through the gate; one that follows a gap, with the block's text so far before it."""
+        try:
+            async for batch in self._offer(delta):
+                yield batch
+        except NeedRead:
+            return
+        except NeedBlock:
+            async for batch in self._join_block():
+                yield batch
+            with suppress(NeedBlock):
+                async for batch in self._offer(delta):
                     yield batch
-                if self._gate.sequence == before:
-                    # The log has nothing of what was announced: it is gone, or the frame is nobody's.
-                    await self._still_there()
-                    break
+
+    async def _join_block(self) -> AsyncIterator[WatchBatch]:
+        """Brings in the text so far of the open block."""
+        if self._request.exclude_deltas:
+            return
+        block = await self._watching.block(self._request.session_id)
+        # What is missing before it is on its way: the block's own event brings all of it.
+        with suppress(NeedRead, NeedBlock):
+            if block is not None:
+                async for batch in self._offer(block):
+                    yield batch
+
+    async def _offer(self, delta: Delta) -> AsyncIterator[WatchBatch]:
+        """Offers a piece to the gate; a long one in several, so that none is too large for a response."""
+        if delta.after_sequence < self._known_after and delta.key != self._gate.key:
+            await self._recall(delta.after_sequence)
+        for piece in delta.split(PIECE_CHARACTERS):
+            self._add(self._gate.delta(piece))
             if self._size >= RESPONSE_BYTES:
                 yield self._batch()
 
@@ -300,21 +360,19 @@ class _Watcher:
     async def _finished(self) -> bool:
         return await self._watching.idle(self._caller, self._request.session_id)
 
-    async def _recall(self) -> None:
-        """Learns which blocks were completed before the cursor, as far as the known open block leaves it in doubt."""
-        block = await self._watching.block(self._request.session_id)
-        if block is None or block.after_sequence >= self._gate.sequence:
-            return
-        after = block.after_sequence
-        while after < self._gate.sequence:
-            limit = min(READ_EVENTS, self._gate.sequence - after)
+    async def _recall(self, after: int) -> None:
+        """Learns which blocks were completed before the cursor, after an event: a piece that is older than what the
+        client has may have been on its way for long, or be the last word of a replica that is no more."""
+        first = after
+        while after < self._known_after:
+            limit = min(READ_EVENTS, self._known_after - after)
             events, _ = await self._watching.read(self._caller, self._request.session_id, after, limit)
             if not events:
-                return
+                break
             for event in events:
-                if event.sequence <= self._gate.sequence:
-                    self._gate.observe(event)
+                self._gate.observe(event)
             after = events[-1].sequence
+        self._known_after = first
 
     async def _catch_up(self) -> AsyncIterator[WatchBatch]:
         """Reads the database up to its end."""
@@ -330,32 +388,3 @@ class _Watcher:
                 yield self._batch()
             if not more:
                 return
-
-    async def _join_block(self) -> None:
-        block = await self._watching.block(self._request.session_id)
-        if block is None or self._request.exclude_deltas:
-            return
-        try:
-            self._add(self._gate.delta(block))
-        except (NeedRead, NeedBlock):
-            # What is missing is on its way: the block's own event brings all of it.
-            return
-
-    async def _take(self, frame: Frame) -> bool:
-        """Lets a frame through the gate; False when the database must be read before."""
-        try:
-            match frame:
-                case EventsFrame():
-                    for event in frame.events:
-                        self._add(self._gate.event(event))
-                case Delta():
-                    if not self._request.exclude_deltas:
-                        self._add(self._gate.delta(frame))
-                case HeadFrame():
-                    self.head = max(self.head, frame.sequence)
-                    return frame.sequence <= self._gate.sequence
-        except NeedRead:
-            return False
-        except NeedBlock:
-            await self._join_block()
-        return True

@@ -211,6 +211,13 @@ def test_a_new_attempt_voids_the_open_block():
     assert gate.delta(Delta(KEY, 4, " more", False)) == []
 
 
+def test_a_start_of_before_that_is_told_late_brings_no_old_attempt_back():
+    gate = Gate(7)
+    gate.event(GateEvent(8, "e", begins_attempt=(TURN, 2)))
+    gate.observe(GateEvent(3, "e", begins_attempt=(TURN, 1)))
+    assert gate.delta(Delta(KEY, 0, "old", False, 3)) == []
+
+
 def test_what_comes_too_early_asks_for_the_log():
     gate = Gate()
     with pytest.raises(NeedRead):

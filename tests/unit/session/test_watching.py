@@ -1,4 +1,4 @@
-"""A watcher whose session goes away, and one that leaves deltas out."""
+"""A watcher whose session goes away, one that leaves deltas out, one that falls behind, one that hears old words."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ import pytest
 from services.kernel.clock import SystemClock
 from services.kernel.errors import ServiceError
 from services.session.domain.errors import session_not_found
-from services.session.domain.gate import BlockKey, Delta
+from services.session.domain.gate import BlockKey, Delta, GateEvent
 from services.session.domain.states import TurnState
 from services.session.gateways import subscriptions
 from services.session.gateways.subscriptions import Subscription
 from services.session.usecases import watch
-from services.session.usecases.ports import EventsFrame, Frame, HeadFrame
+from services.session.usecases.ports import DrainFrame, EventsFrame, Frame, HeadFrame
 from services.session.usecases.watch import Watching, WatchRequest
 
 pytestmark = pytest.mark.unit
 
 SESSION = uuid4()
+KEY = BlockKey(uuid4(), 1, 1)
 REQUEST = WatchRequest(SESSION, 5, None, 0, exclude_deltas=False, until_idle=False)
 CALLER: Any = SimpleNamespace(token_expire_time=datetime.now(UTC) + timedelta(hours=1))
 
@@ -38,6 +39,7 @@ class Log:
     there: bool = True
     reads: int = 0
     turn: TurnState = TurnState.RUNNING
+    events: list[GateEvent] = field(default_factory=list)
     looked: asyncio.Event = field(default_factory=asyncio.Event)
 
     @asynccontextmanager
@@ -56,11 +58,12 @@ class Log:
     async def now(self) -> datetime:
         return datetime.now(UTC)
 
-    async def list_events(self, *_: object) -> list[Any]:
+    async def list_events(self, _: object, __: object, after: int, limit: int, *___: object) -> list[Any]:
         self.reads += 1
         # A log that is read without end must not keep the test from ending.
         await asyncio.sleep(0)
-        return []
+        later = [event for event in self.events if event.sequence > after]
+        return [SimpleNamespace(payload=b"", event=event) for event in later[:limit]]
 
 
 @dataclass
@@ -70,6 +73,7 @@ class Feed:
     frames: list[Frame]
     on_subscribe: Callable[[], None] = lambda: None
     subscriptions: list[Subscription] = field(default_factory=list)
+    open: Delta | None = None
 
     @asynccontextmanager
     async def subscribe(self, session_id: UUID) -> AsyncIterator[Subscription]:
@@ -79,12 +83,12 @@ class Feed:
             subscription.offer(frame)
         yield subscription
 
-    async def block(self, session_id: UUID) -> None:
-        return None
+    async def block(self, session_id: UUID) -> Delta | None:
+        return self.open
 
 
 def watching(log: Log, feed: Feed) -> Watching:
-    return Watching(cast(Any, log), cast(Any, feed), SystemClock(), cast(Any, lambda event: event))
+    return Watching(cast(Any, log), cast(Any, feed), SystemClock(), cast(Any, lambda read: read.event))
 
 
 async def test_a_head_of_a_log_that_is_purged_ends_the_watching():
@@ -152,3 +156,44 @@ async def test_who_waits_for_a_turn_learns_of_an_end_that_an_overflow_swallowed(
         subscription.offer(Delta(BlockKey(uuid4(), 1, 1), offset, "x", False, 5))
     waited = await asyncio.wait_for(waiting, 5)
     assert waited.turn.state is TurnState.SUCCEEDED
+
+
+@pytest.mark.parametrize("so_far", [None, Delta(KEY, 0, "done", False, 2)])
+async def test_what_was_said_before_the_cursor_and_comes_late_is_not_said_again(so_far: Delta | None):
+    log = Log(events=[GateEvent(sequence, "event") for sequence in range(1, 5)])
+    log.events.append(GateEvent(5, "message", completes=KEY, text="done"))
+    # Both are from before the message: a piece that a frozen Valkey held back, and a text so far that it then shows.
+    feed = Feed([Delta(KEY, 0, "do", False, 3), DrainFrame()], open=so_far)
+    seen = []
+    with pytest.raises(ServiceError) as caught:
+        async for batch in watching(log, feed).watch(CALLER, REQUEST):
+            seen += batch.items
+    assert caught.value.reason == "DRAINING"
+    assert seen == []
+
+
+async def test_after_an_overflow_the_open_block_is_brought_in_at_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(subscriptions, "QUEUE_FRAMES", 3)
+    feed = Feed([])
+    batches = watching(Log(), feed).watch(CALLER, REQUEST)
+    first = asyncio.create_task(anext(batches))
+    for _ in range(50):
+        # It comes to where it waits for frames: nothing else in this test takes time.
+        await asyncio.sleep(0)
+    feed.open = Delta(KEY, 0, "one two", False, 5)
+    for _ in range(5):
+        feed.subscriptions[0].offer(HeadFrame(5))
+    assert (await asyncio.wait_for(first, 5)).items == [Delta(KEY, 0, "one two", False)]
+
+
+async def test_a_long_text_so_far_comes_in_responses_that_clients_take():
+    text = "語" * 3_000_000
+    feed = Feed([DrainFrame()], open=Delta(KEY, 0, text, False, 5))
+    said = ""
+    with pytest.raises(ServiceError):
+        async for batch in watching(Log(), feed).watch(CALLER, REQUEST):
+            pieces = [item for item in batch.items if isinstance(item, Delta)]
+            assert sum(piece.size_bytes for piece in pieces) < 4 * 1024 * 1024
+            said += "".join(piece.text for piece in pieces)
+            assert (batch.block, batch.offset) == (KEY, len(said))
+    assert said == text
