@@ -215,7 +215,9 @@ async def build(settings: SessionSettings) -> SessionService:
     feed.on_wake(pool.wake)
     alarm = DriverAlarm(pool, feed)
     store = TenantStore(database)
-    watching = Watching(store, feed, clock, lambda event: gate_event(event_item(codec.event(event))))
+    watching = Watching(
+        store, feed, clock, contents, lambda event: gate_event(event_item(codec.event(event)))
+    )
     workspace_cases = WorkspaceUseCases(store, workspaces, blobs, feed)
     sessions = SessionServicer(
         Sessions(store, ids, workspaces, alarm),

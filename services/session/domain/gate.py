@@ -62,8 +62,10 @@ class GateEvent:
         item: What is sent for it.
         size_bytes: How large that is.
         completes: The block that it completes, if it is a message of the agent itself.
-        text: That block's whole text.
+        text: That block's text, as far as the event holds it.
         thinking: Whether that block is thinking.
+        content_id: Where the whole of that text lies, when the event holds only its beginning.
+        content_bytes: Then its size in bytes of UTF-8.
         begins_attempt: The turn and the number of an attempt that it begins.
         ends_turn: The turn that it ends.
     """
@@ -74,6 +76,8 @@ class GateEvent:
     completes: BlockKey | None = None
     text: str = ""
     thinking: bool = False
+    content_id: UUID | None = None
+    content_bytes: int = 0
     begins_attempt: tuple[UUID, int] | None = None
     ends_turn: UUID | None = None
 

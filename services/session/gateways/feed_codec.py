@@ -44,7 +44,7 @@ def gate_event(item: session_service_pb2.WatchItem) -> GateEvent:
             message = event.payload.assistant_message
             if message.parent_tool_use_id:
                 return GateEvent(event.sequence, item, size)
-            # A text in the blob store is previewed as far as the event holds it: a delta repeats no megabytes.
+            reference = message.content.reference
             return GateEvent(
                 event.sequence,
                 item,
@@ -52,6 +52,8 @@ def gate_event(item: session_service_pb2.WatchItem) -> GateEvent:
                 completes=BlockKey(turn_id, message.attempt, message.block),
                 text=message.content.text,
                 thinking=message.type == session_event_pb2.AssistantMessage.THINKING,
+                content_id=UUID(reference.content_id) if reference.content_id else None,
+                content_bytes=reference.size_bytes,
             )
         case "attempt_started" if turn_id is not None:
             return GateEvent(

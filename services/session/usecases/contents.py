@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from uuid import UUID
 
 from services.kernel.ids import IdSource
@@ -50,3 +53,14 @@ class ContentKeeper:
         if content.content_id is None:
             return content.text
         return (await self._blobs.get(session_id, content.content_id)).decode()
+
+    async def pieces(self, session_id: UUID, content_id: UUID) -> AsyncGenerator[str, None]:
+        """Reads a text from the blob store piece by piece: it may be too large to be held for each who wants it.
+
+        Raises:
+            ServiceError: NOT_FOUND with CONTENT_NOT_FOUND: its session was deleted meanwhile.
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        async with aclosing(self._blobs.read(session_id, content_id)) as chunks:
+            async for chunk in chunks:
+                yield decoder.decode(chunk)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -57,6 +57,13 @@ class BlobStorePort(Protocol):
 
     async def get(self, session_id: UUID, content_id: UUID) -> bytes:
         """Reads all of a text; at most 1 GiB by the writers' limits."""
+
+    def read(self, session_id: UUID, content_id: UUID) -> AsyncGenerator[bytes, None]:
+        """Reads a text piece by piece.
+
+        Raises:
+            ServiceError: NOT_FOUND with CONTENT_NOT_FOUND: its session was deleted meanwhile.
+        """
 
     async def delete_session(self, session_id: UUID) -> None:
         """Removes everything of a session; nothing there is no error."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
+
+import structlog
 
 from services.kernel.clock import Clock
 from services.kernel.errors import ErrorKind, ServiceError
@@ -21,6 +23,7 @@ from services.session.domain.errors import (
 )
 from services.session.domain.gate import BlockKey, Delta, Gate, GateEvent, NeedBlock, NeedRead
 from services.session.domain.states import TurnState
+from services.session.usecases.contents import ContentKeeper
 from services.session.usecases.ports import (
     DeletedFrame,
     DrainFrame,
@@ -33,6 +36,7 @@ from services.session.usecases.ports import (
 )
 from services.session.usecases.queue import placed
 
+_log = structlog.get_logger(__name__)
 CHECKPOINT_SECONDS = 15.0
 READ_EVENTS = 200
 READ_BYTES = 2 * 1024 * 1024
@@ -85,12 +89,22 @@ class Watching:
         store: SessionStore,
         feed: WatchFeedPort,
         clock: Clock,
+        contents: ContentKeeper,
         as_gate_event: Callable[[LogEvent], GateEvent],
     ) -> None:
-        """Args: store: the database; feed: what is new; clock: for times; as_gate_event: makes items of events."""
+        """Takes what it works with.
+
+        Args:
+            store: The database.
+            feed: What is new.
+            clock: For times.
+            contents: Texts that are too large for the log.
+            as_gate_event: Makes items of events.
+        """
         self._store = store
         self._feed = feed
         self._clock = clock
+        self._contents = contents
         self._as_gate_event = as_gate_event
 
     async def watch(self, caller: Caller, request: WatchRequest) -> AsyncIterator[WatchBatch]:
@@ -137,6 +151,10 @@ class Watching:
     async def block(self, session_id: UUID) -> Delta | None:
         """The text so far of the session's open block."""
         return await self._feed.block(session_id)
+
+    def text(self, session_id: UUID, content_id: UUID) -> AsyncGenerator[str, None]:
+        """A text that is too large for the log, piece by piece."""
+        return self._contents.pieces(session_id, content_id)
 
     def now(self) -> datetime:
         """The time."""
@@ -291,8 +309,8 @@ class _Watcher:
                     for event in frame.events:
                         async for batch in self._reach(event.sequence - 1):
                             yield batch
-                        with suppress(NeedRead):
-                            self._add(self._gate.event(event))
+                        async for batch in self._event(event):
+                            yield batch
                 case HeadFrame():
                     self.head = max(self.head, frame.sequence)
                     async for batch in self._reach(frame.sequence):
@@ -314,6 +332,36 @@ class _Watcher:
         if sequence > self._gate.sequence:
             # The log has nothing of what was announced: it is gone, or the frame is nobody's.
             await self._still_there()
+
+    async def _event(self, event: GateEvent) -> AsyncIterator[WatchBatch]:
+        """Lets the next event through the gate; any other has passed before, or is nobody's."""
+        if event.sequence != self._gate.sequence + 1:
+            return
+        if event.content_id is not None and not self._request.exclude_deltas:
+            async for batch in self._fill(event, event.content_id):
+                yield batch
+        self._add(self._gate.event(event))
+        if self._size >= RESPONSE_BYTES:
+            yield self._batch()
+
+    async def _fill(self, event: GateEvent, content_id: UUID) -> AsyncIterator[WatchBatch]:
+        """Sends what the client lacks of a block whose event holds only the beginning of its text."""
+        key, offset = event.completes, 0
+        if key is None or (key == self._gate.key and self._gate.offset == event.content_bytes):
+            # As many code points as bytes: it has all of them.
+            return
+        try:
+            async with aclosing(self._watching.text(self._request.session_id, content_id)) as pieces:
+                async for text in pieces:
+                    piece = Delta(key, offset, text, event.thinking, self._gate.sequence)
+                    offset += len(text)
+                    async for batch in self._offer(piece):
+                        yield batch
+        except ServiceError as error:
+            if error.kind is not ErrorKind.NOT_FOUND:
+                raise
+            await self._still_there()
+            _log.error("a text is not in the blob store; its beginning is sent", content_id=str(content_id))
 
     async def _piece(self, delta: Delta) -> AsyncIterator[WatchBatch]:
         """Lets a piece of a block through the gate; one that follows a gap, with the block's text so far before it."""
@@ -381,10 +429,9 @@ class _Watcher:
                 self._caller, self._request.session_id, self._gate.sequence, READ_EVENTS
             )
             for event in events:
-                self._add(self._gate.event(event))
-                if self._size >= RESPONSE_BYTES:
-                    yield self._batch()
+                async for batch in self._event(event):
+                    yield batch
             if self._out:
                 yield self._batch()
-            if not more:
+            if not more or events[-1].sequence > self._gate.sequence:
                 return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -253,6 +254,35 @@ async def test_a_history_of_large_events_is_read_in_portions_of_a_bounded_size(
     assert len(portions) >= 3
     for sizes in portions:
         assert sum(sizes[:-1]) < 100_000, "one event more at most than what the bound allows"
+
+
+async def test_the_deltas_of_a_text_in_the_blob_store_are_all_of_it(
+    api: Serving, client: Client, session_id: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(watch, "RESPONSE_BYTES", 100_000)
+    text = "naïve 🦊 " * 40_000
+
+    async def tell(attempt: Attempt) -> None:
+        attempt.started()
+        attempt.say(text, pieces=10)
+        attempt.end("SUCCEEDED")
+
+    api.plays["tell"] = tell
+    await client.talk(session_id, "tell")
+    later = await Seen().follow(client, session_id, until_idle=True)
+    assert [len(told) for told in later.texts.values()] == [len(text)]
+    assert the_text(later) == text
+    # Cut in the middle of it, it goes on from there.
+    cut = await Seen().follow(client, session_id, stop=the_text)
+    assert 0 < len(the_text(cut)) < len(text)
+    await cut.follow(client, session_id, until_idle=True)
+    assert the_text(cut) == text
+    assert cut.sequences == later.sequences
+    # What is lost is lost, and no reason to hold back the history.
+    shutil.rmtree(api.settings.blob_url.removeprefix("file://"))
+    beginning = await Seen().follow(client, session_id, until_idle=True)
+    assert beginning.sequences == later.sequences
+    assert the_text(beginning) == text[:4096]
 
 
 @pytest.mark.parametrize("ids", ["session_id", "cursor.sequence", "cursor.delta.turn_id"])

@@ -88,7 +88,9 @@ class Feed:
 
 
 def watching(log: Log, feed: Feed) -> Watching:
-    return Watching(cast(Any, log), cast(Any, feed), SystemClock(), cast(Any, lambda read: read.event))
+    return Watching(
+        cast(Any, log), cast(Any, feed), SystemClock(), cast(Any, None), cast(Any, lambda read: read.event)
+    )
 
 
 async def test_a_head_of_a_log_that_is_purged_ends_the_watching():

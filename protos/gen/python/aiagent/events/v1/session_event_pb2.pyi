@@ -321,7 +321,7 @@ class AssistantMessage(_message.Message):
     """The tool call within which a subagent wrote it; empty for the agent itself. Such blocks have no deltas."""
     @_builtins.property
     def content(self) -> _content_pb2.Content:
-        """Its text. The deltas of the block, joined, are this text."""
+        """Its text. The deltas of the block, joined, are this text: all of it, also where this holds only a reference to it."""
 
     def __init__(
         self,
