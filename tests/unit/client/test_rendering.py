@@ -73,6 +73,18 @@ def test_text_is_printed_once_whether_it_came_in_pieces_or_whole() -> None:
     assert screen.text == "Hello world\nWhole.\n"
 
 
+def test_a_text_that_its_event_holds_only_the_beginning_of_is_called_cut_only_where_it_is() -> None:
+    reference = {"content_id": "c", "size_bytes": 3 * 1024**2}
+    for pieces, cut in (((), True), (("the whole", " of it"), False)):
+        screen = Screen()
+        for number, piece in enumerate(pieces):
+            screen.delta(piece, offset=sum(map(len, pieces[:number])))
+        message = said("the")
+        message["content"] = {"text": "the", "reference": reference}
+        screen.event(assistant_message=message)
+        assert ("[cut; 3.0 MiB in all]" in screen.text) is cut
+
+
 def test_calls_results_denials_and_the_end() -> None:
     screen = Screen()
     screen.tool("1", "Bash", command="ls\n-la", description="d")

@@ -175,9 +175,10 @@ class Renderer:
                 self.note(f"  │ {one_line(message.content.text, 300)}")
         else:
             key = (turn_id, message.attempt, message.block)
-            self._write(message.content.text[self._printed.pop(key, 0) :], thinking=thinking)
+            printed = self._printed.pop(key, 0)
+            self._write(message.content.text[printed:], thinking=thinking)
             self._close_line()
-            if message.content.HasField("reference"):
+            if message.content.HasField("reference") and printed <= len(message.content.text):
                 self.note(f"[cut; {size(message.content.reference.size_bytes)} in all]")
         self.idle("working")
 
