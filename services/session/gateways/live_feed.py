@@ -108,6 +108,8 @@ class LiveFeed:
         gate_events = tuple(gate_event(item) for item in items)
         if self._blocks.close(session_id, gate_events):
             self._queue("DEL", _block_key(session_id), b"")
+        # Whoever takes the session over is given what follows these events: the text before them must not go with us.
+        self._store_blocks(session_id)
         self._offer(session_id, _frame(gate_events))
         if session_id in self._subscriptions:
             self._told[session_id] = max(self._told.get(session_id, 0), events[-1].sequence)
@@ -134,6 +136,10 @@ class LiveFeed:
         self._queue("PUBLISH", _channel(session_id), self._origin + frame.SerializeToString())
         snapshot = self._blocks.add(session_id, delta)
         if snapshot is not None:
+            self._queue("BLOCK", _block_key(session_id), snapshot)
+
+    def _store_blocks(self, *session_ids: UUID) -> None:
+        for session_id, snapshot in self._blocks.unstored(*session_ids):
             self._queue("BLOCK", _block_key(session_id), snapshot)
 
     async def wake_driver(self, session_id: UUID) -> None:
@@ -174,7 +180,9 @@ class LiveFeed:
 
     async def block(self, session_id: UUID) -> Delta | None:
         """The text so far of the session's open block, if one is known."""
-        return furthest(self._blocks.get(session_id), await self._stored_block(session_id))
+        stored = await self._stored_block(session_id)
+        self._blocks.fill(session_id, stored)
+        return furthest(self._blocks.get(session_id), stored)
 
     async def _stored_block(self, session_id: UUID) -> Delta | None:
         if self._redis is None or time.monotonic() < self._ask_again:
@@ -185,9 +193,11 @@ class LiveFeed:
         except UNAVAILABLE:
             self._ask_again = time.monotonic() + POLL_SECONDS
             return None
-        if not stored:
+        try:
+            return read_snapshot(stored if isinstance(stored, bytes) else stored.encode()) if stored else None
+        except Exception:
+            _log.exception("a block's text so far cannot be read", session_id=str(session_id))
             return None
-        return read_snapshot(stored if isinstance(stored, bytes) else stored.encode())
 
     def _offer(self, session_id: UUID, frame: Frame) -> None:
         for subscription in self._subscriptions.get(session_id, ()):
@@ -290,8 +300,9 @@ class LiveFeed:
         while True:
             await asyncio.sleep(POLL_SECONDS)
             self._blocks.forget_old()
-            for session_id, snapshot in self._blocks.unstored():
-                self._queue("BLOCK", _block_key(session_id), snapshot)
+            for session_id in self._blocks.begun():
+                self._blocks.fill(session_id, await self._stored_block(session_id))
+            self._store_blocks()
             watched = list(self._subscriptions)
             if not watched:
                 continue

@@ -19,9 +19,12 @@ SNAPSHOT_SECONDS = 0.1
 
 @dataclass(slots=True)
 class _OpenBlock:
+    """A block from the piece on with which this replica began: `begin` is 0 unless it took over in mid-block."""
+
     key: BlockKey
     thinking: bool
     after_sequence: int
+    begin: int = 0
     text: str = ""
     changed: float = 0.0
     stored: float = 0.0
@@ -40,20 +43,28 @@ class OpenBlocks:
     def add(self, session_id: UUID, delta: Delta) -> bytes | None:
         """Adds a piece; returns a snapshot when one is due.
 
-        A text is known from its beginning or not at all: whoever took over in mid-block and was not given what came
-        before must not replace what its predecessor has left for those who join.
+        Whoever took over in mid-block and was not given what came before has none to store before it is filled in: it
+        must not replace what its predecessor has left for those who join.
         """
         block = self._blocks.get(session_id)
         if block is None or block.key != delta.key:
-            block = _OpenBlock(delta.key, delta.thinking, delta.after_sequence)
-        known = len(block.text)
-        if delta.offset > known:
-            self._blocks.pop(session_id, None)
-            return None
-        self._blocks[session_id] = block
-        block.text += delta.text[known - delta.offset :]
+            block = _OpenBlock(delta.key, delta.thinking, delta.after_sequence, delta.offset)
+            self._blocks[session_id] = block
+        known = delta.offset - block.begin
+        if 0 <= known <= len(block.text):
+            block.text += delta.text[len(block.text) - known :]
+        else:
+            block.begin, block.text = delta.offset, delta.text
         block.changed = time.monotonic()
-        return self._store(block) if block.changed - block.stored >= SNAPSHOT_SECONDS else None
+        due = block.begin == 0 and block.changed - block.stored >= SNAPSHOT_SECONDS
+        return self._store(block) if due else None
+
+    def fill(self, session_id: UUID, stored: Delta | None) -> None:
+        """Takes the beginning of a block from what its former driver has left."""
+        block = self._blocks.get(session_id)
+        if block is None or stored is None or block.key != stored.key or len(stored.text) < block.begin:
+            return
+        block.begin, block.text = 0, stored.text[: block.begin] + block.text
 
     def _store(self, block: _OpenBlock) -> bytes:
         block.stored = time.monotonic()
@@ -61,16 +72,21 @@ class OpenBlocks:
         frame.cursor.sequence = block.after_sequence
         return frame.SerializeToString()
 
-    def unstored(self) -> Iterator[tuple[UUID, bytes]]:
-        """Snapshots of the blocks that have grown since their last one: their model pauses."""
-        for session_id, block in self._blocks.items():
-            if block.changed > block.stored:
+    def begun(self) -> list[UUID]:
+        """The sessions whose open block is known, but not its beginning."""
+        return [session_id for session_id, block in self._blocks.items() if block.begin]
+
+    def unstored(self, *session_ids: UUID) -> Iterator[tuple[UUID, bytes]]:
+        """Snapshots of the blocks, of all sessions by default, that have grown since their last one."""
+        for session_id in session_ids or self._blocks:
+            block = self._blocks.get(session_id)
+            if block is not None and block.begin == 0 and block.changed > block.stored:
                 yield session_id, self._store(block)
 
     def get(self, session_id: UUID) -> Delta | None:
-        """The text so far of the session's open block, if it is known here."""
+        """The text so far of the session's open block, if it is known here from its beginning."""
         block = self._blocks.get(session_id)
-        return block.so_far() if block is not None else None
+        return block.so_far() if block is not None and block.begin == 0 else None
 
     def close(self, session_id: UUID, events: Iterable[GateEvent]) -> bool:
         """Forgets a block that one of the events ends; returns whether its snapshot, anybody's, is over with it."""

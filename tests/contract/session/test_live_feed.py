@@ -324,6 +324,8 @@ async def test_nonsense_on_the_channel_ends_nothing(feeds: Feeds, session_id: UU
         for nonsense in (b"", b"x", b"\xff" * 100):
             await feeds.redis.publish(f"aiagent:session:{session_id}", nonsense)
             await feeds.redis.publish("aiagent:drivers", nonsense)
+            await feeds.redis.set(f"aiagent:session:{session_id}:block", nonsense)
+            assert await feeds.watching.block(session_id) is None
         await feeds.publish(session_id, 2)
         await until(subscription, lambda frames: 2 in sequences(frames))
 
@@ -344,11 +346,18 @@ async def test_when_the_driver_moves_the_old_replica_hears_the_new_one(feeds: Fe
 async def test_who_takes_over_in_mid_block_leaves_what_joiners_find(feeds: Feeds, session_id: UUID):
     await feeds.delta(session_id, 0, "one ")
     await block_is(feeds, session_id, "one ")
-    # The new driver is given what follows an event in mid-block; its predecessor had said the beginning.
-    await feeds.watching.publish_delta(session_id, 1, TURN, 1, 1, 4, "two", False)
-    await feeds.watching.publish_events(session_id, [event(session_id, 2)])
-    await block_is(feeds, session_id, "one ")
-    await feeds.watching.publish_events(session_id, [event(session_id, 3, **completed(1, "one two"))])
+    await feeds.delta(session_id, 4, "or ")
+    await feeds.publish(session_id, 2)
+    # The new driver is given what follows that event in mid-block; its predecessor had said the beginning.
+    await feeds.watching.publish_delta(session_id, 1, TURN, 1, 1, 7, "two", False)
+    await block_is(feeds, session_id, "one or two")
+    await feeds.watching.publish_events(session_id, [event(session_id, 3)])
+    async with asyncio.timeout(5):
+        while (await feeds.driving.block(session_id)) != Delta(
+            BlockKey(TURN, 1, 1), 0, "one or two", False, 1
+        ):
+            await asyncio.sleep(0.02)
+    await feeds.watching.publish_events(session_id, [event(session_id, 4, **completed(1, "one or two"))])
     await block_is(feeds, session_id, None)
 
 
