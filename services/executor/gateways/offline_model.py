@@ -104,11 +104,11 @@ def _text_of(content: Any) -> str:
 
 
 def _is_prompt(message: dict[str, Any]) -> bool:
-    """Whether a user's message is one, and not the results of tools."""
+    """Whether a user's message is one, and not the results of tools. After a turn that ended with those, it is both."""
     if message.get("role") != "user":
         return False
     content = message.get("content")
-    if isinstance(content, str):
+    if isinstance(content, str) or _SCRIPT.search(_text_of(content)):
         return True
     return not any(isinstance(block, dict) and block.get("type") == "tool_result" for block in content or ())
 

@@ -55,3 +55,14 @@ async def test_thinking_is_never_stamped():
     pieces = await deltas({"thinking": "well now", "text": "x", "stamped": True})
     assert pieces[:2] == ["well", " now"]
     assert pieces[-1].strip().isdigit()
+
+
+def test_a_prompt_that_comes_with_the_results_of_tools_is_one():
+    """After a turn that ended before the model saw them, the CLI sends them together."""
+    result = {"type": "tool_result", "tool_use_id": "t", "content": "<<SCRIPT>>[]<<END>>"}
+    prompt = {"type": "text", "text": '<<SCRIPT>>[{"text": "new"}]<<END>>'}
+    old = {"role": "user", "content": '<<SCRIPT>>[{"text": "old"}]<<END>>'}
+    body = {"tools": [{}], "messages": [old, {"role": "user", "content": [result, prompt]}]}
+    assert offline_model._step(body) == {"text": "new"}
+    body["messages"][-1]["content"].remove(prompt)
+    assert offline_model._step(body) == {"text": "old"}
