@@ -34,7 +34,8 @@ class Floor:
         home, workspace = self._directory / f"home-{number}", self._directory / f"work-{number}"
         for path in (home / "tmp", workspace):
             path.mkdir(parents=True)
-        token, _ = self._gateway.admit()
+        token = self._gateway.admit()
+        self._gateway.open_account(token)
         place = AgentPlace(workspace, home, self._gateway.socket, self._gateway.port, token)
         return ClaudeSDKClient(
             ClaudeAgentOptions(

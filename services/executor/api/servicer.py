@@ -180,22 +180,29 @@ def _item(numbered: Numbered) -> turn_item_pb2.TurnItem:
             message.tool_result.is_error = item.is_error
         case items.Notice() as item:
             message.notice.code, message.notice.message = item.code, item.message
+        case items.Spent() as item:
+            message.spent.usage.CopyFrom(_usage(item.usage))
+            message.spent.cost_usd, message.spent.model_calls = item.cost_usd, item.model_calls
         case items.AttemptEnded() as item:
             message.attempt_ended.CopyFrom(_ended(item))
     return message
 
 
+def _usage(usage: items.Usage) -> content_pb2.Usage:
+    return content_pb2.Usage(
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        cache_read_tokens=usage.cache_read_tokens,
+        cache_write_tokens=usage.cache_write_tokens,
+    )
+
+
 def _ended(item: items.AttemptEnded) -> turn_item_pb2.AttemptEnded:
     ended = turn_item_pb2.AttemptEnded(
         outcome=turn_item_pb2.AttemptEnded.Outcome.Value(item.outcome.value),
-        usage=content_pb2.Usage(
-            input_tokens=item.usage.input_tokens,
-            output_tokens=item.usage.output_tokens,
-            cache_read_tokens=item.usage.cache_read_tokens,
-            cache_write_tokens=item.usage.cache_write_tokens,
-        ),
-        cost_usd=item.cost_usd,
-        model_calls=item.model_calls,
+        usage=_usage(item.spent.usage),
+        cost_usd=item.spent.cost_usd,
+        model_calls=item.spent.model_calls,
         cli_session_id=item.cli_session_id,
         structured_output_json=item.structured_output_json,
     )

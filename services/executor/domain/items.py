@@ -86,30 +86,63 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of an attempt."""
+    """Tokens."""
 
     input_tokens: int = 0
     output_tokens: int = 0
     cache_read_tokens: int = 0
     cache_write_tokens: int = 0
 
+    def __add__(self, other: Usage) -> Usage:
+        """Adds two uses."""
+        return Usage(
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.cache_read_tokens + other.cache_read_tokens,
+            self.cache_write_tokens + other.cache_write_tokens,
+        )
+
+    def __sub__(self, other: Usage) -> Usage:
+        """What came after `other`."""
+        return Usage(
+            self.input_tokens - other.input_tokens,
+            self.output_tokens - other.output_tokens,
+            self.cache_read_tokens - other.cache_read_tokens,
+            self.cache_write_tokens - other.cache_write_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What the model has cost since the last item that told it; `cost_usd` in US dollars."""
+
+    usage: Usage = Usage()
+    cost_usd: float = 0.0
+    model_calls: int = 0
+
 
 @dataclass(frozen=True, slots=True)
 class AttemptEnded:
-    """The attempt is over; `cost_usd` in US dollars."""
+    """The attempt is over; `spent` is what no item before it has told."""
 
     outcome: Outcome
     reason: str = ""
     message: str = ""
-    usage: Usage = Usage()
-    cost_usd: float = 0.0
-    model_calls: int = 0
+    spent: Spent = Spent()
     cli_session_id: str = ""
     structured_output_json: str = ""
 
 
 Item = (
-    AgentStarted | BlockDelta | BlockCompleted | ToolUse | DecisionNeeded | ToolResult | Notice | AttemptEnded
+    AgentStarted
+    | BlockDelta
+    | BlockCompleted
+    | ToolUse
+    | DecisionNeeded
+    | ToolResult
+    | Notice
+    | Spent
+    | AttemptEnded
 )
 
 

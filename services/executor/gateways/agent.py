@@ -23,11 +23,12 @@ from claude_agent_sdk import (
     ResultMessage,
 )
 
-from services.executor.domain.items import AgentStarted, AttemptEnded, Notice, Outcome
+from services.executor.domain.items import AgentStarted, AttemptEnded, BlockCompleted, Notice, Outcome, Spent
 from services.executor.gateways import options as sdk_options
 from services.executor.gateways.agent_process import AgentProcess
 from services.executor.gateways.isolation import AgentPlace, Isolation
-from services.executor.gateways.messages import TurnReader, answers
+from services.executor.gateways.messages import TurnReader, answers, goes_on
+from services.executor.gateways.metering import Account
 from services.executor.gateways.model_gateway import ModelGateway
 from services.executor.gateways.prompts import one_message, prompt
 from services.executor.gateways.tool_gate import ToolGate
@@ -49,6 +50,8 @@ CONNECT_SECONDS = 60.0
 DISCONNECT_SECONDS = 2.0
 # What the CLI calls a call of the model that failed.
 _BY_THE_MODEL = ("MODEL_ERROR", "AGENT_ERROR")
+SYNTHETIC = "<synthetic>"
+"""What the CLI calls the model of texts that it writes itself."""
 NOT_SAVED = "the conversation could not be saved: if this executor is lost, so is what was said in this turn"
 
 
@@ -172,7 +175,7 @@ class ClaudeAgent:
         self._alive = False
         self._fingerprint = ""
         self._gate = ToolGate()
-        self._cost_usd = 0.0
+        self._account = Account()
         self._errors: list[str] = []
         self.cli_session_id = ""
 
@@ -186,7 +189,6 @@ class ClaudeAgent:
         return (
             self.cli_session_id == request.cli_session_id
             and self._fingerprint == sdk_options.fingerprint(request.options)
-            and not request.budget_usd
             and request.attempt == 1
             and self._mirror is not None
             and self._mirror.whole
@@ -365,9 +367,8 @@ class ClaudeAgent:
             self._messages.get_nowait()
         self._gate.open(ask)
         self._gateway.take_refusal(self._token)
-        reader = TurnReader(
-            cost_before_usd=self._cost_usd, structured=bool(request.options.get("output_schema"))
-        )
+        self._account = self._gateway.open_account(self._token, request.budget_usd)
+        reader = TurnReader(structured=bool(request.options.get("output_schema")))
         mirror.begin(request.attempt_pass)
         known = mirror.holds(str(request.prompt_id))
         text, message_id = prompt(request, known=known, answered=mirror.answered)
@@ -386,7 +387,7 @@ class ClaudeAgent:
                 if message is None and self._process is not None and self._process.overrun:
                     # Another attempt would need as much again.
                     await self.kill()
-                    await emit(self._failed(reader, "AGENT_MEMORY", self._process.overrun))
+                    await emit(self._failed("AGENT_MEMORY", self._process.overrun))
                     return
                 if message is None:
                     raise AgentDied("the agent process ended")
@@ -396,34 +397,41 @@ class ClaudeAgent:
                     continue
                 for item in reader.read(message):
                     if isinstance(item, AttemptEnded):
-                        if isinstance(message, ResultMessage) and message.total_cost_usd is not None:
-                            self._cost_usd = message.total_cost_usd
-                        if item.outcome is Outcome.BUDGET_EXCEEDED:
-                            # The CLI would fail the next turn too.
-                            self._closing.set()
-                            self._alive = False
                         if not await mirror.settle():
                             await emit(Notice("TRANSCRIPT_NOT_SAVED", NOT_SAVED))
                         await emit(self._explained(item))
                         return
+                    if isinstance(item, BlockCompleted) and item.model == SYNTHETIC and self._account.refused:
+                        # The CLI's words on the gateway's refusal; the turn's end says it.
+                        continue
                     await emit(item)
+                if goes_on(message) and (spent := self._account.take()) is not None:
+                    # Told now, so that it is not forgotten with this executor.
+                    await emit(spent)
         except (ClaudeSDKError, OSError) as error:
             raise AgentDied("the agent process does not take the message") from error
         finally:
             self._gate.close()
 
-    def _failed(self, reader: TurnReader, reason: str, message: str) -> AttemptEnded:
-        return AttemptEnded(
-            Outcome.FAILED,
-            reason,
-            message,
-            model_calls=reader.model_calls,
-            cli_session_id=self.cli_session_id,
-        )
+    def settle(self) -> Spent:
+        """Ends the turn's account; see `usecases.ports.Agent`."""
+        return self._account.close()
+
+    def _failed(self, reason: str, message: str) -> AttemptEnded:
+        return AttemptEnded(Outcome.FAILED, reason, message, cli_session_id=self.cli_session_id)
 
     def _explained(self, ended: AttemptEnded) -> AttemptEnded:
-        """Says what a person must do, where the model API has refused for good."""
+        """Says why a call of the model failed: the budget, or what the API refuses for good and a person must do."""
         refusal = self._gateway.take_refusal(self._token)
-        if refusal is None or ended.outcome is not Outcome.FAILED or ended.reason not in _BY_THE_MODEL:
+        if ended.outcome is not Outcome.FAILED or ended.reason not in _BY_THE_MODEL:
+            return ended
+        if self._account.refused:
+            return replace(
+                ended,
+                outcome=Outcome.BUDGET_EXCEEDED,
+                reason="BUDGET_EXCEEDED",
+                message="the budget is used up",
+            )
+        if refusal is None:
             return ended
         return replace(ended, reason=refusal.reason, message=refusal.message)

@@ -29,7 +29,6 @@ from services.executor.domain.items import (
     Outcome,
     ToolResult,
     ToolUse,
-    Usage,
 )
 from services.executor.domain.text import cut, input_hash, size, storable, storable_json
 
@@ -52,13 +51,10 @@ class TurnReader:
     message that completes it carry the same number.
 
     Attributes:
-        cost_before_usd: What the client had cost when the turn began: its figure adds up over the session.
         structured: Whether the options ask for structured output.
     """
 
-    cost_before_usd: float = 0.0
     structured: bool = False
-    model_calls: int = 0
     initialized: bool = False
     _blocks: int = 0
     _current: _OpenBlock | None = None
@@ -91,7 +87,6 @@ class TurnReader:
                 # What an earlier answer left open was cut off: its text will come again, under another number.
                 self._open.clear()
                 self._current = None
-                self.model_calls += 1
             case "content_block_start":
                 kind = event.get("content_block", {}).get("type")
                 self._current = None
@@ -169,7 +164,6 @@ class TurnReader:
             yield Notice("CONTEXT_COMPACTED", "the conversation was summarised to make room")
 
     def _result(self, message: ResultMessage) -> AttemptEnded:
-        usage = message.usage or {}
         outcome, reason, text = _outcome(message)
         structured = ""
         if message.structured_output is not None:
@@ -184,14 +178,6 @@ class TurnReader:
             outcome=outcome,
             reason=reason,
             message=storable(text),
-            usage=Usage(
-                int(usage.get("input_tokens") or 0),
-                int(usage.get("output_tokens") or 0),
-                int(usage.get("cache_read_input_tokens") or 0),
-                int(usage.get("cache_creation_input_tokens") or 0),
-            ),
-            cost_usd=max(0.0, (message.total_cost_usd or 0.0) - self.cost_before_usd),
-            model_calls=max(self.model_calls, 0),
             cli_session_id=message.session_id,
             structured_output_json=structured,
         )
@@ -235,8 +221,6 @@ def _result_text(block: ToolResultBlock) -> str:
 def _outcome(message: ResultMessage) -> tuple[Outcome, str, str]:
     if message.terminal_reason in ("aborted_streaming", "aborted_tools"):
         return Outcome.INTERRUPTED, "", ""
-    if message.subtype == "error_max_budget_usd":
-        return Outcome.BUDGET_EXCEEDED, "BUDGET_EXCEEDED", "the budget is used up"
     if message.subtype == "error_max_turns":
         return Outcome.FAILED, "MAX_TURNS", "the turn took as many model calls as it may"
     if message.subtype == "error_max_structured_output_retries":
@@ -253,3 +237,13 @@ def answers(message: ResultMessage, message_id: str) -> bool:
     """Whether a result is that of our message; one that names no message is taken as such."""
     named = message.user_message_uuids or ([message.user_message_uuid] if message.user_message_uuid else [])
     return not named or message_id in named
+
+
+def goes_on(message: Message) -> bool:
+    """Whether the turn is not over with what the model has said last: tools run, or have run."""
+    if isinstance(message, StreamEvent):
+        event = message.event
+        return (
+            event.get("type") == "message_delta" and event.get("delta", {}).get("stop_reason") == "tool_use"
+        )
+    return isinstance(message, UserMessage)

@@ -1,8 +1,9 @@
 """The model gateway: a loopback proxy that keeps the key.
 
 An agent shows the gateway a token that is worth nothing elsewhere; the gateway swaps in the real key and streams the
-answer through. Without a key it hands the call to the offline model. It counts calls and
-tokens as they pass. What the API refuses for good it marks as such, and keeps for whoever asks why the turn failed.
+answer through. Without a key it hands the call to the offline model. It puts what passes on the account of the turn
+that runs, and lets nothing pass when none does, or when its budget is used up. What the API refuses for good it marks
+as such, and keeps for whoever asks why the turn failed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import re
 import secrets
 import socket
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +24,7 @@ from aiohttp import web
 from prometheus_client import Counter
 
 from services.executor.gateways import model_refusals
+from services.executor.gateways.metering import Account, MeteredCall
 from services.executor.gateways.model_refusals import Refusal
 from services.kernel.telemetry import registry
 
@@ -43,29 +46,18 @@ _HOP_BY_HOP = frozenset(
     | {"authorization", "x-api-key", "content-length", "content-encoding", "accept-encoding"}
 )
 
-Offline = Callable[[web.Request, dict[str, Any]], Awaitable[web.StreamResponse]]
+Offline = Callable[[web.Request, dict[str, Any], Callable[[bytes], None]], Awaitable[web.StreamResponse]]
 
 
 CALLS: Final = Counter(
     "aiagent_model_calls_total", "Calls of the model by agents.", ("model", "answer"), registry=registry
 )
-TOKENS: Final = Counter(
-    "aiagent_model_tokens_total",
-    "Tokens as the model API reports them; those of a call that was cut may be missing.",
-    ("model", "kind"),
-    registry=registry,
-)
+_NOTHING_LEFT: Final = (402, "billing_error", "the budget of this turn is used up")
+_NO_TURN: Final = (403, "permission_error", "no turn of this agent is running")
 # The name is the agent's word: it must not make series without end.
 _MODEL: Final = re.compile(r'"model"\s*:\s*"(claude-[a-z0-9.-]{1,40})"')
 _MOST_MODELS: Final = 50
-_MOST_LINE_BYTES: Final = 1024 * 1024
 _models: set[str] = set()
-_KINDS: Final = {
-    "input_tokens": "input",
-    "output_tokens": "output",
-    "cache_read_input_tokens": "cache_read",
-    "cache_creation_input_tokens": "cache_write",
-}
 
 
 class ModelGateway:
@@ -86,6 +78,7 @@ class ModelGateway:
         self._api_key = api_key
         self._offline = offline
         self._tokens: dict[str, Refusal | None] = {}
+        self._accounts: dict[str, Account] = {}
         self._runner: web.AppRunner | None = None
         self._client: aiohttp.ClientSession | None = None
 
@@ -94,6 +87,18 @@ class ModelGateway:
         token = f"agent-{secrets.token_urlsafe(24)}"
         self._tokens[token] = None
         return token
+
+    def open_account(self, token: str, budget_usd: float = 0.0) -> Account:
+        """Begins a turn of an agent: what it calls from now on is on this account, until that is closed.
+
+        Args:
+            token: The agent's.
+            budget_usd: What the turn may spend in US dollars; 0 for no limit.
+        """
+        account = Account(budget_usd)
+        if token in self._tokens:
+            self._accounts[token] = account
+        return account
 
     def take_refusal(self, token: str) -> Refusal | None:
         """Returns what was refused to an agent for good since the last call, and forgets it."""
@@ -105,6 +110,7 @@ class ModelGateway:
     def dismiss(self, token: str) -> None:
         """Ends a token."""
         self._tokens.pop(token, None)
+        self._accounts.pop(token, None)
 
     async def start(self) -> None:
         """Listens."""
@@ -140,30 +146,46 @@ class ModelGateway:
         if request.method != "POST" and self._offline is not None:
             return web.json_response({})
         body = await request.read()
-        model = _model(body)
-        counted = request.method == "POST" and not request.path.endswith("/count_tokens")
-        answer = await self._answer(request, body, model if counted else "")
-        if counted:
-            CALLS.labels(model, str(answer.status)).inc()
-        return answer
+        if request.method != "POST" or request.path.endswith("/count_tokens"):
+            return await self._answer(request, body, None)
+        label = _model(body)
+        account = self._accounts.get(_token(request))
+        if account is None or not account.admits():
+            answer = _error(*_NOTHING_LEFT) if account is not None and account.refused else _error(*_NO_TURN)
+            answer.headers.update([model_refusals.NO_RETRY])
+            CALLS.labels(label, str(answer.status)).inc()
+            return answer
+        call = account.begin(model_refusals.asked_model(body), label, partial(_abort, request))
+        try:
+            answered = await self._answer(request, body, call)
+        finally:
+            call.done()
+        CALLS.labels(label, str(answered.status)).inc()
+        return answered
 
-    async def _answer(self, request: web.Request, body: bytes, model: str) -> web.StreamResponse:
+    async def _answer(
+        self, request: web.Request, body: bytes, call: MeteredCall | None
+    ) -> web.StreamResponse:
+        seen = call.feed if call is not None else _unseen
         if self._offline is not None:
             try:
                 asked = json.loads(body)
             except ValueError:
                 return _error(400, "invalid_request_error", "the body is not JSON")
-            answer = await self._offline(request, asked)
+            answer = await self._offline(request, asked, seen)
             if isinstance(answer, web.Response) and isinstance(answer.body, bytes):
+                seen(answer.body)
                 self._judge(request, answer, body, answer.body)
             return answer
         try:
-            return await self._forward(request, body, model)
+            return await self._forward(request, body, seen)
         except (aiohttp.ClientError, TimeoutError) as error:
             _log.warning("model API cannot be reached", error=type(error).__name__)
             return _error(502, "api_error", "the model API cannot be reached")
 
-    async def _forward(self, request: web.Request, body: bytes, model: str) -> web.StreamResponse:
+    async def _forward(
+        self, request: web.Request, body: bytes, seen: Callable[[bytes], None]
+    ) -> web.StreamResponse:
         if self._client is None:
             raise AssertionError("not started")
         headers = {name: value for name, value in request.headers.items() if name.lower() not in _HOP_BY_HOP}
@@ -180,22 +202,19 @@ class ModelGateway:
                 # A mistaken key would be tried for minutes.
                 answer.headers.update([model_refusals.NO_RETRY])
             await answer.prepare(request)
-            usage = _UsageReader(model)
             beginning = b""
             try:
                 async for chunk in upstream.content.iter_any():
-                    usage.feed(chunk)
+                    seen(chunk)
                     if upstream.status >= 400 and len(beginning) < model_refusals.MOST_BYTES:
                         beginning += chunk
                     await answer.write(chunk)
             except (aiohttp.ClientError, TimeoutError) as error:
                 # The head is sent: another answer would be read as the rest of this one. A cut is what the CLI knows.
                 _log.warning("model API broke off", error=type(error).__name__)
-                if request.transport is not None:
-                    request.transport.abort()
+                _abort(request)
                 return answer
             finally:
-                usage.done()
                 self._judge(request, answer, body, beginning)
             await answer.write_eof()
             return answer
@@ -211,6 +230,15 @@ class ModelGateway:
             _log.warning("the model API refuses", reason=refusal.reason, status=answer.status)
         if not answer.prepared and answer.status in model_refusals.FINAL_STATUSES:
             answer.headers.update([model_refusals.NO_RETRY])
+
+
+def _abort(request: web.Request) -> None:
+    if request.transport is not None:
+        request.transport.abort()
+
+
+def _unseen(_chunk: bytes) -> None:
+    """For calls that cost nothing."""
 
 
 def _listening(path: Path) -> socket.socket:
@@ -241,42 +269,6 @@ def _model(body: bytes) -> str:
         return "other"
     _models.add(name)
     return name
-
-
-class _UsageReader:
-    """Finds the usage in an answer that streams through, event by event, or in a whole one."""
-
-    def __init__(self, model: str) -> None:
-        """Args: model: the label to count under; empty counts nothing."""
-        self._model = model
-        self._rest = b""
-        self._usage: dict[str, int] = {}
-
-    def feed(self, chunk: bytes) -> None:
-        """Takes the next piece."""
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
-        for line in lines:
-            self._line(line)
-        if len(self._rest) > _MOST_LINE_BYTES:
-            self._rest = b""
-
-    def _line(self, line: bytes) -> None:
-        if b'"usage"' not in line:
-            return
-        try:
-            event = json.loads(line.removeprefix(b"data:"))
-            usage = event.get("usage") or event["message"]["usage"]
-            # The figures of later events include those of earlier ones.
-            self._usage |= {name: int(usage[name]) for name in _KINDS if usage.get(name)}
-        except (ValueError, TypeError, KeyError, AttributeError):
-            return
-
-    def done(self) -> None:
-        """Counts."""
-        self._line(self._rest)
-        if self._model:
-            for name, tokens in self._usage.items():
-                TOKENS.labels(self._model, _KINDS[name]).inc(tokens)
 
 
 def _error(status: int, kind: str, message: str) -> web.Response:

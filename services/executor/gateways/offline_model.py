@@ -24,7 +24,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 from uuid import uuid4
 
@@ -43,8 +43,10 @@ _ALLOWED = re.compile(
 Step = dict[str, Any]
 
 
-async def answer(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-    """Answers one call of the Messages API."""
+async def answer(
+    request: web.Request, body: dict[str, Any], seen: Callable[[bytes], None] | None = None
+) -> web.StreamResponse:
+    """Answers one call of the Messages API; `seen` is shown each piece of an answer that streams before it is sent."""
     if request.path.endswith("/count_tokens"):
         return web.json_response({"input_tokens": _tokens_in(body)})
     step = _step(body)
@@ -70,7 +72,10 @@ async def answer(request: web.Request, body: dict[str, Any]) -> web.StreamRespon
         return response
     sent = 0
     async for event in _events(body, blocks, step):
-        await response.write(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode())
+        piece = f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode()
+        if seen is not None:
+            seen(piece)
+        await response.write(piece)
         sent += event["type"] == "content_block_delta"
         if step.get("cut") and sent >= int(step["cut"]):
             if request.transport is not None:

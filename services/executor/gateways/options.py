@@ -76,7 +76,6 @@ def build(
             *(rule for rule in options.get("disallowed_tools") or () if "(" not in rule),
         ],
         max_turns=int(options["max_turns"]) if options.get("max_turns") else None,
-        max_budget_usd=request.budget_usd or None,
         mcp_servers=_mcp_servers(options.get("mcp_servers") or {}),
         strict_mcp_config=True,
         agents=_agents(options.get("agents") or {}) or None,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 
 from services.executor.domain.errors import offset_gone, tool_use_not_waiting
@@ -20,6 +20,7 @@ from services.executor.domain.items import (
     DecisionNeeded,
     Item,
     Outcome,
+    Spent,
     ToolResult,
     ToolUse,
 )
@@ -59,9 +60,10 @@ def _size(item: Item) -> int:
 class Attempt:
     """The state of one attempt."""
 
-    def __init__(self, request: TurnRequest, clock: Clock) -> None:
-        """Args: request: the turn; clock: for its times."""
+    def __init__(self, request: TurnRequest, clock: Clock, settle: Callable[[], Spent] = Spent) -> None:
+        """Args: request: the turn; clock: for its times; settle: tells what the turn has spent when it ends."""
         self.request = request
+        self._settle = settle
         self._clock = clock
         self._items: deque[Numbered] = deque()
         self._next = 1
@@ -100,7 +102,7 @@ class Attempt:
             self._notify()
             return
         if isinstance(item, AttemptEnded):
-            item = self._as_told(item)
+            item = replace(self._as_told(item), spent=self._settle())
         size = _size(item)
         # The end is always taken: it lets go of everything else.
         while self._bytes + size > BUFFER_BYTES and self._items and not isinstance(item, AttemptEnded):

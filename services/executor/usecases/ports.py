@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import UUID
 
-from services.executor.domain.items import Decision, Item, ToolUse
+from services.executor.domain.items import Decision, Item, Spent, ToolUse
 from services.executor.domain.transcripts import Entry
 
 
@@ -98,6 +98,10 @@ class Agent(Protocol):
 
     async def run(self, request: TurnRequest, emit: Emit, ask: Ask, *, reused: bool) -> None:
         """Runs a turn; its last item is AttemptEnded unless the process died, which raises AgentDied."""
+
+    def settle(self) -> Spent:
+        """Ends the account of the turn that ran last, with the model calls that are under way; returns what no item
+        has told yet, the second time nothing. A turn that was killed has cost what it has cost."""
 
     async def interrupt(self) -> None:
         """Asks the agent to stop its turn; may take long, or for ever, and may be cancelled. Raises nothing."""

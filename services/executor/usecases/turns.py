@@ -143,7 +143,7 @@ class Turns:
             raise errors.draining()
         place, reused, replaced = self._place(request)
         self._bar(key)
-        attempt = self._attempts[key] = Attempt(request, self._clock)
+        attempt = self._attempts[key] = Attempt(request, self._clock, place.agent.settle)
         place.attempt = attempt
         task = asyncio.create_task(
             self._run(place, attempt, reused, replaced),

@@ -101,6 +101,16 @@ class Noticed:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What the model has cost since the last item that told it; `cost_usd` in US dollars."""
+
+    offset: int
+    usage: Usage
+    cost_usd: float
+    model_calls: int
+
+
 class Outcome(StrEnum):
     """How an attempt ended; the names of `executor.v1.AttemptEnded.Outcome`."""
 
@@ -115,7 +125,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AttemptEnded:
-    """The attempt is over."""
+    """The attempt is over; `usage`, `cost_usd` and `model_calls` are what no item before has told."""
 
     offset: int
     outcome: Outcome
@@ -135,6 +145,7 @@ TurnItem = (
     | DecisionNeeded
     | ToolEnded
     | Noticed
+    | Spent
     | AttemptEnded
 )
 

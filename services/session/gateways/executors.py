@@ -31,6 +31,7 @@ from services.session.domain.turn_items import (
     Noticed,
     Outcome,
     RawToolUse,
+    Spent,
     ToolEnded,
     ToolUsed,
     TurnItem,
@@ -318,6 +319,9 @@ def _item(message: turn_item_pb2.TurnItem) -> TurnItem:
             return AgentStarted(offset, _uuid(started.cli_session_id), started.model, started.offline_model)
         case "notice":
             return Noticed(offset, message.notice.code, message.notice.message)
+        case "spent":
+            spent = message.spent
+            return Spent(offset, _usage(spent.usage), spent.cost_usd, spent.model_calls)
         case "attempt_ended":
             return _ended(offset, message.attempt_ended)
         case kind:
@@ -325,17 +329,16 @@ def _item(message: turn_item_pb2.TurnItem) -> TurnItem:
             return Noticed(offset, "UNKNOWN_ITEM", f"the executor reported an unknown item: {kind}")
 
 
+def _usage(usage: content_pb2.Usage) -> Usage:
+    return Usage(usage.input_tokens, usage.output_tokens, usage.cache_read_tokens, usage.cache_write_tokens)
+
+
 def _ended(offset: int, ended: turn_item_pb2.AttemptEnded) -> AttemptEnded:
     return AttemptEnded(
         offset=offset,
         outcome=Outcome(turn_item_pb2.AttemptEnded.Outcome.Name(ended.outcome)),
         failure=Failure(ended.failure.reason, ended.failure.message) if ended.HasField("failure") else None,
-        usage=Usage(
-            ended.usage.input_tokens,
-            ended.usage.output_tokens,
-            ended.usage.cache_read_tokens,
-            ended.usage.cache_write_tokens,
-        ),
+        usage=_usage(ended.usage),
         cost_usd=ended.cost_usd,
         model_calls=ended.model_calls,
         cli_session_id=_uuid(ended.cli_session_id),

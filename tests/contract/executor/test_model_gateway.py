@@ -33,6 +33,7 @@ class Upstream:
         self.answer = b'data: {"usage": {"input_tokens": 7, "output_tokens": 2}}\n\n'
         self.breaks = False
         self.cut_at = 0
+        self.hangs = False
         self.url = ""
         self._runner: web.AppRunner | None = None
 
@@ -61,7 +62,7 @@ class Upstream:
         await response.prepare(request)
         for piece in (self.answer[: self.cut_at], self.answer[self.cut_at :]):
             await response.write(piece)
-            await asyncio.sleep(PACE_SECONDS)
+            await (asyncio.Event().wait() if self.hangs else asyncio.sleep(PACE_SECONDS))
         if self.breaks and request.transport is not None:
             request.transport.abort()
         return response
@@ -84,6 +85,13 @@ async def keeping(upstream: Upstream, tmp_path: Path) -> AsyncIterator[ModelGate
     await made.stop()
 
 
+def in_a_turn(gateway: ModelGateway) -> str:
+    """The token of an agent whose turn is running."""
+    token = gateway.admit()
+    gateway.open_account(token)
+    return token
+
+
 async def ask(
     gateway: ModelGateway,
     token: str,
@@ -103,7 +111,7 @@ async def ask(
 
 
 async def test_the_agents_token_is_swapped_for_the_key(keeping: ModelGateway, upstream: Upstream):
-    token = keeping.admit()
+    token = in_a_turn(keeping)
     status, body, headers = await ask(keeping, token, headers={"authorization": f"Bearer {token}"})
     assert (status, body) == (200, upstream.answer)
     [(method, path, seen, sent)] = upstream.requests
@@ -131,18 +139,66 @@ async def test_calls_and_tokens_are_counted_for_each_model(
     # Pieces that cut an event in two are counted all the same.
     upstream.answer = b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in (start, delta))
     upstream.cut_at = 30
-    await ask(keeping, keeping.admit())
-    await ask(keeping, keeping.admit(), path="/v1/messages/count_tokens")
+    await ask(keeping, in_a_turn(keeping))
+    await ask(keeping, in_a_turn(keeping), path="/v1/messages/count_tokens")
     assert counted("aiagent_model_calls_total", model=model, answer="200") == 1
     assert counted("aiagent_model_tokens_total", model=model, kind="input") == 7
     assert counted("aiagent_model_tokens_total", model=model, kind="output") == 20
+
+
+async def test_each_turn_has_an_account_and_without_a_turn_nothing_is_asked(
+    keeping: ModelGateway, upstream: Upstream
+):
+    token = keeping.admit()
+    assert (await ask(keeping, token))[0] == 403
+    costs = []
+    for _ in range(2):
+        account = keeping.open_account(token)
+        await ask(keeping, token)
+        await ask(keeping, token, path="/v1/messages/count_tokens")
+        costs.append(account.close())
+        status, _, headers = await ask(keeping, token)
+        assert (status, headers["x-should-retry"]) == (403, "false")
+    assert [(spent.usage.input_tokens, spent.usage.output_tokens) for spent in costs] == [(7, 2)] * 2
+    assert len(upstream.requests) == 4
+
+
+async def test_a_budget_that_is_spent_lets_no_call_through(keeping: ModelGateway, upstream: Upstream):
+    upstream.answer = b'{"type": "message", "model": "claude-sonnet-4-5", "usage": {"input_tokens": 1000}}'
+    token = keeping.admit()
+    account = keeping.open_account(token, 0.005)
+    answers = [await ask(keeping, token) for _ in range(3)]
+    assert [status for status, _, _ in answers] == [200, 200, 402]
+    assert answers[2][2]["x-should-retry"] == "false"
+    assert account.refused
+    assert account.close().cost_usd == 0.006
+
+
+async def test_what_a_turn_has_under_way_ends_with_it(keeping: ModelGateway, upstream: Upstream):
+    start = {"type": "message_start", "message": {"usage": {"input_tokens": 7, "output_tokens": 1}}}
+    upstream.answer = b"data: " + json.dumps(start).encode() + b"\n\n" + b"x" * 100
+    upstream.cut_at = len(upstream.answer) - 100
+    upstream.hangs = True
+    token = keeping.admit()
+    account = keeping.open_account(token)
+    connector = aiohttp.UnixConnector(str(keeping.socket))
+    async with (
+        aiohttp.ClientSession(connector=connector) as client,
+        client.post("http://gateway/v1/messages", headers={"x-api-key": token}, json=BODY) as answer,
+    ):
+        assert b"message_start" in await answer.content.readany()
+        assert account.take() is None
+        assert account.close().usage.input_tokens == 7
+        with pytest.raises(aiohttp.ClientError):
+            async with asyncio.timeout(10):
+                await answer.content.read()
 
 
 async def test_an_answer_that_breaks_off_is_cut_and_no_second_one_follows(
     keeping: ModelGateway, upstream: Upstream
 ):
     upstream.breaks = True
-    token = keeping.admit()
+    token = in_a_turn(keeping)
     reader, writer = await asyncio.open_unix_connection(str(keeping.socket))
     body = json.dumps(BODY).encode()
     head = (
@@ -168,7 +224,7 @@ async def test_an_unknown_token_gets_nothing(keeping: ModelGateway, upstream: Up
 
 
 async def test_a_token_ends_with_its_agent(keeping: ModelGateway, upstream: Upstream):
-    token = keeping.admit()
+    token = in_a_turn(keeping)
     keeping.dismiss(token)
     assert (await ask(keeping, token))[0] == 401
 
@@ -188,7 +244,7 @@ async def test_a_token_ends_with_its_agent(keeping: ModelGateway, upstream: Upst
 async def test_nothing_else_of_the_account_is_reached(
     keeping: ModelGateway, upstream: Upstream, method: str, path: str
 ):
-    token = keeping.admit()
+    token = in_a_turn(keeping)
     status, _, _ = await ask(keeping, token, method=method, path=path)
     assert status in (401, 404)
     assert [request for request in upstream.requests if not request[1].startswith("/v1/messages?")] == []
@@ -196,21 +252,21 @@ async def test_nothing_else_of_the_account_is_reached(
 
 async def test_errors_of_the_model_pass_as_they_are(keeping: ModelGateway, upstream: Upstream):
     upstream.status, upstream.answer = 529, b'{"type": "error"}'
-    token = keeping.admit()
+    token = in_a_turn(keeping)
     status, body, headers = await ask(keeping, token)
     assert (status, body, headers["request-id"]) == (529, upstream.answer, "req_1")
 
 
 async def test_a_redirect_takes_the_key_nowhere(keeping: ModelGateway, upstream: Upstream):
     upstream.status = 307
-    token = keeping.admit()
+    token = in_a_turn(keeping)
     assert (await ask(keeping, token, allow_redirects=False))[0] == 307
     assert len(upstream.requests) == 1
 
 
 async def test_a_model_that_cannot_be_reached_is_said_so(keeping: ModelGateway, upstream: Upstream):
     await upstream.stop()
-    token = keeping.admit()
+    token = in_a_turn(keeping)
     status, body, _ = await ask(keeping, token)
     assert status == 502
     assert json.loads(body)["error"] == {"type": "api_error", "message": "the model API cannot be reached"}
@@ -221,7 +277,7 @@ async def test_the_socket_is_its_owners_alone(keeping: ModelGateway):
 
 
 async def test_the_offline_model_plays_the_script_step_by_step(gateway: ModelGateway):
-    token = gateway.admit()
+    token = in_a_turn(gateway)
     steps = [{"tools": [{"name": "Bash", "input": {"command": "ls"}}]}, {"text": "done"}]
     prompt = {"role": "user", "content": f"<<SCRIPT>>{json.dumps(steps)}<<END>>"}
     tool = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": "x"}]}

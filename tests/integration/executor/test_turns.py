@@ -28,6 +28,8 @@ def use(command: str) -> dict:
 async def test_a_turn_streams_what_the_agent_does(running: RunningExecutor, driver: Driver):
     turn = await driver.run(driver.turn({"thinking": "hm", "text": "I write."} | WRITE, {"text": "Done."}))
     kinds = [item.WhichOneof("kind") for item in turn.items if not item.HasField("block_delta")]
+    # What the first call has cost is told as soon as it is known, beside what the tool does.
+    kinds.remove("spent")
     assert kinds == [
         "agent_started", "block_completed", "block_completed", "tool_use", "decision_needed", "tool_result",
         "block_completed", "attempt_ended",
@@ -35,7 +37,9 @@ async def test_a_turn_streams_what_the_agent_does(running: RunningExecutor, driv
     offsets = [item.offset for item in turn.items]
     assert offsets == sorted(set(offsets))
     assert turn.outcome == "SUCCEEDED"
-    assert turn.end.usage.output_tokens > 0
+    [first] = [item.spent for item in turn.items if item.HasField("spent")]
+    for told in (first, turn.end):
+        assert (told.model_calls, told.usage.output_tokens > 0, told.cost_usd > 0) == (1, True, True)
     assert (running.workspaces / turn.fence.session_id / "note.txt").read_text() == "written"
 
 

@@ -94,6 +94,11 @@ class Attempt:
             )
         )
 
+    def spend(self, cost_usd: float) -> None:
+        """A call of the model was answered, and the turn goes on."""
+        usage = content_pb2.Usage(input_tokens=3, output_tokens=2, cache_read_tokens=1)
+        self.emit(spent=turn_item_pb2.Spent(usage=usage, cost_usd=cost_usd, model_calls=1))
+
     def end(self, outcome: str, reason: str = "", cost_usd: float = 0.5) -> None:
         """The end of the attempt."""
         ended = turn_item_pb2.AttemptEnded(

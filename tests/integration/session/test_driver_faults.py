@@ -187,6 +187,39 @@ async def test_a_restarted_executor_gets_another_attempt_told_what_possibly_ran(
         assert second.cli_session_id == str((await it.rows(tables.sessions, session_id))[0].cli_session_id)
 
 
+async def test_what_a_lost_attempt_has_cost_is_kept_and_is_off_the_budget(session_database):
+    async def play(attempt: Attempt) -> None:
+        attempt.started()
+        if len(it.executor.runs) == 1:
+            attempt.spend(0.25)
+            attempt.ask("t1", "Bash", DECISIONS["Bash"])
+            await attempt.decided("t1")
+            restarted.set()
+        else:
+            # Read in one stream and, after a cut, in another: counted once all the same.
+            it.executor.break_after = 2
+            attempt.spend(0.125)
+            attempt.say("went on")
+            attempt.end("SUCCEEDED", cost_usd=0.5)
+
+    restarted = asyncio.Event()
+    async with world(session_database, ScriptedExecutor(play)) as it:
+        session_id = await it.session(allowed_tools=["Bash"], max_budget_usd=2.0)
+        turn_id = await it.send(session_id)
+        (await it.pool()).wake(session_id)
+        await restarted.wait()
+        it.executor.restart()
+        row = await it.ended(turn_id)
+
+        assert (row.state, row.attempt) == ("SUCCEEDED", 2)
+        assert it.executor.attached
+        (session,) = await it.rows(tables.sessions, session_id)
+        assert float(row.cost_usd) == float(session.cost_usd) == 0.875
+        assert (row.input_tokens, session.input_tokens) == (16, 16)
+        assert (row.cache_read_tokens, row.model_calls) == (2, 3)
+        assert [attempt.request.budget_usd for attempt in it.executor.runs] == [2.0, 1.75]
+
+
 async def test_attempts_are_bounded(session_database):
     async def play(attempt: Attempt) -> None:
         attempt.started()

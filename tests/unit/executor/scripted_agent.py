@@ -13,6 +13,7 @@ from services.executor.domain.items import (
     BlockCompleted,
     BlockDelta,
     Outcome,
+    Spent,
     ToolUse,
 )
 from services.executor.usecases.ports import AgentDied, Ask, Emit, TurnRequest
@@ -96,6 +97,7 @@ class ScriptedAgent:
         self.stopped = asyncio.Event()
         self.cli_session_id = ""
         self.fails_to_start = False
+        self.spent = Spent()
 
     def fits(self, request: TurnRequest) -> bool:
         return request.cli_session_id == self.cli_session_id
@@ -116,6 +118,10 @@ class ScriptedAgent:
         except AgentDied:
             self.alive = False
             raise
+
+    def settle(self) -> Spent:
+        spent, self.spent = self.spent, Spent()
+        return spent
 
     async def interrupt(self) -> None:
         if self.interrupt_hangs:

@@ -16,7 +16,9 @@ from services.executor.domain.items import (
     DecisionNeeded,
     Notice,
     Outcome,
+    Spent,
     ToolResult,
+    Usage,
 )
 from services.executor.usecases.attempt import BUFFER_BYTES, Attempt
 from services.kernel.errors import ServiceError
@@ -119,6 +121,19 @@ async def test_whoever_attaches_anywhere_gets_the_text_once(pieces: list[str], d
             assert numbered.item.text_offset == len(text)
             text += numbered.item.text
     assert text == "".join(pieces)
+
+
+@pytest.mark.parametrize("stopping", [None, Outcome.PARKED, Outcome.LOST, Outcome.TIMED_OUT])
+async def test_an_end_tells_what_was_spent_whoever_tells_it(clock: FakeClock, stopping: Outcome | None):
+    rest = [Spent(Usage(3, 4), 0.1, 1)]
+    attempt = Attempt(a_request(), clock, settle=lambda: rest.pop() if rest else Spent())
+    attempt.stopping = stopping
+    await attempt.emit(Spent(Usage(1, 2), 0.2, 1))
+    await attempt.emit(AttemptEnded(stopping or Outcome.SUCCEEDED))
+    await attempt.emit(AttemptEnded(Outcome.LOST))
+    told, end = [numbered.item for numbered in await read_all(attempt)]
+    assert told == Spent(Usage(1, 2), 0.2, 1)
+    assert end == AttemptEnded(stopping or Outcome.SUCCEEDED, spent=Spent(Usage(3, 4), 0.1, 1))
 
 
 async def test_acknowledged_items_are_gone_and_say_so(attempt: Attempt):

@@ -25,13 +25,14 @@ from services.session.domain.turn_items import (
     DecisionNeeded,
     Noticed,
     Outcome,
+    Spent,
     ToolEnded,
     ToolUsed,
     TurnItem,
 )
 from services.session.usecases.contents import ContentKeeper
 from services.session.usecases.driver.decisions import Decider, Verdicts
-from services.session.usecases.driver.ending import end_attempt
+from services.session.usecases.driver.ending import end_attempt, spend
 from services.session.usecases.driver.ports import DriverStore, FencedTransaction
 from services.session.usecases.ports import ExecutorPort, LiveFeedPort
 
@@ -205,6 +206,8 @@ class AttemptRunner:
                 self._tool_ended(item, changes.keep(kept[item.offset]), changes)
             case Noticed():
                 changes.add(events.Notice(item.code, item.message), self.attempt.turn.id)
+            case Spent():
+                spend(self.attempt, item, changes)
             case AttemptEnded():
                 await end_attempt(self.attempt, item, changes, transaction)
             case BlockDelta():

@@ -20,7 +20,7 @@ from services.session.domain.states import (
     TurnState,
     session_state_for,
 )
-from services.session.domain.turn_items import AttemptEnded, Outcome
+from services.session.domain.turn_items import AttemptEnded, Outcome, Spent
 from services.session.usecases.driver.decisions import expire
 from services.session.usecases.driver.ports import FencedTransaction
 
@@ -38,10 +38,8 @@ _FINAL = {
 _OPEN_CALLS = frozenset({ToolCallState.REQUESTED, ToolCallState.WAITING, ToolCallState.RUNNING})
 
 
-async def end_attempt(
-    attempt: Attempt, item: AttemptEnded, changes: Changes, transaction: FencedTransaction
-) -> None:
-    """Applies the end of an attempt: the turn ends with it, is parked, or will have another attempt."""
+def spend(attempt: Attempt, item: Spent | AttemptEnded, changes: Changes) -> None:
+    """Adds what an item says the model has cost to the turn and to the session, whose sum it stays."""
     session, turn = attempt.session, attempt.turn
     turn.usage += item.usage
     turn.cost_usd += item.cost_usd
@@ -58,6 +56,14 @@ async def end_attempt(
     for counter in ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens"):
         changes.count(counter, getattr(item.usage, counter))
     changes.count("cost_usd", item.cost_usd)
+
+
+async def end_attempt(
+    attempt: Attempt, item: AttemptEnded, changes: Changes, transaction: FencedTransaction
+) -> None:
+    """Applies the end of an attempt: the turn ends with it, is parked, or will have another attempt."""
+    session, turn = attempt.session, attempt.turn
+    spend(attempt, item, changes)
     if item.cli_session_id is not None:
         session.cli_session_id = item.cli_session_id
         changes.session["cli_session_id"] = item.cli_session_id

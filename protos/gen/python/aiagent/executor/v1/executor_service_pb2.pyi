@@ -90,7 +90,9 @@ class RunTurnRequest(_message.Message):
     workspace: _builtins.str
     """The workspace directory, relative to the workspace root, the same on every executor."""
     budget_usd: _builtins.float
-    """What the turn may still spend, in US dollars; 0 means no limit."""
+    """What the attempt may spend, in US dollars; 0 means no limit. When it is spent, further calls of the model are
+    refused; those that are under way are paid for.
+    """
     organization_id: _builtins.str
     """The organization the session belongs to, a UUID; for logs and metering."""
     transcript_position: _builtins.int

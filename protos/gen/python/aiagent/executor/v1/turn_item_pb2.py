@@ -26,7 +26,7 @@ from aiagent.events.v1 import content_pb2 as aiagent_dot_events_dot_v1_dot_conte
 from aiagent.events.v1 import session_event_pb2 as aiagent_dot_events_dot_v1_dot_session__event__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#aiagent/executor/v1/turn_item.proto\x12\x13\x61iagent.executor.v1\x1a\x1f\x61iagent/events/v1/content.proto\x1a%aiagent/events/v1/session_event.proto\"\xd2\x04\n\x08TurnItem\x12\x16\n\x06offset\x18\x01 \x01(\x03R\x06offset\x12H\n\ragent_started\x18\x02 \x01(\x0b\x32!.aiagent.executor.v1.AgentStartedH\x00R\x0c\x61gentStarted\x12\x42\n\x0b\x62lock_delta\x18\x03 \x01(\x0b\x32\x1f.aiagent.executor.v1.BlockDeltaH\x00R\nblockDelta\x12N\n\x0f\x62lock_completed\x18\x04 \x01(\x0b\x32#.aiagent.executor.v1.BlockCompletedH\x00R\x0e\x62lockCompleted\x12\x37\n\x08tool_use\x18\x05 \x01(\x0b\x32\x1a.aiagent.events.v1.ToolUseH\x00R\x07toolUse\x12N\n\x0f\x64\x65\x63ision_needed\x18\x06 \x01(\x0b\x32#.aiagent.executor.v1.DecisionNeededH\x00R\x0e\x64\x65\x63isionNeeded\x12@\n\x0btool_result\x18\x07 \x01(\x0b\x32\x1d.aiagent.events.v1.ToolResultH\x00R\ntoolResult\x12\x33\n\x06notice\x18\x08 \x01(\x0b\x32\x19.aiagent.events.v1.NoticeH\x00R\x06notice\x12H\n\rattempt_ended\x18\t \x01(\x0b\x32!.aiagent.executor.v1.AttemptEndedH\x00R\x0c\x61ttemptEndedB\x06\n\x04kind\"\x87\x01\n\x0c\x41gentStarted\x12$\n\x0e\x63li_session_id\x18\x01 \x01(\tR\x0c\x63liSessionId\x12\x16\n\x06reused\x18\x02 \x01(\x08R\x06reused\x12\x14\n\x05model\x18\x03 \x01(\tR\x05model\x12#\n\roffline_model\x18\x04 \x01(\x08R\x0cofflineModel\"s\n\nBlockDelta\x12\x14\n\x05\x62lock\x18\x01 \x01(\x05R\x05\x62lock\x12\x1a\n\x08thinking\x18\x02 \x01(\x08R\x08thinking\x12\x1f\n\x0btext_offset\x18\x03 \x01(\x03R\ntextOffset\x12\x12\n\x04text\x18\x04 \x01(\tR\x04text\"\x99\x01\n\x0e\x42lockCompleted\x12\x14\n\x05\x62lock\x18\x01 \x01(\x05R\x05\x62lock\x12\x1a\n\x08thinking\x18\x02 \x01(\x08R\x08thinking\x12\x12\n\x04text\x18\x03 \x01(\tR\x04text\x12\x14\n\x05model\x18\x04 \x01(\tR\x05model\x12+\n\x12parent_tool_use_id\x18\x05 \x01(\tR\x0fparentToolUseId\"g\n\x0e\x44\x65\x63isionNeeded\x12\x1e\n\x0btool_use_id\x18\x01 \x01(\tR\ttoolUseId\x12\x35\n\x08tool_use\x18\x02 \x01(\x0b\x32\x1a.aiagent.events.v1.ToolUseR\x07toolUse\"\xdc\x03\n\x0c\x41ttemptEnded\x12\x43\n\x07outcome\x18\x01 \x01(\x0e\x32).aiagent.executor.v1.AttemptEnded.OutcomeR\x07outcome\x12\x34\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x1a.aiagent.events.v1.FailureR\x07\x66\x61ilure\x12.\n\x05usage\x18\x03 \x01(\x0b\x32\x18.aiagent.events.v1.UsageR\x05usage\x12\x19\n\x08\x63ost_usd\x18\x04 \x01(\x01R\x07\x63ostUsd\x12\x1f\n\x0bmodel_calls\x18\x05 \x01(\x05R\nmodelCalls\x12$\n\x0e\x63li_session_id\x18\x06 \x01(\tR\x0c\x63liSessionId\x12\x34\n\x16structured_output_json\x18\x07 \x01(\tR\x14structuredOutputJson\"\x88\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\r\n\tSUCCEEDED\x10\x01\x12\n\n\x06\x46\x41ILED\x10\x02\x12\x0f\n\x0bINTERRUPTED\x10\x03\x12\r\n\tTIMED_OUT\x10\x04\x12\x13\n\x0f\x42UDGET_EXCEEDED\x10\x05\x12\x08\n\x04LOST\x10\x06\x12\n\n\x06PARKED\x10\x07\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#aiagent/executor/v1/turn_item.proto\x12\x13\x61iagent.executor.v1\x1a\x1f\x61iagent/events/v1/content.proto\x1a%aiagent/events/v1/session_event.proto\"\x86\x05\n\x08TurnItem\x12\x16\n\x06offset\x18\x01 \x01(\x03R\x06offset\x12H\n\ragent_started\x18\x02 \x01(\x0b\x32!.aiagent.executor.v1.AgentStartedH\x00R\x0c\x61gentStarted\x12\x42\n\x0b\x62lock_delta\x18\x03 \x01(\x0b\x32\x1f.aiagent.executor.v1.BlockDeltaH\x00R\nblockDelta\x12N\n\x0f\x62lock_completed\x18\x04 \x01(\x0b\x32#.aiagent.executor.v1.BlockCompletedH\x00R\x0e\x62lockCompleted\x12\x37\n\x08tool_use\x18\x05 \x01(\x0b\x32\x1a.aiagent.events.v1.ToolUseH\x00R\x07toolUse\x12N\n\x0f\x64\x65\x63ision_needed\x18\x06 \x01(\x0b\x32#.aiagent.executor.v1.DecisionNeededH\x00R\x0e\x64\x65\x63isionNeeded\x12@\n\x0btool_result\x18\x07 \x01(\x0b\x32\x1d.aiagent.events.v1.ToolResultH\x00R\ntoolResult\x12\x33\n\x06notice\x18\x08 \x01(\x0b\x32\x19.aiagent.events.v1.NoticeH\x00R\x06notice\x12H\n\rattempt_ended\x18\t \x01(\x0b\x32!.aiagent.executor.v1.AttemptEndedH\x00R\x0c\x61ttemptEnded\x12\x32\n\x05spent\x18\n \x01(\x0b\x32\x1a.aiagent.executor.v1.SpentH\x00R\x05spentB\x06\n\x04kind\"\x87\x01\n\x0c\x41gentStarted\x12$\n\x0e\x63li_session_id\x18\x01 \x01(\tR\x0c\x63liSessionId\x12\x16\n\x06reused\x18\x02 \x01(\x08R\x06reused\x12\x14\n\x05model\x18\x03 \x01(\tR\x05model\x12#\n\roffline_model\x18\x04 \x01(\x08R\x0cofflineModel\"s\n\nBlockDelta\x12\x14\n\x05\x62lock\x18\x01 \x01(\x05R\x05\x62lock\x12\x1a\n\x08thinking\x18\x02 \x01(\x08R\x08thinking\x12\x1f\n\x0btext_offset\x18\x03 \x01(\x03R\ntextOffset\x12\x12\n\x04text\x18\x04 \x01(\tR\x04text\"\x99\x01\n\x0e\x42lockCompleted\x12\x14\n\x05\x62lock\x18\x01 \x01(\x05R\x05\x62lock\x12\x1a\n\x08thinking\x18\x02 \x01(\x08R\x08thinking\x12\x12\n\x04text\x18\x03 \x01(\tR\x04text\x12\x14\n\x05model\x18\x04 \x01(\tR\x05model\x12+\n\x12parent_tool_use_id\x18\x05 \x01(\tR\x0fparentToolUseId\"g\n\x0e\x44\x65\x63isionNeeded\x12\x1e\n\x0btool_use_id\x18\x01 \x01(\tR\ttoolUseId\x12\x35\n\x08tool_use\x18\x02 \x01(\x0b\x32\x1a.aiagent.events.v1.ToolUseR\x07toolUse\"s\n\x05Spent\x12.\n\x05usage\x18\x01 \x01(\x0b\x32\x18.aiagent.events.v1.UsageR\x05usage\x12\x19\n\x08\x63ost_usd\x18\x02 \x01(\x01R\x07\x63ostUsd\x12\x1f\n\x0bmodel_calls\x18\x03 \x01(\x05R\nmodelCalls\"\xdc\x03\n\x0c\x41ttemptEnded\x12\x43\n\x07outcome\x18\x01 \x01(\x0e\x32).aiagent.executor.v1.AttemptEnded.OutcomeR\x07outcome\x12\x34\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x1a.aiagent.events.v1.FailureR\x07\x66\x61ilure\x12.\n\x05usage\x18\x03 \x01(\x0b\x32\x18.aiagent.events.v1.UsageR\x05usage\x12\x19\n\x08\x63ost_usd\x18\x04 \x01(\x01R\x07\x63ostUsd\x12\x1f\n\x0bmodel_calls\x18\x05 \x01(\x05R\nmodelCalls\x12$\n\x0e\x63li_session_id\x18\x06 \x01(\tR\x0c\x63liSessionId\x12\x34\n\x16structured_output_json\x18\x07 \x01(\tR\x14structuredOutputJson\"\x88\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\r\n\tSUCCEEDED\x10\x01\x12\n\n\x06\x46\x41ILED\x10\x02\x12\x0f\n\x0bINTERRUPTED\x10\x03\x12\r\n\tTIMED_OUT\x10\x04\x12\x13\n\x0f\x42UDGET_EXCEEDED\x10\x05\x12\x08\n\x04LOST\x10\x06\x12\n\n\x06PARKED\x10\x07\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,17 +34,19 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'aiagent.executor.v1.turn_it
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TURNITEM']._serialized_start=133
-  _globals['_TURNITEM']._serialized_end=727
-  _globals['_AGENTSTARTED']._serialized_start=730
-  _globals['_AGENTSTARTED']._serialized_end=865
-  _globals['_BLOCKDELTA']._serialized_start=867
-  _globals['_BLOCKDELTA']._serialized_end=982
-  _globals['_BLOCKCOMPLETED']._serialized_start=985
-  _globals['_BLOCKCOMPLETED']._serialized_end=1138
-  _globals['_DECISIONNEEDED']._serialized_start=1140
-  _globals['_DECISIONNEEDED']._serialized_end=1243
-  _globals['_ATTEMPTENDED']._serialized_start=1246
-  _globals['_ATTEMPTENDED']._serialized_end=1722
-  _globals['_ATTEMPTENDED_OUTCOME']._serialized_start=1586
-  _globals['_ATTEMPTENDED_OUTCOME']._serialized_end=1722
+  _globals['_TURNITEM']._serialized_end=779
+  _globals['_AGENTSTARTED']._serialized_start=782
+  _globals['_AGENTSTARTED']._serialized_end=917
+  _globals['_BLOCKDELTA']._serialized_start=919
+  _globals['_BLOCKDELTA']._serialized_end=1034
+  _globals['_BLOCKCOMPLETED']._serialized_start=1037
+  _globals['_BLOCKCOMPLETED']._serialized_end=1190
+  _globals['_DECISIONNEEDED']._serialized_start=1192
+  _globals['_DECISIONNEEDED']._serialized_end=1295
+  _globals['_SPENT']._serialized_start=1297
+  _globals['_SPENT']._serialized_end=1412
+  _globals['_ATTEMPTENDED']._serialized_start=1415
+  _globals['_ATTEMPTENDED']._serialized_end=1891
+  _globals['_ATTEMPTENDED_OUTCOME']._serialized_start=1755
+  _globals['_ATTEMPTENDED_OUTCOME']._serialized_end=1891
 # @@protoc_insertion_point(module_scope)

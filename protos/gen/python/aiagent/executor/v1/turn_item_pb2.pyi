@@ -34,6 +34,7 @@ class TurnItem(_message.Message):
     TOOL_RESULT_FIELD_NUMBER: _builtins.int
     NOTICE_FIELD_NUMBER: _builtins.int
     ATTEMPT_ENDED_FIELD_NUMBER: _builtins.int
+    SPENT_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
     """Position within the attempt, from 1, gapless. Deltas that were coalesced carry the last one's offset."""
     @_builtins.property
@@ -68,6 +69,10 @@ class TurnItem(_message.Message):
     def attempt_ended(self) -> Global___AttemptEnded:
         """The attempt is over. Always the last item."""
 
+    @_builtins.property
+    def spent(self) -> Global___Spent:
+        """What the model has cost since this was last told."""
+
     def __init__(
         self,
         *,
@@ -80,12 +85,13 @@ class TurnItem(_message.Message):
         tool_result: _content_pb2.ToolResult | None = ...,
         notice: _session_event_pb2.Notice | None = ...,
         attempt_ended: Global___AttemptEnded | None = ...,
+        spent: Global___Spent | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["agent_started", b"agent_started", "attempt_ended", b"attempt_ended", "block_completed", b"block_completed", "block_delta", b"block_delta", "decision_needed", b"decision_needed", "kind", b"kind", "notice", b"notice", "tool_result", b"tool_result", "tool_use", b"tool_use"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agent_started", b"agent_started", "attempt_ended", b"attempt_ended", "block_completed", b"block_completed", "block_delta", b"block_delta", "decision_needed", b"decision_needed", "kind", b"kind", "notice", b"notice", "spent", b"spent", "tool_result", b"tool_result", "tool_use", b"tool_use"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_started", b"agent_started", "attempt_ended", b"attempt_ended", "block_completed", b"block_completed", "block_delta", b"block_delta", "decision_needed", b"decision_needed", "kind", b"kind", "notice", b"notice", "offset", b"offset", "tool_result", b"tool_result", "tool_use", b"tool_use"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_started", b"agent_started", "attempt_ended", b"attempt_ended", "block_completed", b"block_completed", "block_delta", b"block_delta", "decision_needed", b"decision_needed", "kind", b"kind", "notice", b"notice", "offset", b"offset", "spent", b"spent", "tool_result", b"tool_result", "tool_use", b"tool_use"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["agent_started", "block_delta", "block_completed", "tool_use", "decision_needed", "tool_result", "notice", "attempt_ended"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["agent_started", "block_delta", "block_completed", "tool_use", "decision_needed", "tool_result", "notice", "attempt_ended", "spent"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -226,6 +232,41 @@ class DecisionNeeded(_message.Message):
 Global___DecisionNeeded: _TypeAlias = DecisionNeeded  # noqa: Y015
 
 @_typing.final
+class Spent(_message.Message):
+    """What the model has cost since the last item that told it: the calls of the agent, of its subagents, and those that
+    programs in its sandbox make. Told while the turn goes on, so that it is not lost with the executor; what the items of
+    an attempt tell adds up to what the attempt has cost.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USAGE_FIELD_NUMBER: _builtins.int
+    COST_USD_FIELD_NUMBER: _builtins.int
+    MODEL_CALLS_FIELD_NUMBER: _builtins.int
+    cost_usd: _builtins.float
+    """Estimated price in US dollars, by the list prices that the executor knows."""
+    model_calls: _builtins.int
+    """Calls that the model has answered."""
+    @_builtins.property
+    def usage(self) -> _content_pb2.Usage:
+        """Tokens."""
+
+    def __init__(
+        self,
+        *,
+        usage: _content_pb2.Usage | None = ...,
+        cost_usd: _builtins.float = ...,
+        model_calls: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_usd", b"cost_usd", "model_calls", b"model_calls", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Spent: _TypeAlias = Spent  # noqa: Y015
+
+@_typing.final
 class AttemptEnded(_message.Message):
     """The attempt is over."""
 
@@ -248,7 +289,7 @@ class AttemptEnded(_message.Message):
         TIMED_OUT: AttemptEnded._Outcome.ValueType  # 4
         """The turn's deadline passed."""
         BUDGET_EXCEEDED: AttemptEnded._Outcome.ValueType  # 5
-        """The budget is used up."""
+        """The budget is used up: a call of the model was refused for that."""
         LOST: AttemptEnded._Outcome.ValueType  # 6
         """The executor gave the attempt up without fault of the agent (drain, lost driver, lost process): it may be
         tried again from the transcript.
@@ -270,7 +311,7 @@ class AttemptEnded(_message.Message):
     TIMED_OUT: AttemptEnded.Outcome.ValueType  # 4
     """The turn's deadline passed."""
     BUDGET_EXCEEDED: AttemptEnded.Outcome.ValueType  # 5
-    """The budget is used up."""
+    """The budget is used up: a call of the model was refused for that."""
     LOST: AttemptEnded.Outcome.ValueType  # 6
     """The executor gave the attempt up without fault of the agent (drain, lost driver, lost process): it may be
     tried again from the transcript.
@@ -288,9 +329,9 @@ class AttemptEnded(_message.Message):
     outcome: Global___AttemptEnded.Outcome.ValueType
     """How it ended."""
     cost_usd: _builtins.float
-    """Estimated price of the attempt in US dollars."""
+    """Their estimated price in US dollars."""
     model_calls: _builtins.int
-    """Model calls of the agent itself."""
+    """Model calls that no item before this one has told."""
     cli_session_id: _builtins.str
     """The CLI's session id to resume from."""
     structured_output_json: _builtins.str
@@ -301,7 +342,7 @@ class AttemptEnded(_message.Message):
 
     @_builtins.property
     def usage(self) -> _content_pb2.Usage:
-        """Tokens of the attempt."""
+        """Tokens that no item before this one has told; however the attempt ended."""
 
     def __init__(
         self,

@@ -155,7 +155,9 @@ class AgentOptions(_message.Message):
     max_turns: _builtins.int
     """Model calls a turn may take; 0 means no limit."""
     max_budget_usd: _builtins.float
-    """What the session may spend in US dollars; 0 means no limit."""
+    """What the session may spend in US dollars, all its turns together; 0 means no limit. A turn that reaches it makes no
+    further call of the model: only those that are under way then can cost more.
+    """
     effort: Global___AgentOptions.Effort.ValueType
     """How hard the model thinks."""
     max_thinking_tokens: _builtins.int

@@ -518,7 +518,7 @@ Global___QuerySessionResponse: _TypeAlias = QuerySessionResponse  # noqa: Y015
 
 @_typing.final
 class TurnMetrics(_message.Message):
-    """What a turn cost."""
+    """What a turn cost: this turn alone, with its subagents and all its attempts, lost ones included."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -538,11 +538,11 @@ class TurnMetrics(_message.Message):
     cache_write_tokens: _builtins.int
     """Input tokens written to the prompt cache."""
     cost_usd: _builtins.float
-    """Estimated price in US dollars."""
+    """Estimated price in US dollars, by list prices."""
     duration_ms: _builtins.int
     """Milliseconds from the start to the end, or to now."""
     model_calls: _builtins.int
-    """Model calls."""
+    """Model calls, those of subagents included."""
     def __init__(
         self,
         *,
