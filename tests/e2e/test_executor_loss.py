@@ -103,6 +103,14 @@ async def test_a_turn_goes_on_on_the_other_executor(two_executors: RunningSuite,
         assert effect.read_text(encoding="utf-8") == "once\n"
         following = await user.run(session_id, prompt(recall("echo once")))
         assert following.result.text == "I remember: echo once"
+        # Two calls were answered before the kill, and told; the conversation has cost what its turns have.
+        assert ended.model_calls >= 3
+        session = await user.call(
+            user.sessions.GetSession, session_service_pb2.GetSessionRequest(session_id=session_id)
+        )
+        costs = [turn.cost_usd for turn in (first, ended, following)]
+        assert 0 < costs[0] < costs[1] > costs[2] > 0
+        assert session.counters.cost_usd == pytest.approx(sum(costs))
     finally:
         if keeper is not None:
             keeper.cancel()
