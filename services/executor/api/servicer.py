@@ -59,7 +59,10 @@ class ExecutorServicer(executor_service_pb2_grpc.ExecutorServiceServicer):
     async def DecideTool(self, request: pb.DecideToolRequest, context: Any) -> pb.DecideToolResponse:
         """Answers the waiting agent."""
         self._turns.decide(
-            _fence(request.fence), request.tool_use_id, items.Decision(request.allow, request.reason)
+            _fence(request.fence),
+            request.tool_use_id,
+            items.Decision(request.allow, request.reason),
+            request.input_hash,
         )
         return pb.DecideToolResponse()
 

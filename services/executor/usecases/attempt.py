@@ -71,8 +71,9 @@ class Attempt:
         self._read = 0
         self._bytes = 0
         self._changed = asyncio.Event()
-        self._questions: dict[str, asyncio.Future[Decision]] = {}
-        self._decided: dict[str, Decision] = {}
+        # By the call's id and the hash of its input: a decision is for what was looked at.
+        self._questions: dict[tuple[str, str], asyncio.Future[Decision]] = {}
+        self._decided: dict[tuple[str, str], Decision] = {}
         self.ended = False
         self.stopping: Outcome | None = None
         self._begun = self.heard = clock.monotonic()
@@ -203,20 +204,24 @@ class Attempt:
         return self.ended and not self._items
 
     async def ask(self, tool_use: ToolUse) -> Decision:
-        """Asks the driver about a tool call and waits for as long as the attempt lives."""
-        known = self._decided.get(tool_use.tool_use_id)
+        """Asks the driver about a tool call and waits for as long as the attempt lives.
+
+        A decision on the same call stands; the same id with another input is another question.
+        """
+        key = (tool_use.tool_use_id, tool_use.input_hash)
+        known = self._decided.get(key)
         if known is not None:
             return known
         if self.ended or self.stopping:
             return Decision(False, "the turn is being stopped")
         question: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
-        self._questions[tool_use.tool_use_id] = question
+        self._questions[key] = question
         self._watch_waiting()
         await self.emit(DecisionNeeded(tool_use))
         try:
             return await question
         finally:
-            self._questions.pop(tool_use.tool_use_id, None)
+            self._questions.pop(key, None)
             self._watch_waiting()
 
     def _watch_waiting(self) -> None:
@@ -227,18 +232,29 @@ class Attempt:
             self._waited += now - self._waiting_since
             self._waiting_since = None
 
-    def decide(self, tool_use_id: str, decision: Decision) -> None:
+    def decide(self, tool_use_id: str, decision: Decision, input_hash: str = "") -> None:
         """Answers a question; the first answer counts.
+
+        Args:
+            tool_use_id: The call.
+            decision: The answer.
+            input_hash: Of the input that was decided on; empty for the only one that the call was asked with.
 
         Raises:
             ServiceError: NOT_FOUND with TOOL_USE_NOT_WAITING.
         """
-        if tool_use_id in self._decided:
+        asked = {(tool_use_id, input_hash)}
+        if not input_hash:
+            asked = {key for key in (*self._decided, *self._questions) if key[0] == tool_use_id}
+        if len(asked) != 1:
+            raise tool_use_not_waiting(tool_use_id)
+        key = asked.pop()
+        if key in self._decided:
             return
-        question = self._questions.get(tool_use_id)
+        question = self._questions.get(key)
         if question is None or question.done():
             raise tool_use_not_waiting(tool_use_id)
-        self._decided[tool_use_id] = decision
+        self._decided[key] = decision
         question.set_result(decision)
 
     def deny_all(self, reason: str) -> None:

@@ -200,9 +200,9 @@ class Turns:
         if attempt.settled:
             del self._attempts[(fence.turn_id, fence.attempt)]
 
-    def decide(self, fence: Fence, tool_use_id: str, decision: Decision) -> None:
+    def decide(self, fence: Fence, tool_use_id: str, decision: Decision, input_hash: str = "") -> None:
         """Answers a waiting agent."""
-        self._find(fence).decide(tool_use_id, decision)
+        self._find(fence).decide(tool_use_id, decision, input_hash)
 
     def heartbeat(self, fence: Fence) -> None:
         """The driver lives."""

@@ -17,7 +17,7 @@ from aiagent.session.v1 import agent_options_pb2
 from services.kernel.clock import Clock, SystemClock
 from services.kernel.errors import ErrorKind, ServiceError
 from services.kernel.grpc.status import error_from_rpc
-from services.session.domain.entities import Failure, Usage
+from services.session.domain.entities import Failure, ToolUse, Usage
 from services.session.domain.transcripts import AttemptName
 from services.session.domain.turn_items import (
     AgentStarted,
@@ -219,11 +219,15 @@ class ExecutorGateway:
         await self._call(self._stub(key.target).AckTurn(request, timeout=_HEARTBEAT_TIMEOUT_SECONDS))
 
     async def decide(
-        self, key: AttemptKey, lease_epoch: int, tool_use_id: str, allow: bool, reason: str
+        self, key: AttemptKey, lease_epoch: int, tool_use: ToolUse, allow: bool, reason: str
     ) -> None:
         """See ExecutorPort."""
         request = pb.DecideToolRequest(
-            fence=_fence(key, lease_epoch), tool_use_id=tool_use_id, allow=allow, reason=reason
+            fence=_fence(key, lease_epoch),
+            tool_use_id=tool_use.tool_use_id,
+            input_hash=tool_use.input_hash,
+            allow=allow,
+            reason=reason,
         )
         await self._call(self._stub(key.target).DecideTool(request, timeout=_CALL_TIMEOUT_SECONDS))
 

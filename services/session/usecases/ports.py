@@ -18,6 +18,7 @@ from services.session.domain.entities import (
     PermissionRequest,
     Session,
     ToolCall,
+    ToolUse,
     Turn,
 )
 from services.session.domain.events import EventDraft
@@ -115,9 +116,9 @@ class ExecutorPort(Protocol):
         """Lets the executor forget everything up to an offset."""
 
     async def decide(
-        self, key: AttemptKey, lease_epoch: int, tool_use_id: str, allow: bool, reason: str
+        self, key: AttemptKey, lease_epoch: int, tool_use: ToolUse, allow: bool, reason: str
     ) -> None:
-        """Tells the waiting agent whether a tool call may run; a call that no longer waits is no error."""
+        """Tells the waiting agent whether a tool call may run with this input; one that no longer waits is no error."""
 
     async def interrupt(self, key: AttemptKey, lease_epoch: int, *, park: bool) -> None:
         """Stops an attempt; one that has ended is no error."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -205,6 +206,26 @@ async def test_the_first_answer_counts_and_is_kept(attempt: Attempt):
     attempt.decide(call.tool_use_id, Decision(False, "no"))
     assert await asking == Decision(True, "yes")
     assert await attempt.ask(call) == Decision(True, "yes"), "the CLI may ask for the same call again"
+
+
+async def test_an_answer_is_for_the_input_that_was_looked_at(attempt: Attempt):
+    harmless = a_call(command="ls")
+    harmful = replace(harmless, input_json='{"command": "rm"}', input_hash="another hash")
+    first = asyncio.create_task(attempt.ask(harmless))
+    await first_batch(attempt)
+    attempt.decide(harmless.tool_use_id, Decision(True, "yes"), harmless.input_hash)
+    assert await first == Decision(True, "yes")
+    second = asyncio.create_task(attempt.ask(harmful))
+    [asked] = await first_batch(attempt, 1)
+    assert asked.item == DecisionNeeded(harmful)
+    # The first decision once more, as a driver sends it after it was lost, and one that does not say what it is for.
+    attempt.decide(harmless.tool_use_id, Decision(True, "yes"), harmless.input_hash)
+    with pytest.raises(ServiceError):
+        attempt.decide(harmless.tool_use_id, Decision(True, "yes"))
+    assert not second.done()
+    attempt.decide(harmful.tool_use_id, Decision(False, "no"), harmful.input_hash)
+    assert await second == Decision(False, "no")
+    assert await attempt.ask(harmless) == Decision(True, "yes")
 
 
 async def test_an_answer_to_no_question_is_an_error(attempt: Attempt):

@@ -165,9 +165,9 @@ class AttemptRunner:
         Should it fail or this process die here, the attempt is attached to anew, and the decision sent again: it is in
         the log.
         """
-        for tool_use_id, allow, reason in verdicts.decided:
+        for tool_use, allow, reason in verdicts.decided:
             await self._ports.executors.decide(
-                self.attempt.key, self.attempt.lease.epoch, tool_use_id, allow, reason
+                self.attempt.key, self.attempt.lease.epoch, tool_use, allow, reason
             )
 
     async def _keep_texts(self, items: Sequence[TurnItem]) -> dict[int, Content]:

@@ -38,9 +38,9 @@ _ANSWERED = frozenset(
 
 @dataclass(slots=True)
 class Verdicts:
-    """Decisions to send once they are committed: (tool_use_id, allow, reason)."""
+    """Decisions to send once they are committed: the call with the input that was decided on, allow, reason."""
 
-    decided: list[tuple[str, bool, str]] = field(default_factory=list)
+    decided: list[tuple[ToolUse, bool, str]] = field(default_factory=list)
 
 
 class Decider:
@@ -153,7 +153,7 @@ class Decider:
         attempt.calls[tool_use.tool_use_id] = state
         changes.add(events.ToolDecided(tool_use, decision, answer.id if answer else None), attempt.turn.id)
         changes.tool_call_updates.append(ToolCallUpdate(tool_use.tool_use_id, state, decision=decision))
-        verdicts.decided.append((tool_use.tool_use_id, decision.allowed, decision.reason))
+        verdicts.decided.append((tool_use, decision.allowed, decision.reason))
 
 
 def decision_of(answer: Answer) -> ToolCallDecision:

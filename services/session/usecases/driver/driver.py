@@ -290,9 +290,7 @@ class SessionDriver:
             for call in await transaction.calls_of(attempt.turn.id, attempt.key.attempt):
                 attempt.calls[call.tool_use.tool_use_id] = call.state
                 if call.decision_allowed is not None and not call.ended:
-                    verdicts.decided.append(
-                        (call.tool_use.tool_use_id, call.decision_allowed, call.decision_reason)
-                    )
+                    verdicts.decided.append((call.tool_use, call.decision_allowed, call.decision_reason))
         await AttemptRunner(self._ports, self._decider, attempt).send(verdicts)
 
     async def _follow(self, attempt: Attempt, stream: AsyncIterator[Sequence[TurnItem]]) -> None:

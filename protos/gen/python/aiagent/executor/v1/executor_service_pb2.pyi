@@ -379,12 +379,17 @@ class DecideToolRequest(_message.Message):
     ALLOW_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     UPDATED_INPUT_FIELD_NUMBER: _builtins.int
+    INPUT_HASH_FIELD_NUMBER: _builtins.int
     tool_use_id: _builtins.str
     """The waiting call."""
     allow: _builtins.bool
     """True when it may run."""
     reason: _builtins.str
     """Why; the model reads it when the call is denied."""
+    input_hash: _builtins.str
+    """The hash of the input that was decided on, as in the question: the decision is for that input alone. Empty answers
+    the question under this id if there was only one.
+    """
     @_builtins.property
     def fence(self) -> Global___Fence:
         """The attempt."""
@@ -401,10 +406,11 @@ class DecideToolRequest(_message.Message):
         allow: _builtins.bool = ...,
         reason: _builtins.str = ...,
         updated_input: _struct_pb2.Struct | None = ...,
+        input_hash: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence", "updated_input", b"updated_input"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow", b"allow", "fence", b"fence", "reason", b"reason", "tool_use_id", b"tool_use_id", "updated_input", b"updated_input"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow", b"allow", "fence", b"fence", "input_hash", b"input_hash", "reason", b"reason", "tool_use_id", b"tool_use_id", "updated_input", b"updated_input"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
