@@ -96,6 +96,18 @@ async def test_a_busy_session_refuses_or_makes_way(user: User):
     assert state_name(await user.wait(session_id, queued.id)) == "INTERRUPTED"
 
 
+async def test_a_budget_is_for_all_turns_of_the_session_and_stops_them(user: User):
+    session_id = await user.create(max_budget_usd=0.03)
+    first = await user.run(session_id, prompt(say("cheap")))
+    assert state_name(first) == "SUCCEEDED"
+    second = await user.run(session_id, prompt(*[use("Bash", command="echo x >> log")] * 20))
+    assert (state_name(second), second.failure.reason) == ("BUDGET_EXCEEDED", "BUDGET_EXCEEDED")
+    assert 0 < second.tool_calls < 20
+    third = await user.run(session_id, prompt(say("nothing left")))
+    assert (state_name(third), third.cost_usd, third.model_calls) == ("BUDGET_EXCEEDED", 0, 0)
+    assert 0.03 <= first.cost_usd + second.cost_usd < 0.06
+
+
 @pytest.mark.parametrize("allow", [True, False])
 async def test_a_person_decides(user: User, allow):
     session_id = await user.create("DEFAULT")

@@ -14,6 +14,7 @@ from claude_agent_sdk import ResultMessage
 
 from services.executor.domain.items import (
     AttemptEnded,
+    BlockDelta,
     Decision,
     Item,
     Outcome,
@@ -68,7 +69,13 @@ class Executor:
         self.agent: ClaudeAgent | None = None
         self.items: list[Item] = []
 
-    async def run(self, request: TurnRequest, *, kill_at: type[Item] | None = None) -> Spent:
+    async def run(
+        self,
+        request: TurnRequest,
+        *,
+        kill_at: type[Item] | None = None,
+        interrupt_at: type[Item] | None = None,
+    ) -> Spent:
         """Runs a turn, with the agent that lives if one does; returns what it has cost by all that was told."""
         self.transcripts.begin(request.attempt_pass)
         self.items = []
@@ -79,16 +86,20 @@ class Executor:
         else:
             assert self.agent.fits(request), "a budget is no reason to start anew"
         agent = self.agent
+        stopping: list[asyncio.Task[None]] = []
 
         async def emit(item: Item) -> None:
             self.items.append(item)
             if isinstance(item, kill_at or ()):
                 await agent.kill()
+            if isinstance(item, interrupt_at or ()):
+                stopping.append(asyncio.create_task(agent.interrupt()))
 
         async def ask(_call: ToolUse) -> Decision:
             return Decision(True, "")
 
         await agent.run(request, emit, ask, reused=reused)
+        await asyncio.gather(*stopping)
         return self.told(agent.settle())
 
     def told(self, rest: Spent) -> Spent:
@@ -163,15 +174,24 @@ async def test_a_budget_is_the_turns_own_after_a_resume_and_does_not_end_the_age
     assert talk.here.end.outcome is Outcome.SUCCEEDED
 
 
-async def test_subagents_are_on_the_turns_account_and_within_its_budget(talk: Talk):
-    whole = await talk.here.run(talk.turn(DELEGATE, SAY))
-    assert whole == Spent(Usage(30_000, 3_000), CALL_USD * 3, 3)
+async def test_subagents_and_programs_of_the_agent_are_on_the_turns_account_and_within_its_budget(talk: Talk):
+    delegated = await talk.here.run(talk.turn(DELEGATE, SAY))
+    assert delegated == Spent(Usage(30_000, 3_000), CALL_USD * 3, 3)
     stopped = await talk.here.run(talk.turn(DELEGATE, SAY, budget_usd=CALL_USD / 2))
-    assert talk.here.end.outcome is Outcome.BUDGET_EXCEEDED
-    assert stopped.model_calls == 1
+    assert (talk.here.end.outcome, stopped.model_calls) == (Outcome.BUDGET_EXCEEDED, 1)
+    # A program that calls by itself, with what the CLI does not hand on to it.
+    key = '$(tr "\\0" "\\n" </proc/1/environ | sed -n s/^ANTHROPIC_API_KEY=//p)'
+    body = json.dumps({"model": "claude-opus-4-1", "max_tokens": 9, "messages": []})
+    command = f'curl -s "$ANTHROPIC_BASE_URL/v1/messages" -H "x-api-key: {key}" -d \'{body}\''
+    called = await talk.here.run(talk.turn({"tools": [{"name": "Bash", "input": {"command": command}}]}, SAY))
+    assert called == Spent(Usage(30_000, 3_000), CALL_USD * 2 + 0.225, 3)
 
 
-async def test_a_turn_that_is_killed_has_cost_what_it_has_cost(talk: Talk):
+async def test_a_turn_that_is_stopped_has_cost_what_it_has_cost(talk: Talk):
+    spoken = {"text": "word " * 600, "tokens_per_second": 20}
+    interrupted = await talk.here.run(talk.turn(spoken), interrupt_at=BlockDelta)
+    assert talk.here.end.outcome is Outcome.INTERRUPTED
+    assert interrupted == Spent(Usage(10_000, 1_000), CALL_USD, 1)
     with pytest.raises(AgentDied):
         await talk.here.run(talk.turn(USE, SAY), kill_at=ToolResult)
     assert talk.here.agent is not None
@@ -180,17 +200,6 @@ async def test_a_turn_that_is_killed_has_cost_what_it_has_cost(talk: Talk):
     killed = talk.here.told(talk.here.agent.settle())
     assert CALL_USD <= killed.cost_usd <= CALL_USD * 2, "the second call may have been under way"
     assert talk.here.agent.settle() == Spent()
-
-
-async def test_what_a_program_of_the_agent_asks_the_model_is_on_the_account(talk: Talk):
-    """`ANTHROPIC_*` are in the environment of every process of the agent."""
-    body = json.dumps({"model": "claude-opus-4-1", "max_tokens": 9, "messages": []})
-    command = (
-        'curl -s "$ANTHROPIC_BASE_URL/v1/messages" -H "x-api-key: $(tr "\\0" "\\n" </proc/1/environ'
-        f" | sed -n s/^ANTHROPIC_API_KEY=//p)\" -d '{body}'"
-    )
-    spent = await talk.here.run(talk.turn({"tools": [{"name": "Bash", "input": {"command": command}}]}, SAY))
-    assert spent == Spent(Usage(30_000, 3_000), CALL_USD * 2 + 0.225, 3)
 
 
 @pytest.mark.parametrize("model", ["claude-sonnet-4-5", "claude-opus-5-5", "claude-haiku-5-5"])
