@@ -182,6 +182,7 @@ async def build(settings: SessionSettings) -> SessionService:
     database = Database(
         settings.session_database_url.get_secret_value(),
         settings.session_system_database_url.get_secret_value(),
+        dedicated_pool_size=2,
         application_name="aiagent/session",
     )
     queries = DriverQueries(database)

@@ -108,7 +108,7 @@ class DriverQueries:
     """See `usecases.driver.ports.DriverStore`."""
 
     def __init__(self, database: Database) -> None:
-        """Args: database: its system role is used, and one dedicated connection for renewals."""
+        """Args: database: its system role is used, and two dedicated connections, for renewals and heads."""
         self._database = database
 
     async def acquire(self, session_id: UUID, holder: str) -> Lease | None:
@@ -193,8 +193,11 @@ class DriverQueries:
             return list((await connection.execute(_ABANDONED, {"most": limit})).scalars())
 
     async def heads(self, session_ids: Sequence[UUID]) -> dict[UUID, int]:
-        """The last sequence of each of the sessions that is there; deleted ones are left out."""
-        async with self._database.system() as connection:
+        """The last sequence of each of the sessions that is there; deleted ones are left out.
+
+        On a dedicated connection: watchers count on it within a second, however busy drivers keep the others.
+        """
+        async with self._database.dedicated_system() as connection:
             rows = await connection.execute(
                 sa.select(session_heads.c.session_id, session_heads.c.last_sequence)
                 .join(sessions, sessions.c.id == session_heads.c.session_id)

@@ -10,10 +10,11 @@ import os
 import signal
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from redis.asyncio import Redis
@@ -22,6 +23,8 @@ from aiagent.session.v1 import session_service_pb2 as pb
 from deploy.local.servers import Valkey
 from deploy.local.state import StateDirectory
 from services.kernel.testing import a_caller
+from services.session.domain.events import EventDraft, Notice
+from services.session.store import event_log
 from tests.databases import Copy
 
 from .serving import Client, Serving, serving
@@ -139,3 +142,24 @@ async def test_the_end_of_a_turn_is_seen_on_the_other_replica(replicas: Replicas
     for sight in sights:
         assert sight.kinds == [event.payload.WhichOneof("kind") for event in log][: len(sight.kinds)]
         assert sight.slowest[0] < LATE_SECONDS, sight.slowest
+
+
+async def test_an_event_that_nobody_announced_is_seen_however_busy_the_drivers_are(replicas: Replicas):
+    client = replicas.one.client()
+    session_id = (await client.session()).id
+    await client.talk(session_id)
+    sight = Sight(client, session_id)
+    async with AsyncExitStack() as busy, asyncio.TaskGroup() as group:
+        seeing = group.create_task(sight.until("notice"))
+        await replicas.one.until(lambda: _true(sight.first))
+        for _ in range(4):
+            await busy.enter_async_context(replicas.one.service._database.system())
+        async with replicas.one.database.system() as connection:
+            head = await event_log.lock_head(connection, UUID(session_id))
+            await event_log.append(connection, head, [EventDraft(Notice("LOST", "its writer died here"))])
+        await seeing
+    assert sight.slowest[0] < LATE_SECONDS, sight.slowest
+
+
+async def _true(value: object) -> bool:
+    return bool(value)
