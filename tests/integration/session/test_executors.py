@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 from functools import partial
@@ -118,6 +120,22 @@ async def test_an_entry_expires_and_is_withdrawn(executors: Executors, redis: Re
     assert json.loads(await redis.get(executor_key("gone")))["target"] == NOBODY
     await registration.withdraw()
     assert await ExecutorRegistry(redis).targets() == []
+
+
+async def test_nobody_waits_for_a_frozen_valkey_to_find_them(executors: Executors, valkey: Valkey):
+    one, two = await executors.start("one"), await executors.start("known")
+    await executors.register("known", two[0])
+    gateway = executors.gateway(one[0])
+    assert await names(gateway) == ["known", "one"]
+    assert valkey.pid is not None
+    os.kill(valkey.pid, signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(1.0):
+            assert await names(gateway) == ["known", "one"], "those that were there are not forgotten"
+            for _ in range(10):
+                await names(gateway)
+    finally:
+        os.kill(valkey.pid, signal.SIGCONT)
 
 
 async def test_one_that_does_not_answer_is_skipped(executors: Executors):
