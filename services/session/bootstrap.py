@@ -67,6 +67,7 @@ from services.session.usecases.permissions import Permissions
 from services.session.usecases.sessions import Sessions
 from services.session.usecases.transcripts import Transcripts
 from services.session.usecases.turns import Turns
+from services.session.usecases.waiting import Waiting
 from services.session.usecases.watch import Watching
 from services.session.usecases.workspaces import WorkspaceUseCases
 
@@ -224,7 +225,7 @@ async def build(settings: SessionSettings) -> SessionService:
         Sessions(store, ids, workspaces, alarm),
         Turns(store, ids, contents, feed, alarm),
         workspace_cases,
-        WatchApi(watching),
+        WatchApi(watching, Waiting(store, feed, clock)),
     )
     server = build_server(
         listen=settings.session_listen,

@@ -11,19 +11,21 @@ from services.kernel.context import current_caller
 from services.kernel.grpc import accept_stream
 from services.kernel.identity import Caller
 from services.session.domain.gate import BlockKey, Delta
-from services.session.usecases.watch import Waited, WatchBatch, Watching, WatchRequest
+from services.session.usecases.waiting import Waited, Waiting
+from services.session.usecases.watch import WatchBatch, Watching, WatchRequest
 
 
 class WatchApi:
     """Maps watching and waiting."""
 
-    def __init__(self, watching: Watching) -> None:
-        """Args: watching: the use cases."""
+    def __init__(self, watching: Watching, waiting: Waiting) -> None:
+        """Args: watching, waiting: the use cases."""
         self._watching = watching
+        self._waiting = waiting
 
     async def wait(self, caller: Caller, session_id: UUID, turn_id: UUID, wait_seconds: int | None) -> Waited:
         """Waits for a turn."""
-        return await self._watching.wait(caller, session_id, turn_id, wait_seconds)
+        return await self._waiting.wait(caller, session_id, turn_id, wait_seconds)
 
     async def stream(
         self, request: pb.WatchSessionRequest, context: Any

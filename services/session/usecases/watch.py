@@ -13,7 +13,7 @@ import structlog
 from services.kernel.clock import Clock
 from services.kernel.errors import ErrorKind, ServiceError
 from services.kernel.identity import Caller
-from services.session.domain.entities import LogEvent, PermissionRequest, Session, Turn
+from services.session.domain.entities import LogEvent, Session
 from services.session.domain.errors import (
     cursor_ahead,
     draining,
@@ -22,7 +22,6 @@ from services.session.domain.errors import (
     watcher_too_slow,
 )
 from services.session.domain.gate import BlockKey, Delta, Gate, GateEvent, NeedBlock, NeedRead
-from services.session.domain.states import TurnState
 from services.session.usecases.contents import ContentKeeper
 from services.session.usecases.ports import (
     DeletedFrame,
@@ -34,7 +33,6 @@ from services.session.usecases.ports import (
     SubscriptionPort,
     WatchFeedPort,
 )
-from services.session.usecases.queue import placed
 
 _log = structlog.get_logger(__name__)
 CHECKPOINT_SECONDS = 15.0
@@ -46,7 +44,6 @@ RESPONSE_BYTES = 2 * 1024 * 1024
 PIECE_CHARACTERS = 256 * 1024
 """Code points of the longest delta."""
 MAX_OVERFLOWS = 20
-DEFAULT_WAIT_SECONDS = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +67,6 @@ class WatchBatch:
     block: BlockKey | None = None
     offset: int = 0
     head: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Waited:
-    """A turn as it stands after waiting, with the questions that wait for a person."""
-
-    turn: Turn
-    permission_requests: list[PermissionRequest]
-    now: datetime
 
 
 class Watching:
@@ -163,54 +151,6 @@ class Watching:
     def monotonic(self) -> float:
         """Seconds, for measuring how long something took."""
         return self._clock.monotonic()
-
-    async def wait(self, caller: Caller, session_id: UUID, turn_id: UUID, wait_seconds: int | None) -> Waited:
-        """Waits until a turn has ended, or a person is asked, or the time is up.
-
-        Args:
-            caller: Who waits.
-            session_id: The session.
-            turn_id: The turn.
-            wait_seconds: How long; None for ten minutes.
-
-        Raises:
-            ServiceError: NOT_FOUND with SESSION_NOT_FOUND or TURN_NOT_FOUND.
-        """
-        left = float(DEFAULT_WAIT_SECONDS if wait_seconds is None else wait_seconds)
-        end = self._clock.monotonic() + left
-        async with self._feed.subscribe(session_id) as subscription:
-            while True:
-                waited = await self._look(caller, session_id, turn_id)
-                left = end - self._clock.monotonic()
-                if waited.turn.state.final or waited.permission_requests or left <= 0:
-                    return waited
-                frames: list[Frame] = []
-                while left > 0 and not (subscription.overflowed or any(_tells(frame) for frame in frames)):
-                    frames = await subscription.take(min(left, CHECKPOINT_SECONDS))
-                    left = end - self._clock.monotonic()
-                # What was lost may have been the turn's end: it is looked at again.
-                subscription.overflowed = False
-                if any(isinstance(frame, DrainFrame) for frame in frames):
-                    return await self._look(caller, session_id, turn_id)
-
-    async def _look(self, caller: Caller, session_id: UUID, turn_id: UUID) -> Waited:
-        async with self._store.begin(caller) as transaction:
-            await transaction.get_session(session_id)
-            turn = await transaction.get_turn(session_id, turn_id)
-            questions: list[PermissionRequest] = []
-            if turn.state is TurnState.WAITING:
-                pending = await transaction.list_permission_requests(
-                    session_id, None, ("PENDING",), None, 100
-                )
-                questions = [question for question in pending if question.turn_id == turn_id]
-            now = await transaction.now()
-        (turn,) = await placed(self._store, [turn])
-        return Waited(turn, questions, now)
-
-
-def _tells(frame: Frame) -> bool:
-    """Whether a frame may have changed a turn; deltas do not."""
-    return not isinstance(frame, Delta)
 
 
 class _Watcher:
@@ -307,6 +247,8 @@ class _Watcher:
                     )
                 case EventsFrame():
                     for event in frame.events:
+                        if self._passes(event):
+                            continue
                         async for batch in self._reach(event.sequence - 1):
                             yield batch
                         async for batch in self._event(event):
@@ -315,7 +257,7 @@ class _Watcher:
                     self.head = max(self.head, frame.sequence)
                     async for batch in self._reach(frame.sequence):
                         yield batch
-                case Delta() if not self._request.exclude_deltas:
+                case Delta() if not (self._request.exclude_deltas or self._joins(frame)):
                     async for batch in self._reach(frame.after_sequence):
                         yield batch
                     async for batch in self._piece(frame):
@@ -333,6 +275,26 @@ class _Watcher:
             # The log has nothing of what was announced: it is gone, or the frame is nobody's.
             await self._still_there()
 
+    def _passes(self, event: GateEvent) -> bool:
+        """Lets an event through the gate for which nothing has to be read: nearly all of them."""
+        whole = event.content_id is None or self._request.exclude_deltas
+        if not whole or event.sequence > self._gate.sequence + 1:
+            return False
+        self._add(self._gate.event(event))
+        return True
+
+    def _joins(self, delta: Delta) -> bool:
+        """Does the same for a piece of a block."""
+        if not self._known_after <= delta.after_sequence <= self._gate.sequence:
+            return False
+        if len(delta.text) > PIECE_CHARACTERS:
+            return False
+        try:
+            self._add(self._gate.delta(delta))
+        except NeedBlock:
+            return False
+        return True
+
     async def _event(self, event: GateEvent) -> AsyncIterator[WatchBatch]:
         """Lets the next event through the gate; any other has passed before, or is nobody's."""
         if event.sequence != self._gate.sequence + 1:
@@ -341,8 +303,6 @@ class _Watcher:
             async for batch in self._fill(event, event.content_id):
                 yield batch
         self._add(self._gate.event(event))
-        if self._size >= RESPONSE_BYTES:
-            yield self._batch()
 
     async def _fill(self, event: GateEvent, content_id: UUID) -> AsyncIterator[WatchBatch]:
         """Sends what the client lacks of a block whose event holds only the beginning of its text."""
@@ -429,8 +389,11 @@ class _Watcher:
                 self._caller, self._request.session_id, self._gate.sequence, READ_EVENTS
             )
             for event in events:
-                async for batch in self._event(event):
-                    yield batch
+                if not self._passes(event):
+                    async for batch in self._event(event):
+                        yield batch
+                if self._size >= RESPONSE_BYTES:
+                    yield self._batch()
             if self._out:
                 yield self._batch()
             if not more or events[-1].sequence > self._gate.sequence:

@@ -22,6 +22,7 @@ from services.session.gateways import subscriptions
 from services.session.gateways.subscriptions import Subscription
 from services.session.usecases import watch
 from services.session.usecases.ports import DrainFrame, EventsFrame, Frame, HeadFrame
+from services.session.usecases.waiting import Waiting
 from services.session.usecases.watch import Watching, WatchRequest
 
 pytestmark = pytest.mark.unit
@@ -148,7 +149,8 @@ async def test_who_waits_for_a_turn_learns_of_an_end_that_an_overflow_swallowed(
 ):
     monkeypatch.setattr(subscriptions, "QUEUE_FRAMES", 3)
     log, feed = Log(), Feed([])
-    waiting = asyncio.create_task(watching(log, feed).wait(CALLER, SESSION, uuid4(), 60))
+    waits = Waiting(cast(Any, log), cast(Any, feed), SystemClock())
+    waiting = asyncio.create_task(waits.wait(CALLER, SESSION, uuid4(), 60))
 
     await asyncio.wait_for(log.looked.wait(), 5)
     log.turn = TurnState.SUCCEEDED
