@@ -50,7 +50,9 @@ class WatchApi:
             if not accepted:
                 accepted = True
                 await accept_stream(context)
-            yield _response(batch)
+            response = _response(batch)
+            batch.items.clear()
+            yield response
 
 
 def _response(batch: WatchBatch) -> pb.WatchSessionResponse:

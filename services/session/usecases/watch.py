@@ -37,11 +37,10 @@ from services.session.usecases.ports import (
 _log = structlog.get_logger(__name__)
 CHECKPOINT_SECONDS = 15.0
 READ_EVENTS = 200
-READ_BYTES = 2 * 1024 * 1024
-"""What is read of the history at once: a session of large events must not fill the memory of whoever shows it."""
-RESPONSE_BYTES = 2 * 1024 * 1024
-"""About the size at which what has piled up goes out: clients of gRPC take 4 MiB at once unless told otherwise."""
-PIECE_CHARACTERS = 256 * 1024
+RESPONSE_BYTES = 128 * 1024
+"""The size at which what has piled up goes out, and how much is read at once. A watcher that takes nothing costs a few
+times as much: what was read for it, as message and as bytes, here and at the edge."""
+PIECE_CHARACTERS = 64 * 1024
 """Code points of the longest delta."""
 MAX_OVERFLOWS = 20
 
@@ -127,8 +126,8 @@ class Watching:
     ) -> tuple[list[GateEvent], bool]:
         """Reads a portion of events for a gate, and says whether there may be more."""
         async with self._store.begin(caller) as transaction:
-            events = await transaction.list_events(session_id, None, after, limit, READ_BYTES)
-        more = len(events) >= limit or sum(len(event.payload) for event in events) >= READ_BYTES
+            events = await transaction.list_events(session_id, None, after, limit, RESPONSE_BYTES)
+        more = len(events) >= limit or sum(len(event.payload) for event in events) >= RESPONSE_BYTES
         return [self._as_gate_event(event) for event in events], more
 
     async def idle(self, caller: Caller, session_id: UUID) -> bool:
@@ -394,7 +393,10 @@ class _Watcher:
                         yield batch
                 if self._size >= RESPONSE_BYTES:
                     yield self._batch()
+            at_end = not more or events[-1].sequence > self._gate.sequence
+            # Whoever waits for the response to be taken holds nothing but the response.
+            events.clear()
             if self._out:
                 yield self._batch()
-            if not more or events[-1].sequence > self._gate.sequence:
+            if at_end:
                 return

@@ -84,6 +84,25 @@ async def test_from_a_cursor_it_is_the_rest(client: Client, session_id: str):
         assert seen.sequences == list(range(sequence + 1, last + 1))
 
 
+async def test_no_more_is_read_at_once_than_goes_out_together(
+    client: Client, session_id: str, monkeypatch: pytest.MonkeyPatch
+):
+    for _ in range(3):
+        await client.talk(session_id)
+    limit = 60
+    monkeypatch.setattr(watch, "RESPONSE_BYTES", limit)
+    seen, responses = Seen(), []
+    async for response in client.sessions.WatchSession(
+        pb.WatchSessionRequest(session_id=session_id, until_idle=True)
+    ):
+        seen.take(response)
+        events = [item.event for item in response.items if item.HasField("event")]
+        responses.append([event.payload.ByteSize() for event in events])
+    assert seen.sequences == [event.sequence for event in await client.events(session_id)]
+    assert all(sum(sizes[:-1]) < limit for sizes in responses), responses
+    assert len([sizes for sizes in responses if len(sizes) > 1]) > 3, responses
+
+
 async def test_a_cursor_ahead_of_the_log_is_refused(client: Client, session_id: str):
     error = await refusal(
         client.sessions.WatchSession(
@@ -235,7 +254,7 @@ async def test_many_watchers_see_the_same(client: Client, session_id: str):
 async def test_a_history_of_large_events_is_read_in_portions_of_a_bounded_size(
     api: Serving, client: Client, session_id: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(watch, "READ_BYTES", 100_000)
+    monkeypatch.setattr(watch, "RESPONSE_BYTES", 100_000)
     large = [EventDraft(Notice("LARGE", str(number) * 30_000)) for number in range(9)]
     large[4] = EventDraft(Notice("HUGE", "x" * 200_000))
     async with api.database.system() as connection:
