@@ -33,7 +33,17 @@ from envoy_data_plane.envoy.extensions.upstreams.http.v3 import (
 from envoy_data_plane.envoy.type.v3 import Percent
 from envoy_data_plane.google.protobuf import Any
 
-_MEBIBYTE = 1024 * 1024
+_KIBIBYTE = 1024
+CLIENT_WINDOW_BYTES = 512 * _KIBIBYTE
+"""What a client may send ahead on one stream: far away, it waits for each grant. Envoy keeps as much of what the client
+does not read."""
+CLIENT_CONNECTION_WINDOW_BYTES = 16 * 1024 * _KIBIBYTE
+CALLS_PER_CLIENT = 2000
+"""Calls that a client may have open on one connection."""
+SERVICE_WINDOW_BYTES = 128 * _KIBIBYTE
+"""What a service may send ahead on one stream: it is near, and what a client does not read stays here, too."""
+CALLS_PER_CONNECTION = 1000
+"""Calls that share a connection to a service; for more, Envoy opens another one."""
 
 
 def any_of(message: object) -> Any:
@@ -48,17 +58,43 @@ def address(target: str) -> Address:
     return Address(socket_address=SocketAddress(address=host, port_value=int(port), ipv4_compat=host == "::"))
 
 
-def http2(*, streams: int | None = None) -> Http2ProtocolOptions:
-    """HTTP/2 with windows for large messages, and pings that find dead peers.
+def http2(*, streams: int, stream_window_bytes: int, connection_window_bytes: int) -> Http2ProtocolOptions:
+    """HTTP/2 with pings that find dead peers.
+
+    What nobody takes from a stream stays in its window, and counts against the connection's too.
 
     Args:
-        streams: how many calls a client may have open on one connection.
+        streams: how many calls may be open on one connection.
+        stream_window_bytes: what the peer may send ahead on each.
+        connection_window_bytes: and on all of them.
     """
     return Http2ProtocolOptions(
         max_concurrent_streams=streams,
         connection_keepalive=KeepaliveSettings(interval=timedelta(seconds=20), timeout=timedelta(seconds=10)),
-        initial_stream_window_size=_MEBIBYTE,
-        initial_connection_window_size=16 * _MEBIBYTE,
+        initial_stream_window_size=stream_window_bytes,
+        initial_connection_window_size=connection_window_bytes,
+    )
+
+
+def from_clients() -> Http2ProtocolOptions:
+    """HTTP/2 of the public listener: a client that fills its connection waits for itself alone."""
+    return http2(
+        streams=CALLS_PER_CLIENT,
+        stream_window_bytes=CLIENT_WINDOW_BYTES,
+        connection_window_bytes=CLIENT_CONNECTION_WINDOW_BYTES,
+    )
+
+
+def to_services() -> Http2ProtocolOptions:
+    """HTTP/2 to a service, whose connections all clients share.
+
+    The connection's window is that of all its streams together. Were it less, a few clients that have stopped reading
+    would fill it, and silence everybody else's answers. It is no memory: only what is left unread is.
+    """
+    return http2(
+        streams=CALLS_PER_CONNECTION,
+        stream_window_bytes=SERVICE_WINDOW_BYTES,
+        connection_window_bytes=CALLS_PER_CONNECTION * SERVICE_WINDOW_BYTES,
     )
 
 
@@ -69,7 +105,7 @@ def service(name: str, targets: Sequence[str]) -> Cluster:
     """
     cluster = _cluster(name, targets)
     options = HttpProtocolOptions(
-        explicit_http_config=HttpProtocolOptionsExplicitHttpConfig(http2_protocol_options=http2())
+        explicit_http_config=HttpProtocolOptionsExplicitHttpConfig(http2_protocol_options=to_services())
     )
     cluster.typed_extension_protocol_options = {
         "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": any_of(options)

@@ -61,7 +61,7 @@ from envoy_data_plane.envoy.extensions.http.early_header_mutation.header_mutatio
 from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
 from envoy_data_plane.envoy.type.v3 import Percent
 
-from deploy.envoy.clusters import address, any_of, http2, listener_itself, service
+from deploy.envoy.clusters import address, any_of, from_clients, listener_itself, service
 from deploy.envoy.paths import path_names
 from deploy.envoy.routes import PUBLIC, PUBLIC_PREFIXES, SERVICES, routes
 
@@ -131,7 +131,7 @@ def _listener(settings: EnvoySettings) -> Listener:
             _filter("grpc_json_transcoder", _transcoder()),
             _filter("router", Router(suppress_envoy_headers=True)),
         ],
-        http2_protocol_options=http2(streams=2000),
+        http2_protocol_options=from_clients(),
         early_header_mutation_extensions=[
             TypedExtensionConfig(
                 name="envoy.http.early_header_mutation.header_mutation",
@@ -166,8 +166,8 @@ def _listener(settings: EnvoySettings) -> Listener:
     return Listener(
         name="public",
         address=address(f"{settings.host}:{settings.port}"),
-        # What a client does not read stays here once for each of its streams; the transcoder, which needs whole bodies,
-        # has a limit of its own.
+        # What a client of HTTP/1.1 does not read stays here (of HTTP/2, once for each stream: its window); the
+        # transcoder, which needs whole bodies, has a limit of its own.
         per_connection_buffer_limit_bytes=BUFFER_BYTES,
         filter_chains=[
             FilterChain(
