@@ -154,6 +154,7 @@ async def session_alone(directory: Path) -> AsyncIterator[SessionAlone]:
         variables = plan.environment(replica) | {
             "AIAGENT_AUTH_TARGETS": f"127.0.0.1:{played.port}",
             "AIAGENT_EXECUTOR_TARGETS": f"127.0.0.1:{played.port}",
+            "AIAGENT_SESSION_MAX_WATCHES_PER_USER": "10000",
         }
         child = Child(
             replica.name,

@@ -218,7 +218,12 @@ async def build(settings: SessionSettings) -> SessionService:
     alarm = DriverAlarm(pool, feed)
     store = TenantStore(database)
     watching = Watching(
-        store, feed, clock, contents, lambda event: gate_event(event_item(codec.event(event)))
+        store,
+        feed,
+        clock,
+        contents,
+        lambda event: gate_event(event_item(codec.event(event))),
+        settings.session_max_watches_per_user,
     )
     workspace_cases = WorkspaceUseCases(store, workspaces, blobs, feed)
     sessions = SessionServicer(

@@ -25,3 +25,6 @@ class SessionSettings(KernelSettings):
     session_permission_hold_seconds: float = Field(
         default=600.0, gt=0, description="How long a process is held while a person is asked."
     )
+    session_max_watches_per_user: int = Field(
+        default=200, gt=0, description="How many streams a user may have open on one replica."
+    )

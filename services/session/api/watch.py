@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 from uuid import UUID
 
 from aiagent.session.v1 import session_service_pb2 as pb
-from services.kernel.context import current_caller
+from services.kernel.context import current_caller, current_service
 from services.kernel.grpc import accept_stream
 from services.kernel.identity import Caller
 from services.session.domain.gate import BlockKey, Delta
@@ -44,15 +45,16 @@ class WatchApi:
             exclude_deltas=request.exclude_deltas,
             until_idle=request.until_idle,
         )
-        batches = self._watching.watch(current_caller(), wanted)
         accepted = False
-        async for batch in batches:
-            if not accepted:
-                accepted = True
-                await accept_stream(context)
-            response = _response(batch)
-            batch.items.clear()
-            yield response
+        counted = current_service() is None
+        async with aclosing(self._watching.watch(current_caller(), wanted, counted=counted)) as batches:
+            async for batch in batches:
+                if not accepted:
+                    accepted = True
+                    await accept_stream(context)
+                response = _response(batch)
+                batch.items.clear()
+                yield response
 
 
 def _response(batch: WatchBatch) -> pb.WatchSessionResponse:

@@ -165,6 +165,18 @@ def watcher_too_slow() -> ServiceError:
     )
 
 
+def too_many_watches(limit: int) -> ServiceError:
+    """RESOURCE_EXHAUSTED: the user has `limit` watches open on this replica already."""
+    return ServiceError(
+        ErrorKind.RESOURCE_EXHAUSTED,
+        reason="TOO_MANY_WATCHES",
+        domain=DOMAIN,
+        message=f"{limit} streams of this user are open already; close one",
+        metadata={"limit": str(limit)},
+        retry_after_seconds=5.0,
+    )
+
+
 def draining() -> ServiceError:
     """UNAVAILABLE: the server is shutting down; resume with the cursor."""
     return _error(ErrorKind.UNAVAILABLE, "DRAINING", "the server is shutting down; resume with the cursor")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, suppress
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
@@ -19,6 +20,7 @@ from services.session.domain.errors import (
     draining,
     session_deleted,
     token_expired,
+    too_many_watches,
     watcher_too_slow,
 )
 from services.session.domain.gate import BlockKey, Delta, Gate, GateEvent, NeedBlock, NeedRead
@@ -78,6 +80,7 @@ class Watching:
         clock: Clock,
         contents: ContentKeeper,
         as_gate_event: Callable[[LogEvent], GateEvent],
+        max_per_user: int,
     ) -> None:
         """Takes what it works with.
 
@@ -87,20 +90,48 @@ class Watching:
             clock: For times.
             contents: Texts that are too large for the log.
             as_gate_event: Makes items of events.
+            max_per_user: How many streams a user may have open here.
         """
         self._store = store
         self._feed = feed
         self._clock = clock
         self._contents = contents
         self._as_gate_event = as_gate_event
+        self._max_per_user = max_per_user
+        self._open: Counter[UUID] = Counter()
 
-    async def watch(self, caller: Caller, request: WatchRequest) -> AsyncIterator[WatchBatch]:
-        """Yields what happens in a session, after the cursor.
+    async def watch(
+        self, caller: Caller, request: WatchRequest, *, counted: bool = True
+    ) -> AsyncGenerator[WatchBatch]:
+        """Yields what happens in a session, after the cursor. Close it: the place is held until then.
+
+        Args:
+            caller: Who watches.
+            request: What, and from where.
+            counted: False for a service that watches for its user, who must not stand in its way.
 
         Raises:
             ServiceError: as documented at SessionService.WatchSession.
         """
         await self.check(caller, request.session_id)
+        with self._place(caller.user_id) if counted else nullcontext():
+            async with aclosing(self._watch(caller, request)) as batches:
+                async for batch in batches:
+                    yield batch
+
+    @contextmanager
+    def _place(self, user_id: UUID) -> Iterator[None]:
+        if self._open[user_id] >= self._max_per_user:
+            raise too_many_watches(self._max_per_user)
+        self._open[user_id] += 1
+        try:
+            yield
+        finally:
+            self._open[user_id] -= 1
+            if not self._open[user_id]:
+                del self._open[user_id]
+
+    async def _watch(self, caller: Caller, request: WatchRequest) -> AsyncGenerator[WatchBatch]:
         async with self._feed.subscribe(request.session_id) as subscription:
             session = await self.check(caller, request.session_id)
             if request.sequence > session.last_sequence:

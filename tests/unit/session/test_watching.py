@@ -30,7 +30,7 @@ pytestmark = pytest.mark.unit
 SESSION = uuid4()
 KEY = BlockKey(uuid4(), 1, 1)
 REQUEST = WatchRequest(SESSION, 5, None, 0, exclude_deltas=False, until_idle=False)
-CALLER: Any = SimpleNamespace(token_expire_time=datetime.now(UTC) + timedelta(hours=1))
+CALLER: Any = SimpleNamespace(user_id=uuid4(), token_expire_time=datetime.now(UTC) + timedelta(hours=1))
 
 
 @dataclass
@@ -90,7 +90,12 @@ class Feed:
 
 def watching(log: Log, feed: Feed) -> Watching:
     return Watching(
-        cast(Any, log), cast(Any, feed), SystemClock(), cast(Any, None), cast(Any, lambda read: read.event)
+        cast(Any, log),
+        cast(Any, feed),
+        SystemClock(),
+        cast(Any, None),
+        cast(Any, lambda read: read.event),
+        10,
     )
 
 

@@ -125,6 +125,10 @@ class ErrorReason(_message.Message):
         """A later attempt has begun in the session; this one's transcript is closed.
         Example: {"reason": "ATTEMPT_SUPERSEDED", "metadata": {"attempt": "1"}}.
         """
+        TOO_MANY_WATCHES: ErrorReason._Reason.ValueType  # 24
+        """The caller has as many streams of `WatchSession` open on this replica as are allowed; close one.
+        Example: {"reason": "TOO_MANY_WATCHES", "metadata": {"limit": "200"}}.
+        """
 
     class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
         """The reasons."""
@@ -222,6 +226,10 @@ class ErrorReason(_message.Message):
     ATTEMPT_SUPERSEDED: ErrorReason.Reason.ValueType  # 23
     """A later attempt has begun in the session; this one's transcript is closed.
     Example: {"reason": "ATTEMPT_SUPERSEDED", "metadata": {"attempt": "1"}}.
+    """
+    TOO_MANY_WATCHES: ErrorReason.Reason.ValueType  # 24
+    """The caller has as many streams of `WatchSession` open on this replica as are allowed; close one.
+    Example: {"reason": "TOO_MANY_WATCHES", "metadata": {"limit": "200"}}.
     """
 
     def __init__(

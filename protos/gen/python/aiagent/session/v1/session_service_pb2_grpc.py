@@ -222,6 +222,8 @@ class SessionServiceServicer:
         of the event that completes it. To resume, pass the last response's cursor. Ends with UNAUTHENTICATED
         TOKEN_EXPIRED when the token expires, with UNAVAILABLE DRAINING or RESOURCE_EXHAUSTED WATCHER_TOO_SLOW where
         resuming is all that is needed, with NOT_FOUND SESSION_DELETED when the session is deleted.
+
+        Errors: RESOURCE_EXHAUSTED with TOO_MANY_WATCHES when the caller has too many of these streams open.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

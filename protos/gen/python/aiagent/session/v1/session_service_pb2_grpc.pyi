@@ -82,6 +82,8 @@ class SessionServiceStub:
     of the event that completes it. To resume, pass the last response's cursor. Ends with UNAUTHENTICATED
     TOKEN_EXPIRED when the token expires, with UNAVAILABLE DRAINING or RESOURCE_EXHAUSTED WATCHER_TOO_SLOW where
     resuming is all that is needed, with NOT_FOUND SESSION_DELETED when the session is deleted.
+
+    Errors: RESOURCE_EXHAUSTED with TOO_MANY_WATCHES when the caller has too many of these streams open.
     """
     ListMessages: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.ListMessagesRequest, _session_service_pb2.ListMessagesResponse]
     """Lists a session's messages in order."""
@@ -145,6 +147,8 @@ class SessionServiceAsyncStub(SessionServiceStub):
     of the event that completes it. To resume, pass the last response's cursor. Ends with UNAUTHENTICATED
     TOKEN_EXPIRED when the token expires, with UNAVAILABLE DRAINING or RESOURCE_EXHAUSTED WATCHER_TOO_SLOW where
     resuming is all that is needed, with NOT_FOUND SESSION_DELETED when the session is deleted.
+
+    Errors: RESOURCE_EXHAUSTED with TOO_MANY_WATCHES when the caller has too many of these streams open.
     """
     ListMessages: _aio.UnaryUnaryMultiCallable[_session_service_pb2.ListMessagesRequest, _session_service_pb2.ListMessagesResponse]  # type: ignore[assignment]
     """Lists a session's messages in order."""
@@ -277,6 +281,8 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         of the event that completes it. To resume, pass the last response's cursor. Ends with UNAUTHENTICATED
         TOKEN_EXPIRED when the token expires, with UNAVAILABLE DRAINING or RESOURCE_EXHAUSTED WATCHER_TOO_SLOW where
         resuming is all that is needed, with NOT_FOUND SESSION_DELETED when the session is deleted.
+
+        Errors: RESOURCE_EXHAUSTED with TOO_MANY_WATCHES when the caller has too many of these streams open.
         """
 
     @_abc_1.abstractmethod
