@@ -59,6 +59,8 @@ PUBLIC = (
 GENERIC = ("/grpc.health.v1.Health/", "/grpc.reflection.")
 """Prefixes of the services that every gRPC server has."""
 PUBLIC_PREFIXES = ("/docs", "/redoc", "/static/", *GENERIC)
+WATCH = "/aiagent.session.v1.SessionService/WatchSession"
+"""The stream that is never silent: a checkpoint comes every 15 s."""
 _CONTENT_TYPES = {
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -76,7 +78,12 @@ def routes(origins: Sequence[str]) -> RouteConfiguration:
     Args:
         origins: that browsers may call from, as regular expressions.
     """
-    known = [_call(f"/{service}/", cluster) for cluster, services in SERVICES.items() for service in services]
+    # Checkpoints keep a stream that is read busy; one that has carried nothing for the listener's five minutes is not
+    # read, and its service cannot take it back alone.
+    watched = _call(WATCH, "session", busy=True)
+    known = [watched] + [
+        _call(f"/{service}/", cluster) for cluster, services in SERVICES.items() for service in services
+    ]
     known += [_call(prefix, "session") for prefix in GENERIC]
     # Asked for as JSON, a method has no route of its own before the transcoder has named it; what it does not know
     # ends here, with 404, because nobody can send the header. It must be a route to a cluster all the same: CORS
@@ -112,7 +119,7 @@ def routes(origins: Sequence[str]) -> RouteConfiguration:
     )
 
 
-def _call(prefix: str, cluster: str) -> Route:
+def _call(prefix: str, cluster: str, *, busy: bool = False) -> Route:
     # Only what has surely not reached a service is tried again, with another replica.
     again = RetryPolicy(
         retry_on="connect-failure,refused-stream",
@@ -125,10 +132,12 @@ def _call(prefix: str, cluster: str) -> Route:
         ],
         host_selection_retry_max_attempts=3,
     )
-    # Streams live as long as their sessions: no time is set here, calls carry their own deadlines.
+    # Streams live as long as their sessions: no time is set here, calls carry their own deadlines. Many have nothing to
+    # say for long; those that never do (`busy`) have the listener's limit.
+    idle = None if busy else timedelta()
     return Route(
         match=RouteMatch(prefix=prefix),
-        route=RouteAction(cluster=cluster, timeout=timedelta(), idle_timeout=timedelta(), retry_policy=again),
+        route=RouteAction(cluster=cluster, timeout=timedelta(), idle_timeout=idle, retry_policy=again),
     )
 
 

@@ -230,7 +230,7 @@ async def build(settings: SessionSettings) -> SessionService:
         Sessions(store, ids, workspaces, alarm),
         Turns(store, ids, contents, feed, alarm),
         workspace_cases,
-        WatchApi(watching, Waiting(store, feed, clock)),
+        WatchApi(watching, Waiting(store, feed, clock), settings.session_watch_unread_seconds),
     )
     server = build_server(
         listen=settings.session_listen,

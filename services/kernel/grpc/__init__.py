@@ -2,7 +2,7 @@
 
 from services.kernel.grpc.authentication import PUBLIC, USER, MethodPolicy, services, user_or_services
 from services.kernel.grpc.channel import open_channel, replicas
-from services.kernel.grpc.pipeline import accept_stream
+from services.kernel.grpc.pipeline import accept_stream, end_if_unread
 from services.kernel.grpc.server import KernelServer, build_server
 from services.kernel.grpc.status import error_from_rpc
 
@@ -13,6 +13,7 @@ __all__ = [
     "MethodPolicy",
     "accept_stream",
     "build_server",
+    "end_if_unread",
     "error_from_rpc",
     "open_channel",
     "replicas",

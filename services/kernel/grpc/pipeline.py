@@ -55,10 +55,27 @@ async def accept_stream(servicer_context: Context) -> None:
         await state.send_headers(servicer_context)
 
 
+def end_if_unread(seconds: float, error: Callable[[], ServiceError]) -> None:
+    """Ends the current call's response stream when one response could not be sent for so long.
+
+    A streaming handler calls it before its first response. What it holds is let go at once; the client finds the error
+    behind what it has not read, whenever it reads on.
+
+    Args:
+        seconds: How long a response may wait for its client.
+        error: Makes the error that the stream ends with.
+    """
+    state = context.call_state.get()
+    if isinstance(state, _Call):
+        state.unread_seconds, state.unread_error = seconds, error
+
+
 @dataclass(slots=True)
 class _Call(context.CallState):
     request_id: str = ""
     headers_sent: bool = False
+    unread_seconds: float | None = None
+    unread_error: Callable[[], ServiceError] | None = None
 
     async def send_headers(self, servicer_context: Context) -> None:
         if not self.headers_sent:
@@ -204,11 +221,26 @@ class Pipeline(grpc.aio.ServerInterceptor):
             return write_itself
 
         async def respond(request: Any, servicer_context: Context, call: _Call) -> None:
-            async with aclosing(behavior(request, servicer_context)) as responses:
-                async for response in responses:
-                    if not call.headers_sent:
-                        await call.send_headers(servicer_context)
-                    await servicer_context.write(response)
+            loop, limit = asyncio.get_running_loop(), asyncio.timeout(None)
+            response = None
+            try:
+                async with limit, aclosing(behavior(request, servicer_context)) as responses:
+                    async for response in responses:
+                        if not call.headers_sent:
+                            await call.send_headers(servicer_context)
+                        if call.unread_seconds is None:
+                            await servicer_context.write(response)
+                            continue
+                        limit.reschedule(loop.time() + call.unread_seconds)
+                        await servicer_context.write(response)
+                        limit.reschedule(None)
+            except TimeoutError:
+                if not limit.expired():
+                    raise
+            if limit.expired() and call.unread_error is not None:
+                # Telling the client may take as long as it does not read.
+                del response
+                raise call.unread_error()
             await call.send_headers(servicer_context)
 
         return respond

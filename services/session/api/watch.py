@@ -9,8 +9,9 @@ from uuid import UUID
 
 from aiagent.session.v1 import session_service_pb2 as pb
 from services.kernel.context import current_caller, current_service
-from services.kernel.grpc import accept_stream
+from services.kernel.grpc import accept_stream, end_if_unread
 from services.kernel.identity import Caller
+from services.session.domain.errors import watcher_too_slow
 from services.session.domain.gate import BlockKey, Delta
 from services.session.usecases.waiting import Waited, Waiting
 from services.session.usecases.watch import WatchBatch, Watching, WatchRequest
@@ -19,10 +20,11 @@ from services.session.usecases.watch import WatchBatch, Watching, WatchRequest
 class WatchApi:
     """Maps watching and waiting."""
 
-    def __init__(self, watching: Watching, waiting: Waiting) -> None:
-        """Args: watching, waiting: the use cases."""
+    def __init__(self, watching: Watching, waiting: Waiting, unread_seconds: float) -> None:
+        """Args: watching, waiting: the use cases; unread_seconds: how long a response may wait for its watcher."""
         self._watching = watching
         self._waiting = waiting
+        self._unread_seconds = unread_seconds
 
     async def wait(self, caller: Caller, session_id: UUID, turn_id: UUID, wait_seconds: int | None) -> Waited:
         """Waits for a turn."""
@@ -45,6 +47,7 @@ class WatchApi:
             exclude_deltas=request.exclude_deltas,
             until_idle=request.until_idle,
         )
+        end_if_unread(self._unread_seconds, watcher_too_slow)
         accepted = False
         counted = current_service() is None
         async with aclosing(self._watching.watch(current_caller(), wanted, counted=counted)) as batches:

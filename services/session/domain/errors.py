@@ -155,7 +155,7 @@ def token_expired() -> ServiceError:
 
 
 def watcher_too_slow() -> ServiceError:
-    """RESOURCE_EXHAUSTED: the watcher could not keep up; resume with the cursor."""
+    """RESOURCE_EXHAUSTED: the watcher did not read, or could not keep up; resume with the cursor."""
     return ServiceError(
         ErrorKind.RESOURCE_EXHAUSTED,
         reason="WATCHER_TOO_SLOW",

@@ -14,6 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from aiagent.executor.v1 import executor_service_pb2, executor_service_pb2_grpc
 from aiagent.session.v1 import session_service_pb2, session_service_pb2_grpc
+from deploy.envoy.routes import routes
 from services.kernel.testing import a_caller
 
 from .conftest import answered
@@ -41,6 +42,16 @@ def status_of(error: grpc.aio.AioRpcError) -> tuple[status_pb2.Status, error_det
 
 async def test_envoy_accepts_the_whole_configuration(edge: Edge) -> None:
     edge.envoy.validate()
+
+
+def test_silence_is_limited_where_it_cannot_be_meant() -> None:
+    found = {route.match.prefix: route.route for route in routes(()).virtual_hosts[0].routes if route.route}
+    (watched, *others) = [
+        (prefix, action.idle_timeout) for prefix, action in found.items() if prefix.startswith("/aiagent")
+    ]
+    assert watched == ("/aiagent.session.v1.SessionService/WatchSession", None)
+    assert others
+    assert all(limit == timedelta() for _, limit in others)
 
 
 class TestTokens:

@@ -189,11 +189,17 @@ class Serving:
         """Plays what the message's first word names."""
         await self.plays.get(attempt.request.prompt.partition(" ")[0], greet)(attempt)
 
-    def client(self, caller: Caller | None = None, *, lifetime: timedelta = timedelta(hours=1)) -> Client:
-        """A person with a token; somebody new by default."""
+    def client(
+        self,
+        caller: Caller | None = None,
+        *,
+        lifetime: timedelta = timedelta(hours=1),
+        channel: grpc.aio.Channel | None = None,
+    ) -> Client:
+        """A person with a token, somebody new by default, on the test's channel by default."""
         caller = caller or a_caller()
         token = self.tokens.token(caller, lifetime)
-        return Client(self.channel, (("authorization", f"Bearer {token}"),), caller)
+        return Client(channel or self.channel, (("authorization", f"Bearer {token}"),), caller)
 
     def colleague(self, of: Client, role: Role = Role.USER) -> Client:
         """Somebody else in the same organization."""

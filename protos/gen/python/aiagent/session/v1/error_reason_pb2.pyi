@@ -94,7 +94,7 @@ class ErrorReason(_message.Message):
         Example: {"reason": "TOKEN_EXPIRED"}.
         """
         WATCHER_TOO_SLOW: ErrorReason._Reason.ValueType  # 16
-        """The watcher could not keep up; resume with its cursor.
+        """The watcher did not read for too long, or could not keep up; resume with its cursor.
         Example: {"reason": "WATCHER_TOO_SLOW"}.
         """
         DRAINING: ErrorReason._Reason.ValueType  # 17
@@ -196,7 +196,7 @@ class ErrorReason(_message.Message):
     Example: {"reason": "TOKEN_EXPIRED"}.
     """
     WATCHER_TOO_SLOW: ErrorReason.Reason.ValueType  # 16
-    """The watcher could not keep up; resume with its cursor.
+    """The watcher did not read for too long, or could not keep up; resume with its cursor.
     Example: {"reason": "WATCHER_TOO_SLOW"}.
     """
     DRAINING: ErrorReason.Reason.ValueType  # 17
