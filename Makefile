@@ -2,6 +2,8 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
+# Where this is set, every process compiles all that it imports anew when it starts: 4 s instead of 1.
+unexport PYTHONDONTWRITEBYTECODE
 
 PYTHON := .venv/bin/python
 UV_VERSION := 0.13.9
