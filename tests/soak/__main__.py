@@ -34,7 +34,7 @@ async def in_its_suite(name: str) -> Outcome:
     """The same, in a suite of its own, whose folder is kept if a promise was not."""
     folder = Path(tempfile.mkdtemp(prefix="aiagent-soak-"))
     arguments: Sequence[str] = () if name == "starts" else IN_PROCESSES
-    environment = {"AIAGENT_EXECUTOR_MAX_LIVE_CLIENTS": "10"}
+    environment = {"AIAGENT_EXECUTOR_MAX_LIVE_CLIENTS": "10", "AIAGENT_SESSION_MAX_WATCHES_PER_USER": "400"}
     suite = RunningSuite(folder / "state", arguments=arguments, environment=environment)
     await suite.start()
     try:
