@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import stat
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -17,6 +18,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 SERVICES = ("auth", "session", "executor", "scheduler", "reports")
 SCHEMAS = ("auth", "session")
 ROLES = ("owner", "application", "system")
+_LOOKS = 3
+_LOOK_SECONDS = 0.05
 
 
 class LocalError(Exception):
@@ -59,6 +62,18 @@ def _text(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
+def _taken(lock: IO[str]) -> bool:
+    """Takes the lock; whoever only looks has it for a moment, and is waited for."""
+    for _ in range(_LOOKS):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_LOOK_SECONDS)
+        else:
+            return True
+    return False
+
+
 @dataclass
 class StateDirectory:
     """The directory of one suite, held by one process at a time."""
@@ -84,14 +99,12 @@ class StateDirectory:
             lock = (self.path / "lock").open("a+", encoding="utf-8")
         except OSError as error:
             raise LocalError(f"{self.path} cannot be used: {error.strerror}") from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _taken(lock):
             lock.seek(0)
             holder = lock.read().strip() or "unknown"
             raise LocalError(
                 f"a suite already runs in {self.path} (pid {holder}); stop it, or set AIAGENT_STATE_DIR"
-            ) from None
+            )
         lock.seek(0)
         lock.truncate()
         lock.write(str(os.getpid()))
@@ -103,7 +116,8 @@ class StateDirectory:
         try:
             with (self.path / "lock").open("r+", encoding="utf-8") as lock:
                 try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    # Shared: several may look at once, and none takes another for the holder.
+                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 except BlockingIOError:
                     return int(lock.read().strip() or 0) or None
         except (OSError, ValueError):

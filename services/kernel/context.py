@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextvars
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import structlog
@@ -87,16 +85,3 @@ def name_work(*, request: str = "", **names: str) -> None:
     request_id.set(request)
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(**names, **({"request_id": request} if request else {}))
-
-
-@contextmanager
-def acting_as(who: Caller | None, *, request: str = "") -> Iterator[None]:
-    """Sets caller and request id for a block of code outside a gRPC call, e.g. in a worker or a test."""
-    caller_token = caller.set(who)
-    request_token = request_id.set(request)
-    try:
-        with structlog.contextvars.bound_contextvars(request_id=request):
-            yield
-    finally:
-        caller.reset(caller_token)
-        request_id.reset(request_token)

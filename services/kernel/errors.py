@@ -105,22 +105,6 @@ def invalid_argument(
     )
 
 
-def not_found(
-    reason: str, message: str, *, domain: str, metadata: Mapping[str, str] = _NO_METADATA
-) -> ServiceError:
-    """NOT_FOUND: it is not there, or it is not the caller's. The two are the same answer."""
-    return ServiceError(ErrorKind.NOT_FOUND, reason=reason, domain=domain, message=message, metadata=metadata)
-
-
-def failed_precondition(
-    reason: str, message: str, *, domain: str, metadata: Mapping[str, str] = _NO_METADATA
-) -> ServiceError:
-    """FAILED_PRECONDITION: the state of the resource does not allow it; trying again does not help."""
-    return ServiceError(
-        ErrorKind.FAILED_PRECONDITION, reason=reason, domain=domain, message=message, metadata=metadata
-    )
-
-
 def unauthenticated(reason: str, message: str, *, domain: str = KERNEL_DOMAIN) -> ServiceError:
     """UNAUTHENTICATED: nobody, or nobody that can be believed. Kernel's reasons: TOKEN_MISSING, TOKEN_INVALID,
     TOKEN_EXPIRED."""

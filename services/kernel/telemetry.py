@@ -41,7 +41,7 @@ ASYNCIO_TASKS: Final = Gauge(
 ProcessCollector(registry=registry)
 _SECRET_WORDS: Final = ("password", "token", "secret", "authorization", "api_key", "private_key", "cookie")
 # Counts of tokens are no secrets.
-_HARMLESS: Final = ("_tokens", "tokens", "max_tokens")
+_HARMLESS: Final = ("input_tokens", "output_tokens", "read_tokens", "write_tokens", "max_tokens")
 
 
 def configure_logging(level: str = "INFO", *, stream: TextIO | None = None, file: Path | None = None) -> None:

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final
 
 import grpc
 from google.api.httpbody_pb2 import HttpBody
@@ -176,14 +176,3 @@ async def _upload_requests(
                 body.content_type = content_type
                 first = False
             yield pb.UploadWorkspaceRequest(archive=body)
-
-
-def pieces_of(file: IO[bytes]) -> Callable[[], Iterator[bytes]]:
-    """Returns what `Workspaces.upload` takes, for an archive in a file that can be read again."""
-
-    def pieces() -> Iterator[bytes]:
-        file.seek(0)
-        while block := file.read(_PIECE):
-            yield block
-
-    return pieces

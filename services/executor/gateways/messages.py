@@ -55,7 +55,6 @@ class TurnReader:
     """
 
     structured: bool = False
-    initialized: bool = False
     _blocks: int = 0
     _current: _OpenBlock | None = None
     _open: list[_OpenBlock] = field(default_factory=list)
@@ -151,9 +150,7 @@ class TurnReader:
                 yield ToolResult(block.tool_use_id, text, bool(block.is_error))
 
     def _system(self, message: SystemMessage) -> Iterator[Item]:
-        if message.subtype == "init":
-            self.initialized = True
-        elif message.subtype == "api_retry":
+        if message.subtype == "api_retry":
             data = message.data
             yield Notice(
                 "MODEL_RETRY",

@@ -24,17 +24,6 @@ _ALGORITHM: Final = "EdDSA"
 _LIFETIME: Final = timedelta(seconds=60)
 _RENEW_BEFORE: Final = timedelta(seconds=20)
 _CLOCK_SKEW: Final = timedelta(seconds=30)
-# What reading a token made up by anybody may raise.
-_UNREADABLE: Final = (
-    jwt.PyJWTError,
-    ValueError,
-    TypeError,
-    KeyError,
-    AttributeError,
-    OverflowError,
-    OSError,
-    RecursionError,
-)
 _CACHED_TOKENS: Final = 1_000
 
 

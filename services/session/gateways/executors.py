@@ -13,7 +13,6 @@ from google.protobuf import json_format
 from aiagent.events.v1 import content_pb2
 from aiagent.executor.v1 import executor_service_pb2 as pb
 from aiagent.executor.v1 import executor_service_pb2_grpc, turn_item_pb2
-from aiagent.session.v1 import agent_options_pb2
 from services.kernel.clock import Clock, SystemClock
 from services.kernel.errors import ErrorKind, ServiceError
 from services.kernel.grpc.status import error_from_rpc
@@ -274,11 +273,6 @@ def _fence(key: AttemptKey, lease_epoch: int) -> pb.Fence:
         lease_epoch=lease_epoch,
         incarnation=str(key.incarnation),
     )
-
-
-def options_from_json(options: Mapping[str, object]) -> agent_options_pb2.AgentOptions:
-    """Reads the JSON form of agent options, as it is stored with a session."""
-    return json_format.ParseDict(dict(options), agent_options_pb2.AgentOptions())
 
 
 def _uuid(text: str) -> UUID | None:

@@ -7,10 +7,15 @@ import pytest
 from aiagent.auth.v1 import error_reason_pb2 as auth
 from aiagent.executor.v1 import error_reason_pb2 as executor
 from aiagent.session.v1 import error_reason_pb2 as session
+from deploy.local.settings import LocalSettings
+from services.auth.settings import AuthSettings
+from services.executor.settings import ExecutorSettings
+from services.session.settings import SessionSettings
 
 from .test_files import ROOT, tracked
 
 pytestmark = pytest.mark.unit
+SETTINGS = (LocalSettings, AuthSettings, SessionSettings, ExecutorSettings)
 REASON = r'"([A-Z]+(?:_[A-Z]+)*)"'
 # An attempt that was lost so is followed by another one; the turn ends with ATTEMPTS_EXHAUSTED.
 LOSES_AN_ATTEMPT_ONLY = {"EXECUTOR_LOST"}
@@ -51,3 +56,13 @@ def test_each_reason_of_a_failed_turn_is_listed() -> None:
     told |= written(rf"(?:Outcome\.FAILED, |_failed\(){REASON}", "services/executor")
     told |= written(rf"Refusal\(\s*{REASON}", "services/executor")
     assert listed()["Turns"] == told - LOSES_AN_ATTEMPT_ONLY
+
+
+def test_each_setting_is_listed() -> None:
+    shown = set(
+        re.findall(r"`((?:AIAGENT|ANTHROPIC)_[A-Z_]+)`", (ROOT / "docs/guide/running.md").read_text("utf-8"))
+    )
+    fields = {name.upper() for settings in SETTINGS for name in settings.model_fields}
+    there = {name if name.startswith("ANTHROPIC_API") else f"AIAGENT_{name}" for name in fields}
+    assert there - shown == set()
+    assert shown - there == set()
