@@ -37,6 +37,7 @@ _ETC = (
     "magic", "mime.types", "nsswitch.conf", "os-release", "passwd", "pki", "profile", "protocols", "resolv.conf",
     "services", "ssl/certs", "ssl/openssl.cnf", "terminfo", "timezone",
 )  # fmt: skip
+_EVERYTHING = ("--ro-bind", "/", "/", "--proc", "/proc")
 _OOM_SCORE_ADJ = 500
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -78,7 +79,7 @@ class Isolation:
             state_dir: Hidden from agents.
             extra_paths: Shown to them, read-only.
             max_processes: Most processes and threads of an agent, 0 for no bound.
-            max_tmp_bytes: Most that an agent's `/tmp` holds where it lies in memory, 0 for the kernel's bound.
+            max_tmp_bytes: Most that an agent's temporary directories hold in memory, 0 for the kernel's bound.
         """
         self.kind = kind
         self._state_dir = state_dir.resolve()
@@ -148,7 +149,12 @@ class Isolation:
             file.write(text)
 
     def _bubblewrap(self, place: AgentPlace) -> list[str]:
-        command = [*_dying(), str(bubblewrap_program(self._state_dir)), "--unshare-all", "--die-with-parent"]
+        command = [
+            *_dying(),
+            str(bubblewrap_program(self._state_dir)),
+            *self._namespaces,
+            "--die-with-parent",
+        ]
         command += ["--new-session", "--uid", "1000", "--gid", "1000", "--hostname", "agent"]
         for path in _SYSTEM:
             if Path(path).is_symlink():
@@ -163,27 +169,40 @@ class Isolation:
         for path in self._extra_paths:
             command += ["--ro-bind-try", path, path]
         command += [
-            "--proc", "/proc", "--dev", "/dev", *self._tmp(), "--tmpfs", "/run", "--dir", "/var/tmp",  # noqa: S108
+            "--proc", "/proc", "--dev", "/dev", *self._temporary(), "--tmpfs", "/run",
             "--ro-bind", str(_CLI), "/opt/aiagent/claude",
             "--ro-bind", str(_INIT), "/opt/aiagent/init.py",
             "--bind", str(place.gateway_socket), "/run/model-gateway.sock",
             "--bind", str(place.workspace), str(place.workspace),
             "--bind", str(place.home), str(place.home),
+            # What is left of these file systems lies in memory, and nobody would count it.
+            "--remount-ro", "/dev", "--remount-ro", "/run", "--remount-ro", "/",
             "--chdir", str(place.workspace),
             "--", *_python(), "/opt/aiagent/init.py", str(self._max_processes), str(SANDBOX_PORT),
             "/run/model-gateway.sock", "/opt/aiagent/claude",
         ]  # fmt: skip
         return command
 
-    def _tmp(self) -> list[str]:
-        size = ["--size", str(self._max_tmp_bytes)] if self._max_tmp_bytes and self._sizes else []
-        return [*size, "--tmpfs", "/tmp"]  # noqa: S108
+    def _temporary(self) -> list[str]:
+        size = []
+        if self._max_tmp_bytes and b"--size" in self._help:
+            size = ["--size", str(self._max_tmp_bytes // 2)]
+        shared = [*size, "--tmpfs", "/dev/shm"]  # noqa: S108
+        return [*size, "--tmpfs", "/tmp", *shared, "--dir", "/var", "--symlink", "../tmp", "/var/tmp"]  # noqa: S108
 
     @cached_property
-    def _sizes(self) -> bool:
-        """Whether this bubblewrap bounds a tmpfs: those before 0.7 do not."""
+    def _help(self) -> bytes:
+        """What this bubblewrap can do: `--size` since 0.7, `--disable-userns` since 0.8."""
         program = str(bubblewrap_program(self._state_dir))
-        return b"--size" in subprocess.run([program, "--help"], capture_output=True, check=False).stdout
+        return subprocess.run([program, "--help"], capture_output=True, check=False).stdout
+
+    @cached_property
+    def _namespaces(self) -> list[str]:
+        """All of its own; where it can be had, without more user namespaces inside: they open much of the kernel."""
+        alone = ["--unshare-all", "--unshare-user", "--disable-userns"]
+        program = str(bubblewrap_program(self._state_dir))
+        closes = b"--disable-userns" in self._help and _works([program, *alone, *_EVERYTHING, "true"])
+        return alone if closes else ["--unshare-all"]
 
     def _process(self, place: AgentPlace) -> list[str]:
         unshare = shutil.which("unshare")
@@ -191,7 +210,8 @@ class Isolation:
             return [*_dying(), str(_CLI)]
         return [
             *_dying(), unshare, *_namespaces(), "--kill-child=KILL", "--mount-proc", *_python(), str(_PROCESS_INIT),
-            str(self._max_processes), str(self._state_dir), str(place.workspace), str(place.home), str(_CLI),
+            str(self._max_processes), str(self._max_tmp_bytes // 3),
+            str(self._state_dir), str(place.workspace), str(place.home), str(_CLI),
         ]  # fmt: skip
 
     def unprotected(self) -> str:
@@ -258,7 +278,7 @@ def choose(
         state_dir: Hidden from agents.
         extra_paths: Shown to them, read-only.
         max_processes: Most processes and threads of an agent, 0 for no bound.
-        max_tmp_bytes: Most that an agent's `/tmp` holds where it lies in memory, 0 for the kernel's bound.
+        max_tmp_bytes: Most that an agent's temporary directories hold in memory, 0 for the kernel's bound.
 
     Returns:
         What was asked for; with `auto` bubblewrap where it works, else process.
@@ -268,18 +288,7 @@ def choose(
     """
     if wanted != "process":
         try:
-            works = _works(
-                [
-                    str(bubblewrap_program(state_dir)),
-                    "--ro-bind",
-                    "/",
-                    "/",
-                    "--unshare-all",
-                    "--proc",
-                    "/proc",
-                    "true",
-                ]
-            )
+            works = _works([str(bubblewrap_program(state_dir)), "--unshare-all", *_EVERYTHING, "true"])
         except (OSError, StopIteration):
             works = False
         if works:

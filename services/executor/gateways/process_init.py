@@ -6,8 +6,8 @@ covers again, by descriptors that were opened before. `/dev` holds what a progra
 capability goes, from the bounding set too: without CAP_SYS_ADMIN nothing can be uncovered, and in a user namespace of
 its own the agent finds these mounts locked (mount_namespaces(7)).
 
-Started by path with `python -I -S`. Arguments: most processes (0: no bound), state directory, workspace, home, command
-and its arguments.
+Started by path with `python -I -S`. Arguments: most processes, most bytes in each temporary directory (of both 0: no
+bound), state directory, workspace, home, command and its arguments.
 """
 
 # pathlib would double the time that every start of an agent waits for this.
@@ -66,9 +66,10 @@ def _read_only(path: str, wanted: bool, *, deep: bool = False) -> None:
     )
 
 
-def _cover(path: str, mode: int) -> None:
+def _cover(path: str, mode: int, size: int = 0) -> None:
     os.makedirs(path, exist_ok=True)
-    _mount("tmpfs", path, "tmpfs", _MS_NOSUID | _MS_NODEV, f"mode={mode:o}")
+    bound = f",size={size}" if size else ""
+    _mount("tmpfs", path, "tmpfs", _MS_NOSUID | _MS_NODEV, f"mode={mode:o}{bound}")
 
 
 def _bind(descriptor: int, path: str) -> None:
@@ -98,7 +99,7 @@ def _devices() -> None:
             _bind(terminals, "/dev/pts")
 
 
-def _rooms(state: str, own: tuple[str, str], command: str) -> None:
+def _rooms(state: str, own: tuple[str, str], command: str, temporary: int) -> None:
     """Covers, binds, and makes the rest read-only."""
     kept = {path: os.open(path, os.O_PATH) for path in own}
     for path in (command, os.path.realpath(command), os.path.realpath("/etc/resolv.conf")):
@@ -107,7 +108,7 @@ def _rooms(state: str, own: tuple[str, str], command: str) -> None:
     _devices()
     covers = [path for path in ("/run", *_TEMPORARY) if os.path.realpath(path) == path]
     for path in covers:
-        _cover(path, 0o755 if path == "/run" else 0o1777)
+        _cover(path, *((0o755,) if path == "/run" else (0o1777, temporary)))
     _cover(state, 0o711)
     for path, descriptor in kept.items():
         if path in own or path.startswith(tuple(f"{cover}/" for cover in (*covers, state))):
@@ -137,11 +138,12 @@ def _renounce(last: int) -> None:
 
 def main() -> None:
     """Makes the agent's view of the machine, and becomes the agent."""
-    processes, (state, workspace, home), command = int(sys.argv[1]), sys.argv[2:5], sys.argv[5:]
+    processes, temporary = map(int, sys.argv[1:3])
+    (state, workspace, home), command = sys.argv[3:6], sys.argv[6:]
     # Nothing is imported or read later: Python itself may lie below a cover.
     with open("/proc/sys/kernel/cap_last_cap", "rb") as file:
         last = int(file.read())
-    _rooms(state, (workspace, home), command[0])
+    _rooms(state, (workspace, home), command[0], temporary)
     os.chdir(workspace)
     if processes:
         hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
