@@ -38,6 +38,26 @@ local function request_id(handle)
   return known and known["request_id"] or ""
 end
 
+-- JSON and protobuf are UTF-8, and what is told of a broken request holds a piece of it at times.
+local CHARACTERS = {
+  "^[%z\1-\127]+", "^[\194-\223][\128-\191]", "^\224[\160-\191][\128-\191]", "^[\225-\236\238\239][\128-\191][\128-\191]",
+  "^\237[\128-\159][\128-\191]", "^\240[\144-\191][\128-\191][\128-\191]", "^[\241-\243][\128-\191][\128-\191][\128-\191]",
+  "^\244[\128-\143][\128-\191][\128-\191]",
+}
+
+local function readable(text)
+  local parts, at = {}, 1
+  while at <= #text do
+    local found
+    for _, pattern in ipairs(CHARACTERS) do
+      found = found or text:match(pattern, at)
+    end
+    parts[#parts + 1] = found or "?"
+    at = at + #(found or "?")
+  end
+  return table.concat(parts)
+end
+
 -- JSON
 
 local function quoted(text)
@@ -98,6 +118,7 @@ end
 -- What has gone wrong
 
 local function explain(failure, status, cause, text)
+  text = readable(text)
   if status == "401" then
     if cause:find("Jwks_remote", 1, true) or cause:find("Jwks_doesn", 1, true) == nil and cause:find("Jwks_", 1, true) then
       -- The keys could not be had: the token may well be good, and the client must not throw it away.

@@ -82,6 +82,13 @@ async def test_bad_json_gets_400_with_the_same_details(user: User, path, body, f
     assert any(violation["field"].endswith(field.rsplit(".", 1)[-1]) for violation in violations), answer.text
 
 
+async def test_an_answer_to_what_is_no_text_can_be_read(user: User):
+    async with user.http() as http:
+        answer = await http.post("/api/v1/sessions", content=b'{"name":"\xff \xc3\xbc"}')
+    assert answer.status_code == 400
+    assert "ü" in answer.json()["message"]
+
+
 async def test_callers_without_a_right(suite, user: User, stranger: User):
     session_id = await user.create()
     async with httpx.AsyncClient(base_url=suite.base_url, trust_env=False) as http:

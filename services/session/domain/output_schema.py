@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
@@ -35,6 +36,9 @@ _SCHEMA_OR_LIST = frozenset(
         *("oneOf", "propertyNames", "then"),
     }
 )
+_FAULTS_IN_ANY_DIALECT = (
+    "missing )", "unbalanced paren", "unterminated character set", "nothing to repeat", "bad escape (end",
+)  # fmt: skip
 _KEYWORDS = frozenset(Draft7Validator.META_SCHEMA["properties"]) | {"$defs", "nullable"}
 
 
@@ -63,6 +67,9 @@ def find_fault(schema: Mapping[str, Any]) -> tuple[str, str] | None:
         fault = _unusable(part, schema)
         if fault is not None:
             return path, fault
+    kinds = _followed(schema, schema).get("type", "object")
+    if "object" not in (kinds if isinstance(kinds, list) else [kinds]):
+        return _FIELD, "must describe an object: an agent gives its output as the input of a tool"
     return None
 
 
@@ -113,22 +120,57 @@ def _unusable(part: Mapping[str, Any], whole: Mapping[str, Any]) -> str | None:
     unknown = next((key for key in part if key not in _KEYWORDS), None)
     if unknown is not None:
         return f"has the unknown keyword {unknown[:64]!r}"
-    reference = part.get("$ref")
-    if isinstance(reference, str) and not _leads_somewhere(reference, whole):
+    patterns = part.get("patternProperties")
+    for pattern in (part.get("pattern"), *(patterns if isinstance(patterns, dict) else ())):
+        if isinstance(pattern, str) and _broken(pattern):
+            return f"has {pattern[:64]!r}, which is no regular expression"
+    try:
+        _followed(part, whole)
+    except LookupError:
         return "must refer to a part of the schema itself, as `#/definitions/name`"
+    except RecursionError:
+        return "must not refer to itself alone"
     return None
 
 
-def _leads_somewhere(reference: str, whole: Any) -> bool:
+def _broken(pattern: str) -> bool:
+    """Whether a pattern is none in any dialect: the validator's is JavaScript's, and what Python alone refuses passes."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        return error.msg.startswith(_FAULTS_IN_ANY_DIALECT)
+    except (OverflowError, RecursionError):
+        return True
+    return False
+
+
+def _followed(part: Mapping[str, Any], whole: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The schema that a reference leads to, over others if need be.
+
+    Raises:
+        LookupError: It leads nowhere.
+        RecursionError: It leads to itself.
+    """
+    seen: list[str] = []
+    while isinstance(reference := part.get("$ref"), str):
+        if reference in seen:
+            raise RecursionError
+        seen.append(reference)
+        part = _found(reference, whole)
+    return part
+
+
+def _found(reference: str, whole: Any) -> Mapping[str, Any]:
     if reference != "#" and not reference.startswith("#/"):
-        return False
+        raise LookupError
     found = whole
     for step in reference[2:].split("/") if reference != "#" else ():
         name = unquote(step).replace("~1", "/").replace("~0", "~")
-        if isinstance(found, dict) and name in found:
+        if isinstance(found, list):
+            found = found[int(name)] if name.isdecimal() else None
+        elif isinstance(found, dict):
             found = found[name]
-        elif isinstance(found, list) and name.isdecimal() and int(name) < len(found):
-            found = found[int(name)]
         else:
-            return False
-    return True
+            raise LookupError
+    # `true` and `false` are schemas, too.
+    return found if isinstance(found, dict) else {}

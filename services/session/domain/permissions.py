@@ -34,7 +34,7 @@ HARMLESS_TOOLS = frozenset(
     | {"TaskCreate", "TaskGet", "TaskList", "TaskUpdate"}
 )
 """Tools that touch nothing themselves: what a subagent calls is decided call by call."""
-CONFIGURATION = frozenset({".git", ".claude", ".mcp.json", ".gitconfig"})
+CONFIGURATION = frozenset({".git", ".claude", ".mcp.json", ".gitconfig", ".gitmodules", ".envrc"})
 """Files and directories that make other programs run things: to write there is more than to edit."""
 
 

@@ -51,6 +51,11 @@ def test_each_reason_of_the_kernel_is_listed() -> None:
     assert listed()["Any"] == raised - of_services
 
 
+def test_each_reason_of_the_edge_is_listed() -> None:
+    told = written(r'"([A-Z]+_[A-Z_]+|FORBIDDEN|INTERNAL)"', "deploy/envoy/errors.lua")
+    assert told - listed()["Any"] == listed()["Edge"]
+
+
 def test_each_reason_of_a_failed_turn_is_listed() -> None:
     told = written(rf"Failure\(\s*{REASON}", "services/session")
     told |= written(rf"(?:Outcome\.FAILED, |_failed\(){REASON}", "services/executor")

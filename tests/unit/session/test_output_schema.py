@@ -27,6 +27,8 @@ GOOD = [
     {"$ref": "#/definitions/a", "definitions": {"a": {"anyOf": [{"type": "null"}, {"$ref": "#"}]}}},
     {"$ref": "#/$defs/a~1b%20c", "$defs": {"a/b c": {"enum": [{"any": "thing"}]}}},
     {"items": {"not": {"const": {"$ref": "nowhere"}}}, "default": {"$ref": "nowhere"}},
+    {"properties": {"a": {"pattern": "^(?<year>\\d{4})[\\p{L}]$"}, "b": {"$ref": "#"}}},
+    {"type": ["object", "null"], "patternProperties": {"^x-": {"type": "string"}}},
     nested((MAX_DEPTH - 2) // 2),
 ]
 BAD = [
@@ -38,6 +40,13 @@ BAD = [
     ({"properties": {"a": {"$ref": "https://example.org/schema"}}}, ".properties.a", "itself"),
     ({"$ref": "#/definitions/b", "definitions": {"a": {}}}, "", "itself"),
     ({"$ref": "#named"}, "", "itself"),
+    ({"$ref": "#"}, "", "itself alone"),
+    ({"properties": {"a": {"$ref": "#/$defs/b"}}, "$defs": {"b": {"$ref": "#/$defs/b"}}}, ".properties.a", "alone"),
+    ({"type": "string"}, "", "an object"),
+    ({"$ref": "#/$defs/a", "$defs": {"a": {"type": ["array"]}}}, "", "an object"),
+    ({"properties": {"a": {"pattern": "("}}}, ".properties.a", "regular expression"),
+    ({"patternProperties": {"[a": {}}}, "", "regular expression"),
+    ({"properties": {"a": {"pattern": "*"}}}, ".properties.a", "regular expression"),
     ({"description": "a\0b"}, ".description", "NUL"),
     ({"properties": {"a\0b": {}}}, ".properties", "NUL"),
     ({"minimum": float("inf")}, ".minimum", "finite"),
