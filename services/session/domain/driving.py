@@ -141,10 +141,17 @@ class NewToolCall:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallUpdate:
-    """What has become of a tool call."""
+    """What has become of a tool call.
 
+    Attributes:
+        attempt: The attempt of the turn that made the call.
+        asked_anew: The call with the input that it is now to be decided with; what was known of it is over.
+    """
+
+    attempt: int
     tool_use_id: str
     state: ToolCallState
+    asked_anew: ToolUse | None = None
     decision: ToolCallDecision | None = None
     result: Content | None = None
     result_is_error: bool | None = None

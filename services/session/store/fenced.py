@@ -30,6 +30,21 @@ from services.session.store.tables import (
 from services.session.usecases.driver.ports import KnownCall
 
 _NOW = sa.func.clock_timestamp()
+# What a call has until it is decided and over.
+_UNDECIDED: dict[str, Any] = dict.fromkeys(
+    (
+        "decision_allowed",
+        "decision_source",
+        "decision_reason",
+        "decision_user_id",
+        "result_text",
+        "result_content_id",
+        "result_size_bytes",
+        "result_sha256",
+        "result_is_error",
+        "end_time",
+    )
+)
 _OPEN_CALLS = ("REQUESTED", "WAITING", "RUNNING")
 
 
@@ -176,7 +191,7 @@ class FencedConnection:
             if moved.rowcount != 1:
                 raise LeaseLost(f"turn {turn.id} has moved on from offset {expected_offset}")
         await self._insert(changes, first)
-        await self._update(changes)
+        await self._update(turn, changes)
         # An append proves that the driver lives: it renews the lease on the way.
         await self._connection.execute(
             sa.update(session_heads)
@@ -225,7 +240,7 @@ class FencedConnection:
                 ],
             )
         if changes.tool_calls:
-            # The model names its calls: one that uses a name twice must not stop the log.
+            # The model names its calls: one that uses a name twice in an attempt must not stop the log.
             await self._connection.execute(
                 insert(tool_calls).on_conflict_do_nothing(),
                 [
@@ -264,9 +279,12 @@ class FencedConnection:
                 ],
             )
 
-    async def _update(self, changes: Changes) -> None:
+    async def _update(self, turn: DrivenTurn, changes: Changes) -> None:
         for update in changes.tool_call_updates:
             values: dict[str, Any] = {"state": update.state.value}
+            if update.asked_anew is not None:
+                values |= content_columns("input", update.asked_anew.input_json) | _UNDECIDED
+                values["input_hash"] = update.asked_anew.input_hash
             if update.decision is not None:
                 values |= {
                     "decision_allowed": update.decision.allowed,
@@ -283,6 +301,8 @@ class FencedConnection:
                 sa.update(tool_calls)
                 .where(
                     tool_calls.c.session_id == self._head.session_id,
+                    tool_calls.c.turn_id == turn.id,
+                    tool_calls.c.attempt == update.attempt,
                     tool_calls.c.tool_use_id == update.tool_use_id,
                 )
                 .values(values)

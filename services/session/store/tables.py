@@ -223,7 +223,7 @@ tool_calls = sa.Table(
     sa.Column("sequence", sa.BigInteger, nullable=False),
     sa.Column("create_time", _TIME, nullable=False, server_default=sa.func.clock_timestamp()),
     sa.Column("end_time", _TIME),
-    sa.PrimaryKeyConstraint("session_id", "tool_use_id", name="tool_calls_pkey"),
+    sa.PrimaryKeyConstraint("session_id", "turn_id", "attempt", "tool_use_id", name="tool_calls_pkey"),
     sa.CheckConstraint(
         "state IN ('REQUESTED','WAITING','RUNNING','SUCCEEDED','FAILED','DENIED','POSSIBLY_RUN','ABANDONED')",
         name="tool_calls_state",

@@ -36,7 +36,7 @@ class Attempt:
     request: pb.RunTurnRequest
     items: list[Item] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
-    decisions: dict[str, pb.DecideToolRequest] = field(default_factory=dict)
+    decisions: dict[tuple[str, str], pb.DecideToolRequest] = field(default_factory=dict)
     acknowledged: int = 0
     heartbeats: int = 0
     interrupted: asyncio.Event = field(default_factory=asyncio.Event)
@@ -79,12 +79,14 @@ class Attempt:
         self.emit(tool_use=use)
         self.emit(decision_needed=turn_item_pb2.DecisionNeeded(tool_use_id=tool_use_id, tool_use=use))
 
-    async def decided(self, tool_use_id: str) -> pb.DecideToolRequest:
-        """Waits for the decision."""
-        while tool_use_id not in self.decisions:
+    async def decided(self, tool_use_id: str, input_hash: str = "") -> pb.DecideToolRequest:
+        """Waits for the decision: on this input, or the first on any."""
+        while True:
+            for (name, decided_hash), decision in self.decisions.items():
+                if name == tool_use_id and input_hash in ("", decided_hash):
+                    return decision
             changed = self.changed
             await changed.wait()
-        return self.decisions[tool_use_id]
 
     def result(self, tool_use_id: str, text: str, *, is_error: bool = False) -> None:
         """The end of a tool call."""
@@ -210,7 +212,7 @@ class ScriptedExecutor(executor_service_pb2_grpc.ExecutorServiceServicer):
 
     async def DecideTool(self, request: pb.DecideToolRequest, context: Any) -> pb.DecideToolResponse:
         attempt = self._known(request.fence)
-        attempt.decisions.setdefault(request.tool_use_id, request)
+        attempt.decisions.setdefault((request.tool_use_id, request.input_hash), request)
         attempt._notify()
         return pb.DecideToolResponse()
 

@@ -218,7 +218,75 @@ async def test_a_name_that_the_model_gives_to_two_calls_does_not_stop_the_turn(s
     async with world(session_database, ScriptedExecutor(use_bash)) as it:
         session_id = await it.session(allowed_tools=["Bash"])
         pool = await it.pool()
+        turns = []
         for _ in range(2):
-            turn_id = await it.send(session_id)
+            turns.append(await it.send(session_id))
             pool.wake(session_id)
-            assert (await it.ended(turn_id, 10)).state == "SUCCEEDED"
+            assert (await it.ended(turns[-1], 10)).state == "SUCCEEDED"
+        calls = await it.rows(tables.tool_calls, session_id)
+        assert [(call.turn_id, call.state) for call in calls] == [(turn, "SUCCEEDED") for turn in turns]
+
+
+CLEAN = {"command": "make clean"}
+
+
+async def ask_anew(attempt: Attempt) -> None:
+    attempt.started()
+    attempt.ask("t1", "Bash", MAKE, "make")
+    await attempt.decided("t1", "make")
+    attempt.ask("t1", "Bash", CLEAN, "clean")
+    decision = await attempt.decided("t1", "clean")
+    attempt.result("t1", "made" if decision.allow else decision.reason, is_error=not decision.allow)
+    attempt.end("SUCCEEDED")
+
+
+@pytest.mark.parametrize(("disallowed", "state"), [([], "SUCCEEDED"), (["Bash(make clean)"], "DENIED")])
+async def test_a_call_with_another_input_is_decided_anew_and_that_decision_is_sent_again(
+    session_database, monkeypatch, disallowed, state
+):
+    async with world(session_database, ScriptedExecutor(ask_anew)) as it:
+        decide, failed = it.executors.decide, asyncio.Event()
+
+        async def fail_for_the_second(
+            key: AttemptKey, epoch: int, use: Any, allow: bool, reason: str
+        ) -> None:
+            if use.input_hash == "clean" and not failed.is_set():
+                failed.set()
+                raise unavailable("UPSTREAM", "the connection broke", retry_after_seconds=1)
+            await decide(key, epoch, use, allow, reason)
+
+        monkeypatch.setattr(it.executors, "decide", fail_for_the_second)
+        session_id = await it.session(allowed_tools=["Bash"], disallowed_tools=disallowed)
+        turn_id = await it.send(session_id)
+        (await it.pool()).wake(session_id)
+        assert (await it.ended(turn_id, 10)).attempt == 1
+        assert failed.is_set()
+        (call,) = await it.rows(tables.tool_calls, session_id)
+        assert (call.state, call.input_hash, json.loads(call.input_text)) == (state, "clean", CLEAN)
+
+
+async def test_what_was_decided_on_one_input_is_not_sent_for_another_that_a_person_is_asked_about(
+    session_database,
+):
+    executor = ScriptedExecutor(ask_anew)
+    async with world(session_database, executor) as it:
+        session_id = await it.session(allowed_tools=["Bash(make)"])
+        turn_id = await it.send(session_id)
+        first = await it.pool()
+        first.wake(session_id)
+        request = await _asked(it, session_id)
+        await first.drain()
+        second = await it.pool()
+        second.wake(session_id)
+
+        async def attached():
+            return executor.attached
+
+        await it.until(attached)
+        assert {name: d.allow for name, d in executor.runs[0].decisions.items()} == {("t1", "make"): True}
+        assert (request.input_hash, json.loads(request.input_text)) == ("clean", CLEAN)
+        await _answer(it, request, "DENIED", "not that")
+        second.wake(session_id)
+        await it.ended(turn_id, 10)
+        (call,) = await it.rows(tables.tool_calls, session_id)
+        assert (call.state, call.decision_reason, call.result_text) == ("DENIED", "not that", "not that")

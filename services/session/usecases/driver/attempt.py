@@ -14,7 +14,7 @@ from services.kernel.errors import ServiceError
 from services.kernel.ids import IdSource
 from services.session.domain import events
 from services.session.domain.driving import Changes, DrivenSession, DrivenTurn, NewMessage, ToolCallUpdate
-from services.session.domain.entities import Content, Lease, LogEvent
+from services.session.domain.entities import Content, Lease, LogEvent, ToolUse
 from services.session.domain.states import ToolCallState, TurnState
 from services.session.domain.turn_items import (
     AgentStarted,
@@ -58,6 +58,7 @@ class Attempt:
 
     Attributes:
         calls: The tool calls known to the log, by id, with their state.
+        inputs: The same calls, with the input that was decided on last.
         lock: Held around a transaction and what it changes here: items and commands come side by side.
         connected: Its items are being followed; heartbeats are sent only then.
         interrupted: The executor has been told to stop it.
@@ -72,6 +73,7 @@ class Attempt:
     key: AttemptKey
     lease: Lease
     calls: dict[str, ToolCallState] = field(default_factory=dict)
+    inputs: dict[str, ToolUse] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     connected: bool = False
     interrupted: bool = False
@@ -79,6 +81,11 @@ class Attempt:
     parking: bool = False
     last_sequence: int = 0
     outcome: Outcome | None = None
+
+    def know(self, call: ToolUse, state: ToolCallState) -> None:
+        """Notes a tool call as the log has it."""
+        self.calls[call.tool_use_id] = state
+        self.inputs[call.tool_use_id] = call
 
 
 class AttemptRunner:
@@ -172,14 +179,18 @@ class AttemptRunner:
 
     async def _keep_texts(self, items: Sequence[TurnItem]) -> dict[int, Content]:
         kept: dict[int, Content] = {}
+        hashes = {name: call.input_hash for name, call in self.attempt.inputs.items()}
         for item in items:
             match item:
                 case BlockCompleted() | ToolEnded():
                     kept[item.offset] = await self._ports.contents.keep(self.attempt.session.id, item.text)
                 case ToolUsed() | DecisionNeeded():
-                    if item.tool_use.tool_use_id not in self.attempt.calls:
+                    call = item.tool_use
+                    known = hashes.get(call.tool_use_id)
+                    if known is None or (known != call.input_hash and isinstance(item, DecisionNeeded)):
+                        hashes[call.tool_use_id] = call.input_hash
                         kept[item.offset] = await self._ports.contents.keep(
-                            self.attempt.session.id, item.tool_use.input_json
+                            self.attempt.session.id, call.input_json
                         )
         return kept
 
@@ -272,5 +283,12 @@ class AttemptRunner:
             ended = ToolCallState.FAILED if item.is_error else ToolCallState.SUCCEEDED
         self.attempt.calls[item.tool_use_id] = ended
         changes.tool_call_updates.append(
-            ToolCallUpdate(item.tool_use_id, ended, result=content, result_is_error=item.is_error, ended=True)
+            ToolCallUpdate(
+                self.attempt.key.attempt,
+                item.tool_use_id,
+                ended,
+                result=content,
+                result_is_error=item.is_error,
+                ended=True,
+            )
         )

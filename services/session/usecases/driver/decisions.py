@@ -55,12 +55,10 @@ class Decider:
         self, attempt: Attempt, raw: RawToolUse, input_json: Content | None, changes: Changes
     ) -> ToolUse:
         """Notes a tool call, once: the call itself and the question about it may come in either order."""
-        kept = input_json if input_json is not None else Content(raw.input_json)
-        tool_use = ToolUse(raw.tool_use_id, raw.tool_name, kept, raw.input_hash, raw.parent_tool_use_id)
-        if raw.tool_use_id in attempt.calls:
-            return tool_use
-        attempt.calls[raw.tool_use_id] = ToolCallState.REQUESTED
-        changes.keep(kept)
+        known = attempt.inputs.get(raw.tool_use_id)
+        if known is not None:
+            return known
+        tool_use = _keep(attempt, raw, input_json, changes)
         draft = changes.add(events.ToolUseRequested(tool_use), attempt.turn.id)
         changes.tool_calls.append(
             NewToolCall(draft=draft, turn_id=attempt.turn.id, attempt=attempt.key.attempt, tool_use=tool_use)
@@ -79,6 +77,14 @@ class Decider:
     ) -> None:
         """Decides a call, or asks a person and lets the turn wait."""
         tool_use = self.record(attempt, raw, input_json, changes)
+        if tool_use.input_hash != raw.input_hash:
+            # Another input is another question: what was decided, and what came of it, was about the one before.
+            tool_use = _keep(attempt, raw, input_json, changes)
+            changes.tool_call_updates.append(
+                ToolCallUpdate(
+                    attempt.key.attempt, raw.tool_use_id, ToolCallState.REQUESTED, asked_anew=tool_use
+                )
+            )
         changes.count("permission_checks")
         if attempt.interrupted:
             decision = ToolCallDecision(False, "SAFETY", "the turn is being stopped")
@@ -111,7 +117,9 @@ class Decider:
         changes.permission_requests.append(request)
         changes.add(events.PermissionRequested(request.id, tool_use, request.expire_time), attempt.turn.id)
         attempt.calls[tool_use.tool_use_id] = ToolCallState.WAITING
-        changes.tool_call_updates.append(ToolCallUpdate(tool_use.tool_use_id, ToolCallState.WAITING))
+        changes.tool_call_updates.append(
+            ToolCallUpdate(attempt.key.attempt, tool_use.tool_use_id, ToolCallState.WAITING)
+        )
         changes.move_turn(attempt.session, attempt.turn, TurnState.WAITING, transaction.now)
 
     async def settle(
@@ -120,11 +128,13 @@ class Decider:
         """Uses the answers that have come for calls this attempt waits with, and lets questions expire."""
         answers = expire(await transaction.answers(attempt.turn.id), attempt.turn.id, changes, transaction)
         for answer in answers:
-            if answer.state not in _ANSWERED or attempt.calls.get(answer.tool_use_id) is not (
-                ToolCallState.WAITING
-            ):
+            tool_use = attempt.inputs.get(answer.tool_use_id)
+            if answer.state not in _ANSWERED or tool_use is None:
                 continue
-            tool_use = ToolUse(answer.tool_use_id, answer.tool_name, answer.input, answer.input_hash)
+            if attempt.calls[answer.tool_use_id] is not ToolCallState.WAITING:
+                continue
+            if (tool_use.tool_name, tool_use.input_hash) != (answer.tool_name, answer.input_hash):
+                continue
             self._answered(attempt, tool_use, answer, changes, verdicts)
         if attempt.turn.state is TurnState.WAITING and ToolCallState.WAITING not in attempt.calls.values():
             changes.move_turn(attempt.session, attempt.turn, TurnState.RUNNING, transaction.now)
@@ -152,8 +162,18 @@ class Decider:
         state = ToolCallState.RUNNING if decision.allowed else ToolCallState.DENIED
         attempt.calls[tool_use.tool_use_id] = state
         changes.add(events.ToolDecided(tool_use, decision, answer.id if answer else None), attempt.turn.id)
-        changes.tool_call_updates.append(ToolCallUpdate(tool_use.tool_use_id, state, decision=decision))
+        changes.tool_call_updates.append(
+            ToolCallUpdate(attempt.key.attempt, tool_use.tool_use_id, state, decision=decision)
+        )
         verdicts.decided.append((tool_use, decision.allowed, decision.reason))
+
+
+def _keep(attempt: Attempt, raw: RawToolUse, input_json: Content | None, changes: Changes) -> ToolUse:
+    """Takes a call up with an input that is new; `input_json` is that input as it was stored."""
+    kept = changes.keep(input_json if input_json is not None else Content(raw.input_json))
+    tool_use = ToolUse(raw.tool_use_id, raw.tool_name, kept, raw.input_hash, raw.parent_tool_use_id)
+    attempt.know(tool_use, ToolCallState.REQUESTED)
+    return tool_use
 
 
 def decision_of(answer: Answer) -> ToolCallDecision:

@@ -195,11 +195,13 @@ class SessionDriver:
             await transaction.confirm(turn)
             possibly_run = []
             for call in await transaction.open_calls(turn.id):
-                running = call.state is ToolCallState.RUNNING
+                use, running = call.tool_use, call.state is ToolCallState.RUNNING
                 if running:
-                    possibly_run.append((call.tool_use.tool_name, call.tool_use.input_json))
+                    possibly_run.append((use.tool_name, use.input_json))
                 state = ToolCallState.POSSIBLY_RUN if running else ToolCallState.ABANDONED
-                changes.tool_call_updates.append(ToolCallUpdate(call.tool_use.tool_use_id, state, ended=True))
+                changes.tool_call_updates.append(
+                    ToolCallUpdate(call.attempt, use.tool_use_id, state, ended=True)
+                )
             earlier = [
                 (answer.tool_name, answer.input, decision_of(answer))
                 for answer in await transaction.answers(turn.id)
@@ -288,7 +290,7 @@ class SessionDriver:
         async with self._ports.store.fenced(self.lease) as transaction:
             attempt.last_sequence = transaction.last_sequence
             for call in await transaction.calls_of(attempt.turn.id, attempt.key.attempt):
-                attempt.calls[call.tool_use.tool_use_id] = call.state
+                attempt.know(call.tool_use, call.state)
                 if call.decision_allowed is not None and not call.ended:
                     verdicts.decided.append((call.tool_use, call.decision_allowed, call.decision_reason))
         await AttemptRunner(self._ports, self._decider, attempt).send(verdicts)

@@ -166,15 +166,18 @@ async def end_turn(
                 turn.id,
             )
     # What this transaction has already made of a call counts, not only what the database had before it.
-    states = {call.tool_use.tool_use_id: call.state for call in await transaction.open_calls(turn.id)}
-    states |= {call.tool_use.tool_use_id: ToolCallState.REQUESTED for call in changes.tool_calls}
-    states |= {update.tool_use_id: update.state for update in changes.tool_call_updates}
-    for tool_use_id, call_state in states.items():
+    open_calls = await transaction.open_calls(turn.id)
+    states = {(call.attempt, call.tool_use.tool_use_id): call.state for call in open_calls}
+    states |= {
+        (call.attempt, call.tool_use.tool_use_id): ToolCallState.REQUESTED for call in changes.tool_calls
+    }
+    states |= {(update.attempt, update.tool_use_id): update.state for update in changes.tool_call_updates}
+    for (attempt, tool_use_id), call_state in states.items():
         if call_state in _OPEN_CALLS:
             left = (
                 ToolCallState.POSSIBLY_RUN if call_state is ToolCallState.RUNNING else ToolCallState.ABANDONED
             )
-            changes.tool_call_updates.append(ToolCallUpdate(tool_use_id, left, ended=True))
+            changes.tool_call_updates.append(ToolCallUpdate(attempt, tool_use_id, left, ended=True))
     changes.end_turn(
         session, turn, state, failure, transaction.now, structured_output_json=structured_output_json
     )
