@@ -191,10 +191,7 @@ class Vault(Protocol):
 
 
 class FileNotWritten(Exception):
-    """The state directory does not take a file; the message is one line for an operator.
-
-    No OSError: within a transaction that would mean that the database is lost.
-    """
+    """The state directory does not take a file; the message is one line for an operator."""
 
 
 class PasswordFile(Protocol):

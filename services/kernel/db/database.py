@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy import exc
@@ -92,6 +92,8 @@ class Database:
     def tenant(self, caller: Caller) -> AbstractAsyncContextManager[AsyncConnection]:
         """One transaction that sees only the caller's rows: commit at the end, rollback on any error.
 
+        An OSError of the block itself passes as it is; one of the connection is told as below.
+
         Raises:
             ServiceError: UNAVAILABLE, DATABASE_UNAVAILABLE or DATABASE_BUSY.
         """
@@ -132,16 +134,23 @@ class Database:
 async def _transaction(
     engine: AsyncEngine, opening: sa.TextClause, parameters: dict[str, str]
 ) -> AsyncIterator[AsyncConnection]:
+    of_files = False
     try:
         connection = await _begin(engine, opening, parameters)
+        driver = _driver_connection(connection)
         try:
             yield connection
             await connection.commit()
+        except OSError:
+            # The driver's own reach us as they are, and end its connection. Others are of what the block does besides:
+            # a full disk, a path that is not to be read.
+            of_files = not driver.is_closed()
+            raise
         finally:
             # Without a commit this rolls back.
             await connection.close()
     except (exc.SQLAlchemyError, OSError) as error:
-        failure = database_failure(error)
+        failure = None if of_files and isinstance(error, OSError) else database_failure(error)
         if failure is None:
             raise
         raise failure from error
@@ -161,6 +170,13 @@ async def _begin(engine: AsyncEngine, opening: sa.TextClause, parameters: dict[s
             continue
         return connection
     raise AssertionError("unreachable")
+
+
+def _driver_connection(connection: AsyncConnection) -> Any:
+    """The `asyncpg.Connection` behind a connection that was started."""
+    if connection.sync_connection is None:
+        raise AssertionError("the connection was not started")
+    return connection.sync_connection.connection.driver_connection
 
 
 def driver_url(url: str) -> sa.URL:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -141,6 +142,23 @@ async def test_a_cancelled_transaction_rolls_back_and_gives_its_connection_back(
         assert await visible(database, caller) == set()
     finally:
         await database.close()
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), ConnectionResetError(), TimeoutError()])
+async def test_what_fails_beside_the_database_is_not_an_outage(database: Database, error: OSError) -> None:
+    with pytest.raises(type(error)) as raised:
+        async with database.system():
+            raise error
+    assert raised.value is error
+
+
+async def test_an_error_of_a_lost_connection_is_an_outage(database: Database) -> None:
+    with pytest.raises(ServiceError) as raised:
+        async with database.system() as connection:
+            assert connection.sync_connection is not None
+            connection.sync_connection.connection.driver_connection.terminate()
+            raise ConnectionResetError("as the driver raises it")
+    assert raised.value.reason == "DATABASE_UNAVAILABLE"
 
 
 async def test_a_wrong_statement_is_not_an_outage(database: Database) -> None:
