@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from services.session.domain.errors import archive_invalid, invalid_request
+from services.session.domain.errors import invalid_request
 
 MAX_DEPTH = 200
 """Directories below each other that are walked."""
@@ -69,13 +69,14 @@ def split(path: str) -> Parts:
     return parts
 
 
-def descend(root: int, parts: Sequence[str], *, create: bool = False) -> int:
+def descend(root: int, parts: Sequence[str], *, create: bool = False, made: list[Parts] | None = None) -> int:
     """Opens a directory below another.
 
     Args:
         root: Descriptor of the directory to begin at.
         parts: The directories, one below the other.
         create: Whether to make those that are missing.
+        made: Where those that were made are noted.
 
     Returns:
         A descriptor; the caller closes it.
@@ -84,10 +85,12 @@ def descend(root: int, parts: Sequence[str], *, create: bool = False) -> int:
         OSError: One of them is not there, or is no directory, or a link.
     """
     here = os.dup(root)
-    for part in parts:
+    for depth, part in enumerate(parts):
         try:
             if create and not _is_there(here, part):
                 os.mkdir(part, 0o755, dir_fd=here)
+                if made is not None:
+                    made.append(tuple(parts[: depth + 1]))
             below = os.open(part, _DIRECTORY, dir_fd=here)
         finally:
             os.close(here)
@@ -95,7 +98,8 @@ def descend(root: int, parts: Sequence[str], *, create: bool = False) -> int:
     return here
 
 
-def _names(directory: int) -> list[str]:
+def names_in(directory: int) -> list[str]:
+    """The names in a directory, sorted."""
     with os.scandir(directory) as found:
         return sorted(entry.name for entry in found)
 
@@ -142,7 +146,7 @@ def walk(root: int) -> Iterator[Entry]:
             continue
         try:
             below = []
-            for name in _names(directory):
+            for name in names_in(directory):
                 status = status_of(directory, name)
                 if status is None:
                     continue
@@ -162,82 +166,13 @@ def size_of(root: int) -> int:
     return sum(entry.status.st_size for entry in walk(root) if stat.S_ISREG(entry.status.st_mode))
 
 
-def merge(source: int, root: int, at: Parts) -> None:
-    """Moves what is in one directory into another, whose files it replaces; checks all of it before it moves anything.
-
-    Args:
-        source: Descriptor of a directory that nobody else changes.
-        root: Descriptor of the directory to merge into.
-        at: Where below `root`; made if it is missing.
-
-    Raises:
-        ServiceError: INVALID_ARGUMENT for `path`, or with ARCHIVE_INVALID: something is in the way.
-    """
-    moves = list(_plan(source, root, at))
-    for parts in moves:
-        below = descend(source, parts[:-1])
-        try:
-            target = descend(root, (*at, *parts[:-1]), create=True)
-            try:
-                os.rename(parts[-1], parts[-1], src_dir_fd=below, dst_dir_fd=target)
-            finally:
-                os.close(target)
-        finally:
-            os.close(below)
-
-
-def _plan(source: int, root: int, at: Parts) -> Iterator[Parts]:
-    """What has to be renamed: files, and directories that are not there yet."""
-    if not _free(root, at):
-        pending: list[Parts] = [()]
-    else:
-        yield from ((name,) for name in _names(source))
-        return
-    while pending:
-        parts = pending.pop()
-        below, target = descend(source, parts), descend(root, (*at, *parts))
-        try:
-            for name in _names(below):
-                there = status_of(target, name)
-                is_directory = stat.S_ISDIR(os.stat(name, dir_fd=below, follow_symlinks=False).st_mode)
-                if there is not None and stat.S_ISDIR(there.st_mode) != is_directory:
-                    raise archive_invalid(
-                        "a directory has the name of something that is none", "/".join((*parts, name))
-                    )
-                if there is not None and is_directory:
-                    pending.append((*parts, name))
-                else:
-                    yield (*parts, name)
-        finally:
-            os.close(below)
-            os.close(target)
-
-
-def _free(root: int, at: Parts) -> bool:
-    """Whether the directory `at` is still to be made."""
-    for depth in range(len(at)):
-        try:
-            here = descend(root, at[:depth])
-        except OSError:
-            raise invalid_request("path", "is no directory of the workspace") from None
-        try:
-            there = status_of(here, at[depth])
-        finally:
-            os.close(here)
-        if there is None:
-            return True
-        if not stat.S_ISDIR(there.st_mode):
-            raise invalid_request("path", "is no directory of the workspace")
-    return False
-
-
 def erase(directory: int) -> None:
     """Removes everything in a directory, however deep: directories are pulled up, none is descended into.
 
     Raises:
         OSError: Something cannot be removed.
     """
-    while names := _names(directory):
+    while names := names_in(directory):
         for name in names:
             _erase_entry(directory, name)
 
@@ -251,7 +186,7 @@ def _erase_entry(directory: int, name: str) -> None:
         return
     below = _open_whatever_its_mode(directory, name)
     try:
-        for inner in _names(below):
+        for inner in names_in(below):
             found = status_of(below, inner)
             if found is not None and stat.S_ISDIR(found.st_mode):
                 _make_mine(below, inner, found)

@@ -26,6 +26,7 @@ from services.session.domain.errors import (
 )
 from services.session.gateways import trees
 from services.session.gateways.archives import Extracted, extract
+from services.session.gateways.merging import merge
 from services.session.gateways.packing import pack
 from services.session.usecases.workspaces import StagedArchive
 
@@ -154,7 +155,7 @@ class Workspaces:
         return digest.hexdigest()
 
     async def merge(self, session_id: UUID, staged: StagedArchive, path: str) -> None:
-        """Moves what was extracted into a workspace; checks everything before it moves anything.
+        """Moves what was extracted into a workspace, all of it or nothing; once only, what was staged is used up.
 
         Args:
             session_id: The session.
@@ -173,11 +174,15 @@ class Workspaces:
         try:
             if trees.size_of(root) + staged.size_bytes > self.limit_bytes:
                 raise workspace_too_large(self.limit_bytes)
-            source = trees.open_root(str(staged.directory))
+            # Goes with the rest of what was staged.
+            replaced = staged.directory.with_name("replaced")
+            replaced.mkdir(0o700)
+            source, aside = trees.open_root(str(staged.directory)), trees.open_root(str(replaced))
             try:
-                trees.merge(source, root, at)
+                merge(source, root, at, aside)
             finally:
                 os.close(source)
+                os.close(aside)
         finally:
             os.close(root)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gzip
 import io
 import os
@@ -209,6 +210,68 @@ async def test_uploads_merge(store: Workspaces, session_id: UUID, here: Path) ->
         "new/place/h": b"4",
         "new/place/i": b"4",
     }
+
+
+def everything(here: Path) -> dict[str, tuple[int, str | bytes]]:
+    """What is there: kind and rights, and content."""
+    return {
+        str(found.relative_to(here)): (
+            found.lstat().st_mode,
+            str(found.readlink()) if found.is_symlink() else found.read_bytes() if found.is_file() else "",
+        )
+        for found in here.rglob("*")
+    }
+
+
+@pytest.mark.parametrize("linked", [True, False])
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [(errno.ENOSPC, None), (errno.ENOTDIR, "ARCHIVE_INVALID"), (errno.ELOOP, "ARCHIVE_INVALID")],
+)
+async def test_an_upload_that_fails_in_the_middle_changes_nothing(
+    store: Workspaces, session_id: UUID, here: Path, monkeypatch: pytest.MonkeyPatch, linked, number, reason
+) -> None:
+    (here / "at" / "d").mkdir(parents=True)
+    (here / "at" / "d" / "old").write_bytes(b"old")
+    (here / "at" / "link").symlink_to("d/old")
+    before = everything(here)
+    archive = tar(("d/new", b"1"), ("d/old", b"2"), ("e/new", b"3"), ("link", b"4"), ("z", b"5"))
+    rename, link = os.rename, os.link
+
+    def failing(on: int) -> None:
+        calls = iter(range(1000))
+
+        def once(*names, **places) -> None:
+            if next(calls) == on:
+                raise OSError(number, "as a disk")
+            rename(*names, **places)
+
+        monkeypatch.setattr(os, "rename", once)
+
+    if not linked:
+
+        def refuse(*_names, **_places) -> None:
+            raise PermissionError(errno.EPERM, "not yours")
+
+        monkeypatch.setattr(os, "link", refuse)
+    for on in range(5 if linked else 7):
+        failing(on)
+        with pytest.raises((OSError, ServiceError)) as raised:
+            await upload(store, session_id, archive, "at")
+        assert getattr(raised.value, "reason", None) == reason
+        assert everything(here) == before
+        # Nor are the directories made on the way to a new place left behind.
+        failing(min(on, 3))
+        with pytest.raises((OSError, ServiceError)):
+            await upload(store, session_id, archive, "new/place")
+        assert everything(here) == before
+        assert leftovers(store, session_id) == []
+    monkeypatch.setattr(os, "rename", rename)
+    monkeypatch.setattr(os, "link", link)
+    await upload(store, session_id, archive, "at")
+    assert (here / "at" / "d" / "old").read_bytes() == b"2"
+    assert (here / "at" / "link").read_bytes() == b"4"
+    assert leftovers(store, session_id) == []
 
 
 async def test_a_workspace_has_a_limit(store: Workspaces, session_id: UUID, here: Path) -> None:

@@ -52,7 +52,10 @@ class WorkspaceServiceServicer:
     """
 
     def UploadWorkspace(self, request_iterator, context):
-        """Extracts an archive into a session's workspace: all of it, or, when anything is wrong with it, nothing.
+        """Extracts an archive into a session's workspace: all of it, or, when anything is wrong with it, nothing. It is
+        received, checked and extracted beside the workspace; then it is moved in, file by file, and what fails on the way
+        is undone. Only if the service's process dies while it moves files is a part of them there, each whole, old or new.
+        An upload that ended without an answer (UNAVAILABLE) may be there or not: repeat it.
         The first message names the session; the archive follows in pieces of any size. Kinds: tar, tar.gz, zip,
         recognised by their content. Regular files, directories, and symbolic links that stay inside the workspace
         are extracted; anything else is refused.

@@ -34,7 +34,10 @@ class WorkspaceServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> WorkspaceServiceAsyncStub: ...
     UploadWorkspace: _grpc.StreamUnaryMultiCallable[_workspace_service_pb2.UploadWorkspaceRequest, _workspace_service_pb2.UploadWorkspaceResponse]
-    """Extracts an archive into a session's workspace: all of it, or, when anything is wrong with it, nothing.
+    """Extracts an archive into a session's workspace: all of it, or, when anything is wrong with it, nothing. It is
+    received, checked and extracted beside the workspace; then it is moved in, file by file, and what fails on the way
+    is undone. Only if the service's process dies while it moves files is a part of them there, each whole, old or new.
+    An upload that ended without an answer (UNAVAILABLE) may be there or not: repeat it.
     The first message names the session; the archive follows in pieces of any size. Kinds: tar, tar.gz, zip,
     recognised by their content. Regular files, directories, and symbolic links that stay inside the workspace
     are extracted; anything else is refused.
@@ -51,7 +54,10 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     UploadWorkspace: _aio.StreamUnaryMultiCallable[_workspace_service_pb2.UploadWorkspaceRequest, _workspace_service_pb2.UploadWorkspaceResponse]  # type: ignore[assignment]
-    """Extracts an archive into a session's workspace: all of it, or, when anything is wrong with it, nothing.
+    """Extracts an archive into a session's workspace: all of it, or, when anything is wrong with it, nothing. It is
+    received, checked and extracted beside the workspace; then it is moved in, file by file, and what fails on the way
+    is undone. Only if the service's process dies while it moves files is a part of them there, each whole, old or new.
+    An upload that ended without an answer (UNAVAILABLE) may be there or not: repeat it.
     The first message names the session; the archive follows in pieces of any size. Kinds: tar, tar.gz, zip,
     recognised by their content. Regular files, directories, and symbolic links that stay inside the workspace
     are extracted; anything else is refused.
@@ -71,7 +77,10 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_workspace_service_pb2.UploadWorkspaceRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_workspace_service_pb2.UploadWorkspaceResponse, _abc.Awaitable[_workspace_service_pb2.UploadWorkspaceResponse]]:
-        """Extracts an archive into a session's workspace: all of it, or, when anything is wrong with it, nothing.
+        """Extracts an archive into a session's workspace: all of it, or, when anything is wrong with it, nothing. It is
+        received, checked and extracted beside the workspace; then it is moved in, file by file, and what fails on the way
+        is undone. Only if the service's process dies while it moves files is a part of them there, each whole, old or new.
+        An upload that ended without an answer (UNAVAILABLE) may be there or not: repeat it.
         The first message names the session; the archive follows in pieces of any size. Kinds: tar, tar.gz, zip,
         recognised by their content. Regular files, directories, and symbolic links that stay inside the workspace
         are extracted; anything else is refused.
