@@ -38,6 +38,7 @@ class Attempt:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     decisions: dict[tuple[str, str], pb.DecideToolRequest] = field(default_factory=dict)
     acknowledged: int = 0
+    forgotten: int = 0
     heartbeats: int = 0
     interrupted: asyncio.Event = field(default_factory=asyncio.Event)
     parked: bool = False
@@ -185,6 +186,8 @@ class ScriptedExecutor(executor_service_pb2_grpc.ExecutorServiceServicer):
     ) -> AsyncIterator[pb.AttachTurnResponse]:
         attempt = self._known(request.fence)
         self.attached += 1
+        if request.after_offset < attempt.forgotten:
+            raise _error(ErrorKind.FAILED_PRECONDITION, "OFFSET_GONE")
         async for item in self._stream(attempt, request.after_offset):
             yield pb.AttachTurnResponse(items=[item])
 

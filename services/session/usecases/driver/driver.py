@@ -5,13 +5,15 @@ What may die, and what happens then:
 * This process, anywhere: the lease runs out, a successor takes it, finds the attempt stored with the turn and attaches
   to it after `applied_offset`. Decisions that were committed but perhaps not sent are sent again.
 * The executor: its restart (another incarnation), its word that it does not know the attempt, or 17 s without a
-  heartbeat prove that the attempt is gone; then there is another one, from the transcript.
+  heartbeat prove that the attempt is gone; then there is another one, from the transcript. An attempt whose items the
+  log has lost (a failover, a restore) is stopped and waited out first.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from datetime import datetime
 
 import structlog
@@ -40,6 +42,7 @@ from services.session.domain.turn_items import (
     TurnItem,
 )
 from services.session.usecases.driver.attempt import Attempt, AttemptRunner, DriverPorts
+from services.session.usecases.driver.breaking import AHEAD, GONE, NO_ROOM, cause_of
 from services.session.usecases.driver.decisions import Decider, Verdicts, decision_of, expire
 from services.session.usecases.driver.ending import end_turn, lose_attempt
 from services.session.usecases.driver.placement import Room, Search
@@ -53,8 +56,6 @@ LOOK_SECONDS = 5.0
 """At most this long between two looks for commands; the pool wakes the driver within a second of one."""
 TOLD_CHARACTERS = 2000
 """Of the result of a call that an earlier attempt has made: enough to go on with."""
-_GONE = frozenset({"ATTEMPT_UNKNOWN", "INCARNATION_MISMATCH", "ATTEMPT_BARRED", "OFFSET_GONE"})
-_NO_ROOM = frozenset({"EXECUTOR_FULL", "DRAINING"})
 
 
 class SessionDriver:
@@ -306,7 +307,7 @@ class SessionDriver:
                 finally:
                     commands.cancel()
         except ExceptionGroup as failures:
-            broken = _cause(failures)
+            broken = cause_of(failures)
         finally:
             # Without heartbeats the executor ends the attempt by itself: so long as nobody follows it, none is sent.
             attempt.connected = False
@@ -327,11 +328,13 @@ class SessionDriver:
         _log.info("item stream broke", reason=error.reason, message=error.message)
         if error.reason == "LEASE_EPOCH_STALE":
             raise LeaseLost(f"the executor has seen a higher epoch than {self.lease.epoch}")
-        if error.reason in _NO_ROOM and turn.state is TurnState.STARTING and turn.applied_offset == 0:
+        if error.reason in NO_ROOM and turn.state is TurnState.STARTING and turn.applied_offset == 0:
             await self._unplace(session, turn)
             await self._search.wait(self._woken)
             return
-        proof = error.reason in _GONE
+        if error.reason == AHEAD:
+            await self._outwait(turn, key)
+        proof = error.reason in GONE or error.reason == AHEAD
         if not proof and error.kind in (ErrorKind.INVALID_ARGUMENT, ErrorKind.FAILED_PRECONDITION):
             refused = Failure("EXECUTOR_REFUSED", f"the executor refused the turn: {error.message}")
             await self._end(session, turn, TurnState.FAILED, refused)
@@ -350,6 +353,18 @@ class SessionDriver:
             await self._ports.feed.publish_events(session.id, written)
             return
         await self._pause()
+
+    async def _outwait(self, turn: DrivenTurn, key: AttemptKey) -> None:
+        """Stops an attempt whose items are lost, and waits until it has certainly ended, heard or not."""
+        async with self._ports.store.fenced(self.lease) as transaction:
+            # It was heard just now, whatever the log says.
+            stopped = Changes(turn={"heartbeat_time": transaction.now})
+            await transaction.commit(turn, stopped, expected_offset=turn.applied_offset)
+        while not await self._silent(turn):
+            self._woken.clear()
+            with suppress(ServiceError):
+                await self._ports.executors.interrupt(key, self.lease.epoch, park=False)
+            await self._pause()
 
     async def _silent(self, turn: DrivenTurn) -> bool:
         """Whether the executor has been without a heartbeat for so long that it has ended the attempt."""
@@ -432,19 +447,3 @@ class SessionDriver:
 def _next_look(*seconds_left: float) -> float:
     """When to look again: when a time is up, and for one that is up already every half second."""
     return min(LOOK_SECONDS, *(max(RETRY_SECONDS, seconds) for seconds in seconds_left))
-
-
-def _cause(group: ExceptionGroup[Exception]) -> ServiceError:
-    """Finds what broke a stream; what is no error of a service is raised on, a lost lease before all else."""
-    lost = group.subgroup(LeaseLost)
-    if lost is not None:
-        raise LeaseLost("the lease was lost while an attempt was followed") from group
-    failures, others = group.split(ServiceError)
-    if failures is None or others is not None:
-        raise group
-    cause: BaseException = failures
-    while isinstance(cause, BaseExceptionGroup):
-        cause = cause.exceptions[0]
-    if not isinstance(cause, ServiceError):
-        raise group
-    return cause

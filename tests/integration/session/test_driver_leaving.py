@@ -1,0 +1,63 @@
+"""How a driver leaves an attempt: with its end acknowledged, or, when the log has lost a part of it, stopped."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+import sqlalchemy as sa
+
+from services.kernel.clock import SystemClock
+from services.session.store import tables
+from services.session.usecases.driver import driver
+
+from .driving import world
+from .scripted_executor import Attempt, ScriptedExecutor
+
+pytestmark = pytest.mark.integration
+
+
+async def test_an_attempt_whose_items_the_log_has_lost_is_stopped_and_waited_out(
+    session_database, monkeypatch
+):
+    monkeypatch.setattr(driver, "HEARTBEAT_GRACE", timedelta(seconds=1.2))
+    began: list[float] = []
+    clock = SystemClock()
+
+    async def play(attempt: Attempt) -> None:
+        began.append(clock.monotonic())
+        attempt.started()
+        if len(began) == 1:
+            attempt.say("a commit that is lost")
+        else:
+            attempt.end("SUCCEEDED")
+
+    async with world(session_database, ScriptedExecutor(play)) as it:
+        session_id = await it.session()
+        turn_id = await it.send(session_id)
+        pool = await it.pool()
+        pool.wake(session_id)
+        (first,) = await it.until(lambda: _runs(it))
+        await it.until(lambda: _all_acknowledged(first))
+        await pool.drain()
+        # As after a failover to an older state, long ago.
+        first.forgotten = first.acknowledged
+        turn = tables.turns.c.id == turn_id
+        await it.change(
+            tables.turns, turn, applied_offset=1, heartbeat_time=sa.text("now() - interval '1 hour'")
+        )
+        lost = clock.monotonic()
+        (await it.pool()).wake(session_id)
+        row = await it.ended(turn_id)
+        assert (row.state, row.attempt, row.lost_attempts) == ("SUCCEEDED", 2, 1)
+        assert first.interrupted.is_set()
+        assert not first.parked
+        assert began[1] - lost > 1.2
+
+
+async def _runs(it):
+    return it.executor.runs
+
+
+async def _all_acknowledged(attempt):
+    return attempt.items and attempt.acknowledged == len(attempt.items)
