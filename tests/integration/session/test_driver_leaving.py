@@ -13,6 +13,7 @@ from services.session.usecases.driver import driver
 
 from .driving import world
 from .scripted_executor import Attempt, ScriptedExecutor
+from .test_driver_faults import greet
 
 pytestmark = pytest.mark.integration
 
@@ -61,3 +62,12 @@ async def _runs(it):
 
 async def _all_acknowledged(attempt):
     return attempt.items and attempt.acknowledged == len(attempt.items)
+
+
+async def test_the_end_of_an_attempt_is_acknowledged(session_database):
+    async with world(session_database, ScriptedExecutor(greet)) as it:
+        session_id = await it.session()
+        turn_id = await it.send(session_id)
+        (await it.pool()).wake(session_id)
+        await it.ended(turn_id)
+        await it.until(lambda: _all_acknowledged(it.executor.runs[0]), 5)

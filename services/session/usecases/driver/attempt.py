@@ -150,8 +150,8 @@ class AttemptRunner:
             turn.applied_offset = offset
         await self.publish(written)
         await self.send(verdicts)
-        if attempt.outcome is None:
-            await self._acknowledge(offset)
+        # The end, too: until then the executor keeps what it has of the attempt.
+        await self._acknowledge(offset)
 
     async def _acknowledge(self, offset: int) -> None:
         # The items are in the database: should this call fail, they are dropped with the next one.
