@@ -26,7 +26,9 @@ class SessionSettings(KernelSettings):
         default=600.0, gt=0, description="How long a process is held while a person is asked."
     )
     session_max_watches_per_user: int = Field(
-        default=200, gt=0, description="How many streams a user may have open on one replica."
+        default=200,
+        gt=0,
+        description="How many streams and waiting calls a user may have open on one replica.",
     )
     session_watch_unread_seconds: float = Field(
         default=120.0, gt=0, description="How long a response of a stream may wait for its reader."

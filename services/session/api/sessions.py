@@ -139,13 +139,15 @@ class SessionServicer(SessionServiceServicer):
         caller = current_caller()
         session_id = UUID(request.session_id)
         sent = SendMessage(session_id, request.message, _policy(request), request.request_id)
-        turn = await self._turns.send(caller, sent)
-        waited = await self._watch.wait(
-            caller,
-            session_id,
-            turn.id,
-            request.wait_seconds if request.HasField("wait_seconds") else None,
-        )
+        # Before the message is taken: a refusal must not have started a turn.
+        with self._watch.place(caller, request):
+            turn = await self._turns.send(caller, sent)
+            waited = await self._watch.wait(
+                caller,
+                session_id,
+                turn.id,
+                request.wait_seconds if request.HasField("wait_seconds") else None,
+            )
         calls, _ = await page(
             caller,
             ("QuerySession", session_id, turn.id),
@@ -175,12 +177,14 @@ class SessionServicer(SessionServiceServicer):
 
     async def WaitTurn(self, request: pb.WaitTurnRequest, context: Any) -> pb.WaitTurnResponse:
         """Waits for a turn."""
-        waited = await self._watch.wait(
-            current_caller(),
-            UUID(request.session_id),
-            UUID(request.turn_id),
-            request.wait_seconds if request.HasField("wait_seconds") else None,
-        )
+        caller = current_caller()
+        with self._watch.place(caller, request):
+            waited = await self._watch.wait(
+                caller,
+                UUID(request.session_id),
+                UUID(request.turn_id),
+                request.wait_seconds if request.HasField("wait_seconds") else None,
+            )
         return pb.WaitTurnResponse(
             turn=mapping.turn(waited.turn),
             permission_requests=map(mapping.permission_request, waited.permission_requests),

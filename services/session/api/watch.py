@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from typing import Any
 from uuid import UUID
 
@@ -25,6 +25,15 @@ class WatchApi:
         self._watching = watching
         self._waiting = waiting
         self._unread_seconds = unread_seconds
+
+    def place(
+        self, caller: Caller, request: pb.WaitTurnRequest | pb.QuerySessionRequest
+    ) -> AbstractContextManager[None]:
+        """Counts a call that may wait as one of the caller's; one that only looks, or a service's, is not counted."""
+        looks = request.HasField("wait_seconds") and request.wait_seconds == 0
+        if looks or current_service() is not None:
+            return nullcontext()
+        return self._watching.place(caller.user_id)
 
     async def wait(self, caller: Caller, session_id: UUID, turn_id: UUID, wait_seconds: int | None) -> Waited:
         """Waits for a turn."""

@@ -166,12 +166,12 @@ def watcher_too_slow() -> ServiceError:
 
 
 def too_many_watches(limit: int) -> ServiceError:
-    """RESOURCE_EXHAUSTED: the user has `limit` watches open on this replica already."""
+    """RESOURCE_EXHAUSTED: the user has `limit` streams and waiting calls open on this replica already."""
     return ServiceError(
         ErrorKind.RESOURCE_EXHAUSTED,
         reason="TOO_MANY_WATCHES",
         domain=DOMAIN,
-        message=f"{limit} streams of this user are open already; close one",
+        message=f"{limit} streams or waiting calls of this user are open already; close one",
         metadata={"limit": str(limit)},
         retry_after_seconds=5.0,
     )

@@ -68,6 +68,7 @@ class GateEvent:
         content_bytes: Then its size in bytes of UTF-8.
         begins_attempt: The turn and the number of an attempt that it begins.
         ends_turn: The turn that it ends.
+        asks_in_turn: The turn in which it asks a person.
     """
 
     sequence: int
@@ -80,6 +81,7 @@ class GateEvent:
     content_bytes: int = 0
     begins_attempt: tuple[UUID, int] | None = None
     ends_turn: UUID | None = None
+    asks_in_turn: UUID | None = None
 
 
 class NeedRead(Exception):

@@ -61,5 +61,7 @@ def gate_event(item: session_service_pb2.WatchItem) -> GateEvent:
             )
         case "turn_ended":
             return GateEvent(event.sequence, item, size, ends_turn=turn_id)
+        case "permission_requested":
+            return GateEvent(event.sequence, item, size, asks_in_turn=turn_id)
         case _:
             return GateEvent(event.sequence, item, size)

@@ -9,9 +9,16 @@ from uuid import UUID
 from services.kernel.clock import Clock
 from services.kernel.identity import Caller
 from services.session.domain.entities import PermissionRequest, Turn
-from services.session.domain.gate import Delta
+from services.session.domain.gate import Delta, GateEvent
 from services.session.domain.states import TurnState
-from services.session.usecases.ports import DrainFrame, Frame, SessionStore, WatchFeedPort
+from services.session.usecases.ports import (
+    DrainFrame,
+    EventsFrame,
+    Frame,
+    HeadFrame,
+    SessionStore,
+    WatchFeedPort,
+)
 from services.session.usecases.queue import placed
 
 LOOK_SECONDS = 15.0
@@ -26,6 +33,7 @@ class Waited:
     turn: Turn
     permission_requests: list[PermissionRequest]
     now: datetime
+    last_sequence: int
 
 
 class Waiting:
@@ -54,11 +62,12 @@ class Waiting:
         async with self._feed.subscribe(session_id) as subscription:
             while True:
                 waited = await self._look(caller, session_id, turn_id)
+                told = _Told(turn_id, waited.last_sequence)
                 left = end - self._clock.monotonic()
                 if waited.turn.state.final or waited.permission_requests or left <= 0:
                     return waited
                 frames: list[Frame] = []
-                while left > 0 and not (subscription.overflowed or any(_tells(frame) for frame in frames)):
+                while left > 0 and not (subscription.overflowed or any(map(told.of_an_end, frames))):
                     frames = await subscription.take(min(left, LOOK_SECONDS))
                     left = end - self._clock.monotonic()
                 # What was lost may have been the turn's end: it is looked at again.
@@ -68,7 +77,8 @@ class Waiting:
 
     async def _look(self, caller: Caller, session_id: UUID, turn_id: UUID) -> Waited:
         async with self._store.begin(caller) as transaction:
-            await transaction.get_session(session_id)
+            # Before the turn: what is written meanwhile is told again.
+            session = await transaction.get_session(session_id)
             turn = await transaction.get_turn(session_id, turn_id)
             questions: list[PermissionRequest] = []
             if turn.state is TurnState.WAITING:
@@ -78,9 +88,29 @@ class Waiting:
                 questions = [question for question in pending if question.turn_id == turn_id]
             now = await transaction.now()
         (turn,) = await placed(self._store, [turn])
-        return Waited(turn, questions, now)
+        return Waited(turn, questions, now, session.last_sequence)
 
 
-def _tells(frame: Frame) -> bool:
-    """Whether a frame may have changed a turn; deltas do not."""
-    return not isinstance(frame, Delta)
+class _Told:
+    """What somebody who waits has heard of since they looked: most of it does not end the waiting."""
+
+    def __init__(self, turn_id: UUID, sequence: int) -> None:
+        self._turn_id = turn_id
+        self._sequence = sequence
+
+    def of_an_end(self, frame: Frame) -> bool:
+        """Whether the turn may have ended, or a person be asked, or this must end: by the frame, or by one missing."""
+        match frame:
+            case Delta():
+                return False
+            case HeadFrame():
+                return frame.sequence > self._sequence
+            case EventsFrame():
+                matters = [self._matters(event) for event in frame.events]
+                return any(matters)
+        return True
+
+    def _matters(self, event: GateEvent) -> bool:
+        missing = event.sequence > self._sequence + 1
+        self._sequence = max(self._sequence, event.sequence)
+        return missing or self._turn_id in (event.ends_turn, event.asks_in_turn)

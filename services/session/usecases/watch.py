@@ -90,7 +90,7 @@ class Watching:
             clock: For times.
             contents: Texts that are too large for the log.
             as_gate_event: Makes items of events.
-            max_per_user: How many streams a user may have open here.
+            max_per_user: How many streams and waiting calls a user may have open here.
         """
         self._store = store
         self._feed = feed
@@ -114,13 +114,18 @@ class Watching:
             ServiceError: as documented at SessionService.WatchSession.
         """
         await self.check(caller, request.session_id)
-        with self._place(caller.user_id) if counted else nullcontext():
+        with self.place(caller.user_id) if counted else nullcontext():
             async with aclosing(self._watch(caller, request)) as batches:
                 async for batch in batches:
                     yield batch
 
     @contextmanager
-    def _place(self, user_id: UUID) -> Iterator[None]:
+    def place(self, user_id: UUID) -> Iterator[None]:
+        """Counts a stream, or a call that waits, as one of the user's while the block runs.
+
+        Raises:
+            ServiceError: RESOURCE_EXHAUSTED with TOO_MANY_WATCHES.
+        """
         if self._open[user_id] >= self._max_per_user:
             raise too_many_watches(self._max_per_user)
         self._open[user_id] += 1

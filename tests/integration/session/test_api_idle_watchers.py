@@ -61,10 +61,18 @@ async def test_a_user_has_so_many_streams_and_no_more(narrow: Serving):
     call = watch(client, session_id)
     await call.read()
     assert await reason(watch(client, session_id)) == "RESOURCE_EXHAUSTED TOO_MANY_WATCHES"
+    # Whoever waits for a turn takes a place, too, and is refused before the message is taken.
+    ask = pb.QuerySessionRequest(session_id=session_id, message="greet")
+    assert await reason(client.sessions.QuerySession(ask)) == "RESOURCE_EXHAUSTED TOO_MANY_WATCHES"
+    (turn,) = (await client.sessions.ListTurns(pb.ListTurnsRequest(session_id=session_id))).turns
+    wait = pb.WaitTurnRequest(session_id=session_id, turn_id=turn.id)
+    assert await reason(client.sessions.WaitTurn(wait)) == "RESOURCE_EXHAUSTED TOO_MANY_WATCHES"
+    wait.wait_seconds = 0
+    assert (await client.sessions.WaitTurn(wait)).turn == turn
     # Other users have places of their own, and other calls are not concerned.
     theirs = (await other.session()).id
     assert await reason(watch(other, theirs, cursor={"sequence": 10**6})) == "INVALID_ARGUMENT CURSOR_AHEAD"
-    await client.talk(session_id)
+    await client.send(session_id, "greet")
 
     call.cancel()
     await narrow.until(lambda: admitted(client, session_id))

@@ -167,6 +167,54 @@ async def test_who_waits_for_a_turn_learns_of_an_end_that_an_overflow_swallowed(
     assert waited.turn.state is TurnState.SUCCEEDED
 
 
+@dataclass
+class Counting(Log):
+    """Counts how often the turn is looked at."""
+
+    looks: int = 0
+
+    async def get_turn(self, session_id: UUID, turn_id: UUID) -> Any:
+        self.looks += 1
+        return await super().get_turn(session_id, turn_id)
+
+
+TURN = uuid4()
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        EventsFrame((GateEvent(8, "end", ends_turn=TURN),), 0),
+        EventsFrame((GateEvent(8, "question", asks_in_turn=TURN),), 0),
+        EventsFrame((GateEvent(9, "one is missing"),), 0),
+        HeadFrame(8),
+        DrainFrame(),
+    ],
+)
+async def test_who_waits_looks_only_when_the_waiting_may_be_over(last: Frame):
+    log, feed = Counting(), Feed([])
+    waits = Waiting(cast(Any, log), cast(Any, feed), SystemClock())
+    waiting = asyncio.create_task(waits.wait(CALLER, SESSION, TURN, 60))
+    await asyncio.wait_for(log.looked.wait(), 5)
+    (subscription,) = feed.subscriptions
+    for frame in (
+        EventsFrame(
+            (GateEvent(5, "seen"), GateEvent(6, "a message"), GateEvent(7, "other", ends_turn=uuid4())), 0
+        ),
+        HeadFrame(7),
+        Delta(KEY, 0, "x", False, 7),
+    ):
+        subscription.offer(frame)
+        while subscription._frames:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert log.looks == 1
+    log.turn = TurnState.SUCCEEDED
+    subscription.offer(last)
+    await asyncio.wait_for(waiting, 5)
+    assert log.looks == 2
+
+
 @pytest.mark.parametrize("so_far", [None, Delta(KEY, 0, "done", False, 2)])
 async def test_what_was_said_before_the_cursor_and_comes_late_is_not_said_again(so_far: Delta | None):
     log = Log(events=[GateEvent(sequence, "event") for sequence in range(1, 5)])

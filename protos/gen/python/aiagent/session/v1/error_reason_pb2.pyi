@@ -126,7 +126,8 @@ class ErrorReason(_message.Message):
         Example: {"reason": "ATTEMPT_SUPERSEDED", "metadata": {"attempt": "1"}}.
         """
         TOO_MANY_WATCHES: ErrorReason._Reason.ValueType  # 24
-        """The caller has as many streams of `WatchSession` open on this replica as are allowed; close one.
+        """The caller has as many streams of `WatchSession` and calls that wait for a turn open on this replica as are
+        allowed; close one.
         Example: {"reason": "TOO_MANY_WATCHES", "metadata": {"limit": "200"}}.
         """
 
@@ -228,7 +229,8 @@ class ErrorReason(_message.Message):
     Example: {"reason": "ATTEMPT_SUPERSEDED", "metadata": {"attempt": "1"}}.
     """
     TOO_MANY_WATCHES: ErrorReason.Reason.ValueType  # 24
-    """The caller has as many streams of `WatchSession` open on this replica as are allowed; close one.
+    """The caller has as many streams of `WatchSession` and calls that wait for a turn open on this replica as are
+    allowed; close one.
     Example: {"reason": "TOO_MANY_WATCHES", "metadata": {"limit": "200"}}.
     """
 

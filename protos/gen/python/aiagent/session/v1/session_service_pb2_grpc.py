@@ -180,6 +180,8 @@ class SessionServiceServicer:
     def QuerySession(self, request, context):
         """Sends a message and waits: for the end of the turn, for a question to a person, or for `wait_seconds`,
         whichever is first. The turn goes on whatever becomes of this call.
+
+        Errors: as SendMessage; RESOURCE_EXHAUSTED with TOO_MANY_WATCHES, before the message is taken.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -194,6 +196,8 @@ class SessionServiceServicer:
 
     def WaitTurn(self, request, context):
         """Waits for the end of a turn, for a question to a person, or for `wait_seconds`, whichever is first.
+
+        Errors: RESOURCE_EXHAUSTED with TOO_MANY_WATCHES.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -223,7 +227,8 @@ class SessionServiceServicer:
         TOKEN_EXPIRED when the token expires, with UNAVAILABLE DRAINING or RESOURCE_EXHAUSTED WATCHER_TOO_SLOW where
         resuming is all that is needed, with NOT_FOUND SESSION_DELETED when the session is deleted.
 
-        Errors: RESOURCE_EXHAUSTED with TOO_MANY_WATCHES when the caller has too many of these streams open.
+        Errors: RESOURCE_EXHAUSTED with TOO_MANY_WATCHES when the caller has too many of these streams, or of calls
+        that wait, open.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -63,11 +63,16 @@ class SessionServiceStub:
     QuerySession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.QuerySessionRequest, _session_service_pb2.QuerySessionResponse]
     """Sends a message and waits: for the end of the turn, for a question to a person, or for `wait_seconds`,
     whichever is first. The turn goes on whatever becomes of this call.
+
+    Errors: as SendMessage; RESOURCE_EXHAUSTED with TOO_MANY_WATCHES, before the message is taken.
     """
     GetTurn: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.GetTurnRequest, _session_pb2.Turn]
     """Returns a turn."""
     WaitTurn: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.WaitTurnRequest, _session_service_pb2.WaitTurnResponse]
-    """Waits for the end of a turn, for a question to a person, or for `wait_seconds`, whichever is first."""
+    """Waits for the end of a turn, for a question to a person, or for `wait_seconds`, whichever is first.
+
+    Errors: RESOURCE_EXHAUSTED with TOO_MANY_WATCHES.
+    """
     ListTurns: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.ListTurnsRequest, _session_service_pb2.ListTurnsResponse]
     """Lists a session's turns, the newest first."""
     InterruptTurn: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.InterruptTurnRequest, _session_pb2.Turn]
@@ -83,7 +88,8 @@ class SessionServiceStub:
     TOKEN_EXPIRED when the token expires, with UNAVAILABLE DRAINING or RESOURCE_EXHAUSTED WATCHER_TOO_SLOW where
     resuming is all that is needed, with NOT_FOUND SESSION_DELETED when the session is deleted.
 
-    Errors: RESOURCE_EXHAUSTED with TOO_MANY_WATCHES when the caller has too many of these streams open.
+    Errors: RESOURCE_EXHAUSTED with TOO_MANY_WATCHES when the caller has too many of these streams, or of calls
+    that wait, open.
     """
     ListMessages: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.ListMessagesRequest, _session_service_pb2.ListMessagesResponse]
     """Lists a session's messages in order."""
@@ -128,11 +134,16 @@ class SessionServiceAsyncStub(SessionServiceStub):
     QuerySession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.QuerySessionRequest, _session_service_pb2.QuerySessionResponse]  # type: ignore[assignment]
     """Sends a message and waits: for the end of the turn, for a question to a person, or for `wait_seconds`,
     whichever is first. The turn goes on whatever becomes of this call.
+
+    Errors: as SendMessage; RESOURCE_EXHAUSTED with TOO_MANY_WATCHES, before the message is taken.
     """
     GetTurn: _aio.UnaryUnaryMultiCallable[_session_service_pb2.GetTurnRequest, _session_pb2.Turn]  # type: ignore[assignment]
     """Returns a turn."""
     WaitTurn: _aio.UnaryUnaryMultiCallable[_session_service_pb2.WaitTurnRequest, _session_service_pb2.WaitTurnResponse]  # type: ignore[assignment]
-    """Waits for the end of a turn, for a question to a person, or for `wait_seconds`, whichever is first."""
+    """Waits for the end of a turn, for a question to a person, or for `wait_seconds`, whichever is first.
+
+    Errors: RESOURCE_EXHAUSTED with TOO_MANY_WATCHES.
+    """
     ListTurns: _aio.UnaryUnaryMultiCallable[_session_service_pb2.ListTurnsRequest, _session_service_pb2.ListTurnsResponse]  # type: ignore[assignment]
     """Lists a session's turns, the newest first."""
     InterruptTurn: _aio.UnaryUnaryMultiCallable[_session_service_pb2.InterruptTurnRequest, _session_pb2.Turn]  # type: ignore[assignment]
@@ -148,7 +159,8 @@ class SessionServiceAsyncStub(SessionServiceStub):
     TOKEN_EXPIRED when the token expires, with UNAVAILABLE DRAINING or RESOURCE_EXHAUSTED WATCHER_TOO_SLOW where
     resuming is all that is needed, with NOT_FOUND SESSION_DELETED when the session is deleted.
 
-    Errors: RESOURCE_EXHAUSTED with TOO_MANY_WATCHES when the caller has too many of these streams open.
+    Errors: RESOURCE_EXHAUSTED with TOO_MANY_WATCHES when the caller has too many of these streams, or of calls
+    that wait, open.
     """
     ListMessages: _aio.UnaryUnaryMultiCallable[_session_service_pb2.ListMessagesRequest, _session_service_pb2.ListMessagesResponse]  # type: ignore[assignment]
     """Lists a session's messages in order."""
@@ -232,6 +244,8 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_session_service_pb2.QuerySessionResponse, _abc.Awaitable[_session_service_pb2.QuerySessionResponse]]:
         """Sends a message and waits: for the end of the turn, for a question to a person, or for `wait_seconds`,
         whichever is first. The turn goes on whatever becomes of this call.
+
+        Errors: as SendMessage; RESOURCE_EXHAUSTED with TOO_MANY_WATCHES, before the message is taken.
         """
 
     @_abc_1.abstractmethod
@@ -248,7 +262,10 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _session_service_pb2.WaitTurnRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_session_service_pb2.WaitTurnResponse, _abc.Awaitable[_session_service_pb2.WaitTurnResponse]]:
-        """Waits for the end of a turn, for a question to a person, or for `wait_seconds`, whichever is first."""
+        """Waits for the end of a turn, for a question to a person, or for `wait_seconds`, whichever is first.
+
+        Errors: RESOURCE_EXHAUSTED with TOO_MANY_WATCHES.
+        """
 
     @_abc_1.abstractmethod
     def ListTurns(
@@ -282,7 +299,8 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         TOKEN_EXPIRED when the token expires, with UNAVAILABLE DRAINING or RESOURCE_EXHAUSTED WATCHER_TOO_SLOW where
         resuming is all that is needed, with NOT_FOUND SESSION_DELETED when the session is deleted.
 
-        Errors: RESOURCE_EXHAUSTED with TOO_MANY_WATCHES when the caller has too many of these streams open.
+        Errors: RESOURCE_EXHAUSTED with TOO_MANY_WATCHES when the caller has too many of these streams, or of calls
+        that wait, open.
         """
 
     @_abc_1.abstractmethod
