@@ -31,6 +31,7 @@ from services.kernel.grpc import (
     MethodPolicy,
     build_server,
     open_channel,
+    replicas,
     services,
     user_or_services,
 )
@@ -199,7 +200,7 @@ async def build(settings: SessionSettings) -> SessionService:
     executors = ExecutorGateway(
         configured, tokens, registered=ExecutorRegistry(redis).targets, connect=connect
     )
-    auth = open_channel(targets(settings.auth_targets)[0], signer=None, audience="auth")
+    auth = auth_channel(settings.auth_targets)
     pool = DriverPool(
         DriverPorts(
             store=queries,
@@ -248,7 +249,7 @@ async def build(settings: SessionSettings) -> SessionService:
             ),
         ],
         policies=POLICIES,
-        users=JwksVerifier(_key_set(auth)),
+        users=JwksVerifier(key_set(auth)),
         services=ServiceTokenVerifier(settings.trusted_keys(), "session"),
         reflect=settings.reflection,
         drain=drain,
@@ -273,7 +274,20 @@ async def migrate(settings: SessionSettings) -> str:
     return f"schema {SCHEMA} is at {await upgrade(url.get_secret_value(), SCHEMA, _MIGRATIONS)}"
 
 
-def _key_set(channel: grpc.aio.Channel) -> Callable[[], Awaitable[JwksDocument]]:
+def auth_channel(addresses: str) -> grpc.aio.Channel:
+    """Opens a channel to all replicas of auth, of which one that answers is enough; `addresses` as in the settings."""
+    return open_channel(
+        replicas(targets(addresses)),
+        signer=None,
+        audience="auth",
+        balanced=True,
+        # Nothing is asked of it here but its keys.
+        repeatable=[auth_service_pb2.DESCRIPTOR.services_by_name["AuthService"].full_name],
+    )
+
+
+def key_set(channel: grpc.aio.Channel) -> Callable[[], Awaitable[JwksDocument]]:
+    """Reads the keys of access tokens from auth."""
     stub = auth_service_pb2_grpc.AuthServiceStub(channel)
 
     async def fetch() -> JwksDocument:
