@@ -130,6 +130,13 @@ def workspace_too_large(limit_bytes: int) -> ServiceError:
     )
 
 
+def storage_full() -> ServiceError:
+    """RESOURCE_EXHAUSTED: the disk of workspaces or large texts is full, or its quota is."""
+    return _error(
+        ErrorKind.RESOURCE_EXHAUSTED, "STORAGE_FULL", "the service's storage is full; ask who operates it"
+    )
+
+
 def workspace_busy() -> ServiceError:
     """FAILED_PRECONDITION: a turn or another upload is writing the workspace."""
     return _error(ErrorKind.FAILED_PRECONDITION, "WORKSPACE_BUSY", "the workspace is being written")

@@ -13,6 +13,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from services.session.domain.errors import content_not_found
+from services.session.gateways.storage import told_when_full
 
 _CHUNK_BYTES = 256 * 1024
 
@@ -29,8 +30,13 @@ class BlobStore:
         return f"{self._root}/{session_id}/{content_id}"
 
     async def put(self, session_id: UUID, content_id: UUID, data: bytes) -> None:
-        """Stores `data` durably before it returns; under another name first, so that no reader sees half of it."""
-        await asyncio.to_thread(self._put, self._path(session_id, content_id), data)
+        """Stores `data` durably before it returns; under another name first, so that no reader sees half of it.
+
+        Raises:
+            ServiceError: RESOURCE_EXHAUSTED with STORAGE_FULL.
+        """
+        with told_when_full():
+            await asyncio.to_thread(self._put, self._path(session_id, content_id), data)
 
     def _put(self, path: str, data: bytes) -> None:
         if isinstance(self._files, LocalFileSystem):

@@ -28,6 +28,7 @@ from services.session.gateways import trees
 from services.session.gateways.archives import Extracted, extract
 from services.session.gateways.merging import merge
 from services.session.gateways.packing import pack
+from services.session.gateways.storage import told_when_full
 from services.session.usecases.workspaces import StagedArchive
 
 # Packing and extracting, which take long, in threads of their own: the others must not wait for them.
@@ -54,8 +55,13 @@ class Workspaces:
         return str(self._root / str(session_id))
 
     async def create(self, session_id: UUID) -> None:
-        """Makes an empty workspace."""
-        await asyncio.to_thread(Path(self.path(session_id)).mkdir, 0o700, True, True)
+        """Makes an empty workspace.
+
+        Raises:
+            ServiceError: RESOURCE_EXHAUSTED with STORAGE_FULL.
+        """
+        with told_when_full():
+            await asyncio.to_thread(Path(self.path(session_id)).mkdir, 0o700, True, True)
 
     async def delete(self, session_id: UUID) -> None:
         """Removes a workspace; nothing there is no error. What resists is logged, and tried again at the next start."""
@@ -103,7 +109,8 @@ class Workspaces:
         """Runs work in a thread, to its end: a cancelled caller is let go only when nothing works on files any more."""
         running = asyncio.get_running_loop().run_in_executor(self._threads, partial(work, *arguments))
         try:
-            return await asyncio.shield(running)
+            with told_when_full():
+                return await asyncio.shield(running)
         except asyncio.CancelledError:
             while not running.done():
                 try:
@@ -120,7 +127,8 @@ class Workspaces:
         """Receives an archive and extracts it into a directory of its own, which is there until the block ends.
 
         Raises:
-            ServiceError: INVALID_ARGUMENT with ARCHIVE_INVALID; RESOURCE_EXHAUSTED with WORKSPACE_TOO_LARGE.
+            ServiceError: INVALID_ARGUMENT with ARCHIVE_INVALID; RESOURCE_EXHAUSTED with WORKSPACE_TOO_LARGE
+                or STORAGE_FULL.
         """
         place = Path(await self._run(tempfile.mkdtemp, "", _UPLOAD, self._root))
         try:
@@ -164,7 +172,8 @@ class Workspaces:
 
         Raises:
             ServiceError: INVALID_ARGUMENT for `path`, or with ARCHIVE_INVALID: something is in the way;
-                RESOURCE_EXHAUSTED with WORKSPACE_TOO_LARGE.
+                RESOURCE_EXHAUSTED with WORKSPACE_TOO_LARGE
+                or STORAGE_FULL.
         """
         await self._run(self._merge, session_id, staged, path)
 

@@ -226,7 +226,12 @@ def everything(here: Path) -> dict[str, tuple[int, str | bytes]]:
 @pytest.mark.parametrize("linked", [True, False])
 @pytest.mark.parametrize(
     ("number", "reason"),
-    [(errno.ENOSPC, None), (errno.ENOTDIR, "ARCHIVE_INVALID"), (errno.ELOOP, "ARCHIVE_INVALID")],
+    [
+        (errno.ENOSPC, "STORAGE_FULL"),
+        (errno.EACCES, None),
+        (errno.ENOTDIR, "ARCHIVE_INVALID"),
+        (errno.ELOOP, "ARCHIVE_INVALID"),
+    ],
 )
 async def test_an_upload_that_fails_in_the_middle_changes_nothing(
     store: Workspaces, session_id: UUID, here: Path, monkeypatch: pytest.MonkeyPatch, linked, number, reason

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -10,8 +11,18 @@ from uuid import uuid4
 
 import pytest
 
-from services.kernel.errors import ServiceError
+from services.kernel.errors import ErrorKind, ServiceError
 from services.session.gateways.blobs import BlobStore
+
+
+async def test_a_full_disk_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ServiceError) as refusal:
+        await BlobStore(f"file://{tmp_path}").put(uuid4(), uuid4(), b"text")
+    assert (refusal.value.kind, refusal.value.reason) == (ErrorKind.RESOURCE_EXHAUSTED, "STORAGE_FULL")
 
 
 class Disk:

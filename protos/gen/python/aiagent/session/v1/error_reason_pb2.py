@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%aiagent/session/v1/error_reason.proto\x12\x12\x61iagent.session.v1\"\xc8\x04\n\x0b\x45rrorReason\"\xb8\x04\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x13\n\x0fINVALID_REQUEST\x10\x01\x12\x15\n\x11REQUEST_ID_REUSED\x10\x02\x12\x15\n\x11SESSION_NOT_FOUND\x10\x03\x12\x12\n\x0eTURN_NOT_FOUND\x10\x04\x12 \n\x1cPERMISSION_REQUEST_NOT_FOUND\x10\x05\x12\x15\n\x11\x43ONTENT_NOT_FOUND\x10\x06\x12\x19\n\x15SESSION_STATE_INVALID\x10\x07\x12\x10\n\x0cSESSION_BUSY\x10\x08\x12\x13\n\x0fTURN_QUEUE_FULL\x10\t\x12\x0e\n\nTURN_ENDED\x10\n\x12\x1f\n\x1bPERMISSION_REQUEST_RESOLVED\x10\x0b\x12\x13\n\x0f\x41RCHIVE_INVALID\x10\x0c\x12\x17\n\x13WORKSPACE_TOO_LARGE\x10\r\x12\x10\n\x0c\x43URSOR_AHEAD\x10\x0e\x12\x11\n\rTOKEN_EXPIRED\x10\x0f\x12\x14\n\x10WATCHER_TOO_SLOW\x10\x10\x12\x0c\n\x08\x44RAINING\x10\x11\x12\x11\n\rETAG_MISMATCH\x10\x12\x12\x13\n\x0fSESSION_DELETED\x10\x13\x12\x14\n\x10ROLE_NOT_ALLOWED\x10\x14\x12\x12\n\x0eWORKSPACE_BUSY\x10\x15\x12\x1c\n\x18TRANSCRIPT_TOKEN_INVALID\x10\x16\x12\x16\n\x12\x41TTEMPT_SUPERSEDED\x10\x17\x12\x14\n\x10TOO_MANY_WATCHES\x10\x18\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%aiagent/session/v1/error_reason.proto\x12\x12\x61iagent.session.v1\"\xda\x04\n\x0b\x45rrorReason\"\xca\x04\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x13\n\x0fINVALID_REQUEST\x10\x01\x12\x15\n\x11REQUEST_ID_REUSED\x10\x02\x12\x15\n\x11SESSION_NOT_FOUND\x10\x03\x12\x12\n\x0eTURN_NOT_FOUND\x10\x04\x12 \n\x1cPERMISSION_REQUEST_NOT_FOUND\x10\x05\x12\x15\n\x11\x43ONTENT_NOT_FOUND\x10\x06\x12\x19\n\x15SESSION_STATE_INVALID\x10\x07\x12\x10\n\x0cSESSION_BUSY\x10\x08\x12\x13\n\x0fTURN_QUEUE_FULL\x10\t\x12\x0e\n\nTURN_ENDED\x10\n\x12\x1f\n\x1bPERMISSION_REQUEST_RESOLVED\x10\x0b\x12\x13\n\x0f\x41RCHIVE_INVALID\x10\x0c\x12\x17\n\x13WORKSPACE_TOO_LARGE\x10\r\x12\x10\n\x0c\x43URSOR_AHEAD\x10\x0e\x12\x11\n\rTOKEN_EXPIRED\x10\x0f\x12\x14\n\x10WATCHER_TOO_SLOW\x10\x10\x12\x0c\n\x08\x44RAINING\x10\x11\x12\x11\n\rETAG_MISMATCH\x10\x12\x12\x13\n\x0fSESSION_DELETED\x10\x13\x12\x14\n\x10ROLE_NOT_ALLOWED\x10\x14\x12\x12\n\x0eWORKSPACE_BUSY\x10\x15\x12\x1c\n\x18TRANSCRIPT_TOKEN_INVALID\x10\x16\x12\x16\n\x12\x41TTEMPT_SUPERSEDED\x10\x17\x12\x14\n\x10TOO_MANY_WATCHES\x10\x18\x12\x10\n\x0cSTORAGE_FULL\x10\x19\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,7 +32,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'aiagent.session.v1.error_re
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ERRORREASON']._serialized_start=62
-  _globals['_ERRORREASON']._serialized_end=646
+  _globals['_ERRORREASON']._serialized_end=664
   _globals['_ERRORREASON_REASON']._serialized_start=78
-  _globals['_ERRORREASON_REASON']._serialized_end=646
+  _globals['_ERRORREASON_REASON']._serialized_end=664
 # @@protoc_insertion_point(module_scope)

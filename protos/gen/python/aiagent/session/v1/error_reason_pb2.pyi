@@ -130,6 +130,10 @@ class ErrorReason(_message.Message):
         allowed; close one.
         Example: {"reason": "TOO_MANY_WATCHES", "metadata": {"limit": "200"}}.
         """
+        STORAGE_FULL: ErrorReason._Reason.ValueType  # 25
+        """The disk of the service, or its quota there, is full; nothing was written.
+        Example: {"reason": "STORAGE_FULL"}.
+        """
 
     class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
         """The reasons."""
@@ -232,6 +236,10 @@ class ErrorReason(_message.Message):
     """The caller has as many streams of `WatchSession` and calls that wait for a turn open on this replica as are
     allowed; close one.
     Example: {"reason": "TOO_MANY_WATCHES", "metadata": {"limit": "200"}}.
+    """
+    STORAGE_FULL: ErrorReason.Reason.ValueType  # 25
+    """The disk of the service, or its quota there, is full; nothing was written.
+    Example: {"reason": "STORAGE_FULL"}.
     """
 
     def __init__(

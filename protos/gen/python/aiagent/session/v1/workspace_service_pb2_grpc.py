@@ -60,7 +60,7 @@ class WorkspaceServiceServicer:
         recognised by their content. Regular files, directories, and symbolic links that stay inside the workspace
         are extracted; anything else is refused.
 
-        Errors: INVALID_ARGUMENT with ARCHIVE_INVALID; RESOURCE_EXHAUSTED with WORKSPACE_TOO_LARGE;
+        Errors: INVALID_ARGUMENT with ARCHIVE_INVALID; RESOURCE_EXHAUSTED with WORKSPACE_TOO_LARGE or STORAGE_FULL;
         FAILED_PRECONDITION with WORKSPACE_BUSY while a turn runs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -42,7 +42,7 @@ class WorkspaceServiceStub:
     recognised by their content. Regular files, directories, and symbolic links that stay inside the workspace
     are extracted; anything else is refused.
 
-    Errors: INVALID_ARGUMENT with ARCHIVE_INVALID; RESOURCE_EXHAUSTED with WORKSPACE_TOO_LARGE;
+    Errors: INVALID_ARGUMENT with ARCHIVE_INVALID; RESOURCE_EXHAUSTED with WORKSPACE_TOO_LARGE or STORAGE_FULL;
     FAILED_PRECONDITION with WORKSPACE_BUSY while a turn runs.
     """
     DownloadWorkspace: _grpc.UnaryStreamMultiCallable[_workspace_service_pb2.DownloadWorkspaceRequest, _workspace_service_pb2.DownloadWorkspaceResponse]
@@ -62,7 +62,7 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     recognised by their content. Regular files, directories, and symbolic links that stay inside the workspace
     are extracted; anything else is refused.
 
-    Errors: INVALID_ARGUMENT with ARCHIVE_INVALID; RESOURCE_EXHAUSTED with WORKSPACE_TOO_LARGE;
+    Errors: INVALID_ARGUMENT with ARCHIVE_INVALID; RESOURCE_EXHAUSTED with WORKSPACE_TOO_LARGE or STORAGE_FULL;
     FAILED_PRECONDITION with WORKSPACE_BUSY while a turn runs.
     """
     DownloadWorkspace: _aio.UnaryStreamMultiCallable[_workspace_service_pb2.DownloadWorkspaceRequest, _workspace_service_pb2.DownloadWorkspaceResponse]  # type: ignore[assignment]
@@ -85,7 +85,7 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         recognised by their content. Regular files, directories, and symbolic links that stay inside the workspace
         are extracted; anything else is refused.
 
-        Errors: INVALID_ARGUMENT with ARCHIVE_INVALID; RESOURCE_EXHAUSTED with WORKSPACE_TOO_LARGE;
+        Errors: INVALID_ARGUMENT with ARCHIVE_INVALID; RESOURCE_EXHAUSTED with WORKSPACE_TOO_LARGE or STORAGE_FULL;
         FAILED_PRECONDITION with WORKSPACE_BUSY while a turn runs.
         """
 
