@@ -134,7 +134,7 @@ def _unusable(part: Mapping[str, Any], whole: Mapping[str, Any]) -> str | None:
 
 
 def _broken(pattern: str) -> bool:
-    """Whether a pattern is none in any dialect: the validator's is JavaScript's, and what Python alone refuses passes."""
+    """Whether a pattern is none in any dialect: the validator's is JavaScript's; others pass."""
     try:
         re.compile(pattern)
     except re.error as error:
