@@ -26,6 +26,7 @@ from services.kernel.identity import ServiceTokenSigner, ServiceTokenVerifier
 from services.kernel.ids import new_id
 from services.kernel.redis import open_redis
 from services.kernel.settings import targets
+from services.kernel.supervision import supervise
 
 _log = structlog.get_logger(__name__)
 
@@ -59,11 +60,14 @@ class ExecutorService:
         if orphans:
             _log.warning("agents of a killed executor were ended", count=orphans)
         await self._gateway.start()
-        loops = [self._turns.watch()]
+        loops = {"turns": self._turns.watch}
         await self._server.start()
         if self._registration is not None:
-            loops.append(self._registration.keep())
-        self._loops = [asyncio.create_task(loop, context=detached()) for loop in loops]
+            loops["registration"] = self._registration.keep
+        self._loops = [
+            asyncio.create_task(supervise(name, loop, SystemClock()), context=detached())
+            for name, loop in loops.items()
+        ]
 
     async def drain(self, grace_seconds: float) -> None:
         """Takes no more turns; those that run get half of the time to end, and go on at the next start otherwise."""

@@ -65,8 +65,12 @@ _PRICES: Final = {
     "claude-3": Price(3, 15),
 }
 _BY_LENGTH: Final = sorted(_PRICES, key=len, reverse=True)
-_UNKNOWN: Final = Price(10, 50)
-"""No model that is sold today is dearer: a budget stops an unknown one too early rather than too late."""
+_UNKNOWN: Final = Price(
+    max(price.input for price in _PRICES.values()),
+    max(price.output for price in _PRICES.values()),
+    fast=max(price.fast for price in _PRICES.values()),
+)
+"""No model of the list is dearer: a budget stops an unknown one too early rather than too late."""
 
 
 @dataclass(frozen=True, slots=True)

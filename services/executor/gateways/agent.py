@@ -44,6 +44,7 @@ from services.executor.usecases.ports import (
 )
 from services.kernel.clock import SystemClock
 from services.kernel.context import about, detached
+from services.kernel.supervision import BACKGROUND_FAILURES
 
 _log = structlog.get_logger(__name__)
 CONNECT_SECONDS = 60.0
@@ -285,7 +286,10 @@ class ClaudeAgent:
             self._alive = False
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            for result in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(result, Exception):
+                    BACKGROUND_FAILURES.labels("agent").inc()
+                    _log.error("an agent is not looked after any more, and ends", exc_info=result)
 
     async def _bound_memory(self, process: AgentProcess) -> None:
         """Kills the agent when it holds more memory than it may: its neighbours must not pay for it."""

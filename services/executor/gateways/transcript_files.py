@@ -20,7 +20,7 @@ from claude_agent_sdk import project_key_for_directory
 from services.executor.domain.transcripts import METADATA, Entry, Namer
 
 _log = structlog.get_logger(__name__)
-MAX_BYTES = 512 * 1024 * 1024
+MAX_BYTES = 64 * 1024 * 1024
 """What is read of one conversation at most."""
 _SUBPATH = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}){0,7}")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -105,8 +105,9 @@ class Attempt:
         if isinstance(item, AttemptEnded):
             item = replace(self._as_told(item), spent=self._settle())
         size = _size(item)
-        # The end is always taken: it lets go of everything else.
-        while self._bytes + size > BUFFER_BYTES and self._items and not isinstance(item, AttemptEnded):
+        # The end is always taken: it lets go of everything else. So is an account, which is not told again.
+        waits = not isinstance(item, AttemptEnded | Spent)
+        while waits and self._bytes + size > BUFFER_BYTES and self._items:
             await self._changed.wait()
             if self._over():
                 return

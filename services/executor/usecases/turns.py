@@ -89,6 +89,7 @@ class Turns:
         self.max_live_clients = max_live_clients
         self._idle_seconds = idle_seconds
         self._live: dict[UUID, _Live] = {}
+        self._leaving: dict[asyncio.Task[None], UUID] = {}
         self._attempts: dict[tuple[UUID, int], Attempt] = {}
         self._barred: OrderedDict[tuple[UUID, int], None] = OrderedDict()
         self._epochs: OrderedDict[UUID, int] = OrderedDict()
@@ -141,12 +142,12 @@ class Turns:
             raise errors.attempt_barred()
         if self._draining:
             raise errors.draining()
-        place, reused, replaced = self._place(request)
+        place, reused = self._place(request)
         self._bar(key)
         attempt = self._attempts[key] = Attempt(request, self._clock, place.agent.settle)
         place.attempt = attempt
         task = asyncio.create_task(
-            self._run(place, attempt, reused, replaced),
+            self._run(place, attempt, reused, self._before(request.session_id)),
             name=f"turn-{request.turn_id}",
             context=_about(request),
         )
@@ -154,18 +155,16 @@ class Turns:
         task.add_done_callback(self._tasks.discard)
         return attempt
 
-    def _place(self, request: TurnRequest) -> tuple[_Live, bool, list[Agent]]:
-        """Finds a place for the turn's agent; returns it, whether its agent goes on, and agents to end before."""
-        replaced: list[Agent] = []
+    def _place(self, request: TurnRequest) -> tuple[_Live, bool]:
+        """Finds a place for the turn's agent; returns it, and whether its agent goes on."""
         live = self._live.get(request.session_id)
         if live is not None:
             if live.attempt is not None:
                 # Another attempt of the session is still ending: its place is not free before it has.
                 raise errors.executor_full(self.max_live_clients)
             if live.agent.alive and live.agent.fits(request):
-                return live, True, replaced
-            replaced.append(live.agent)
-            del self._live[request.session_id]
+                return live, True
+            self._leave(request.session_id)
         elif len(self._live) >= self.max_live_clients:
             idle = [
                 (place.idle_since, session_id)
@@ -174,11 +173,32 @@ class Turns:
             ]
             if not idle:
                 raise errors.executor_full(self.max_live_clients)
-            replaced.append(self._live.pop(min(idle)[1]).agent)
+            self._leave(min(idle)[1])
         place = self._live[request.session_id] = _Live(
             self._factory.make(request.session_id), None, self._clock.monotonic()
         )
-        return place, False, replaced
+        return place, False
+
+    def _leave(self, session_id: UUID) -> asyncio.Task[None]:
+        """Stops an agent and gives its place away."""
+        agent = self._live.pop(session_id).agent
+        loop = asyncio.get_running_loop()
+        task = asyncio.Task(
+            agent.stop(), loop=loop, name="agent-leaving", context=detached(), eager_start=True
+        )
+        self._leaving[task] = session_id
+        task.add_done_callback(self._left)
+        return task
+
+    def _left(self, task: asyncio.Task[None]) -> None:
+        del self._leaving[task]
+        self._done(task)
+
+    def _before(self, session_id: UUID) -> list[asyncio.Task[None]]:
+        """Agents that must have gone before one of a session starts: those in its home and workspace, and, where all
+        places are taken, those whose places it may take."""
+        full = len(self._live) + len(self._leaving) > self.max_live_clients
+        return [task for task, left in self._leaving.items() if full or left == session_id]
 
     def known(self, fence: Fence) -> Attempt:
         """Finds an attempt, or bars it for good.
@@ -259,13 +279,15 @@ class Turns:
             FAULTS.labels("task").inc()
             _log.error("a task failed", exc_info=error)
 
-    async def _run(self, live: _Live, attempt: Attempt, reused: bool, replaced: list[Agent]) -> None:
+    async def _run(
+        self, live: _Live, attempt: Attempt, reused: bool, before: list[asyncio.Task[None]]
+    ) -> None:
         agent = live.agent
         end: AttemptEnded | None = None
         try:
-            for old in replaced:
-                await old.stop()
             if not reused:
+                if before:
+                    await asyncio.wait(before)
                 async with self._starts:
                     if attempt.stopping is None:
                         await agent.start(attempt.request)
@@ -286,8 +308,9 @@ class Turns:
             live.idle_since = self._clock.monotonic()
             if not agent.alive or attempt.stopping is not None:
                 if self._live.get(attempt.request.session_id) is live:
-                    del self._live[attempt.request.session_id]
-                await agent.stop()
+                    await asyncio.wait([self._leave(attempt.request.session_id)])
+                else:
+                    await agent.stop()
 
     async def _stop(self, attempt: Attempt) -> None:
         """Lets the agent stop by itself for a moment, then kills it. Whatever fails, agent and attempt are ended."""
@@ -354,8 +377,7 @@ class Turns:
         attempt = live.attempt
         if attempt is None:
             if now - live.idle_since > self._idle_seconds or not live.agent.alive:
-                del self._live[session_id]
-                self._spawn(live.agent.stop())
+                self._leave(session_id)
         elif attempt.ended or live.killed:
             return
         elif now - attempt.heard >= DRIVER_SILENCE_SECONDS:
@@ -396,6 +418,8 @@ class Turns:
                 await live.attempt.emit(self._stopped(Outcome.LOST))
         await asyncio.gather(*(live.agent.stop() for live in self._live.values()), return_exceptions=True)
         self._live.clear()
+        if self._leaving:
+            await asyncio.wait(list(self._leaving))
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -92,6 +92,8 @@ class ScriptedAgent:
         self.alive = False
         self.starts = self.stops = self.kills = 0
         self.interrupt_hangs = False
+        self.may_stop = asyncio.Event()
+        self.may_stop.set()
         self.fails: set[str] = set()
         self.interrupted = asyncio.Event()
         self.stopped = asyncio.Event()
@@ -141,6 +143,7 @@ class ScriptedAgent:
         self.alive = False
         self.stops += 1
         self.stopped.set()
+        await self.may_stop.wait()
 
 
 class ScriptedAgents:

@@ -182,6 +182,16 @@ async def test_the_end_is_taken_even_when_the_buffer_is_full(attempt: Attempt):
     assert isinstance((await read_all(attempt))[-1].item, AttemptEnded)
 
 
+async def test_an_account_is_taken_even_when_the_buffer_is_full(attempt: Attempt):
+    spent = Spent(Usage(1, 1), 0.5, 1)
+    await attempt.emit(ToolResult("1", "x" * BUFFER_BYTES, False))
+    telling = asyncio.create_task(attempt.emit(spent))
+    await asyncio.sleep(0)
+    await attempt.emit(AttemptEnded(Outcome.LOST))
+    await telling
+    assert [numbered.item for numbered in await read_all(attempt)][1] == spent
+
+
 async def test_large_items_come_in_batches_of_their_own(attempt: Attempt):
     for number in range(3):
         await attempt.emit(BlockCompleted(number, False, "x" * 700_000, "m", ""))

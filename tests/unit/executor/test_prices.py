@@ -31,8 +31,9 @@ MILLION = 1_000_000
         ("claude-3-5-haiku-20241022", CallUsage(MILLION), 0.8),
         ("claude-haiku-5-5", CallUsage(100_000, 100_000), 0.06),
         ("claude-haiku-5-5", CallUsage(1, 100_000, 100_000), 0.255),
-        ("somebody-elses-model", CallUsage(MILLION, MILLION), 60.0),
-        ("", CallUsage(MILLION), 10.0),
+        ("somebody-elses-model", CallUsage(MILLION, MILLION), 90.0),
+        ("somebody-elses-model", CallUsage(MILLION, fast=True), 90.0),
+        ("", CallUsage(MILLION), 15.0),
         ("claude-sonnet-4-5", CallUsage(), 0.0),
     ],
 )

@@ -210,6 +210,27 @@ async def test_idle_agents_are_closed_after_a_while(bench: Bench):
     assert bench.agents.made[0].stops == 1
 
 
+@pytest.mark.parametrize("sessions", [1, PLACES], ids=["of its session", "whose place it takes"])
+async def test_an_agent_starts_only_when_the_one_before_has_gone(bench: Bench, sessions: int):
+    requests = [a_request() for _ in range(sessions)]
+    for request in requests:
+        await bench.to_end(bench.begin(request))
+    for agent in bench.agents.made:
+        agent.may_stop.clear()
+    await bench.seconds(IDLE_SECONDS + 1)
+    assert bench.turns.counts() == (0, 0, [])
+    again = requests[0] if sessions == 1 else a_request()
+    follower = a_request(again.session_id)
+    attempt = bench.begin(follower)
+    await bench.seconds(2, attempt)
+    leaving, new = bench.agents.made[0], bench.agents.made[-1]
+    assert (leaving.stops, new.starts) == (1, 0), "two at once in one home, or more than there are places for"
+    for agent in bench.agents.made:
+        agent.may_stop.set()
+    assert (await bench.to_end(attempt)).outcome is Outcome.SUCCEEDED
+    assert new.starts == 1
+
+
 async def test_a_dead_agent_ends_its_attempt_with_the_reason(bench: Bench):
     bench.agents.plays = [die]
     ended = await bench.to_end(bench.begin())

@@ -41,7 +41,11 @@ BAD = [
     ({"$ref": "#/definitions/b", "definitions": {"a": {}}}, "", "itself"),
     ({"$ref": "#named"}, "", "itself"),
     ({"$ref": "#"}, "", "itself alone"),
-    ({"properties": {"a": {"$ref": "#/$defs/b"}}, "$defs": {"b": {"$ref": "#/$defs/b"}}}, ".properties.a", "alone"),
+    (
+        {"properties": {"a": {"$ref": "#/$defs/b"}}, "$defs": {"b": {"$ref": "#/$defs/b"}}},
+        ".properties.a",
+        "alone",
+    ),
     ({"type": "string"}, "", "an object"),
     ({"$ref": "#/$defs/a", "$defs": {"a": {"type": ["array"]}}}, "", "an object"),
     ({"properties": {"a": {"pattern": "("}}}, ".properties.a", "regular expression"),

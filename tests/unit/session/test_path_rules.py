@@ -146,7 +146,14 @@ def test_a_rule_that_disallows_a_path_means_what_lies_there(rule, tool, tool_inp
 
 @pytest.mark.parametrize(
     "path",
-    [".git/config", ".GIT/hooks/post-checkout", "sub/.git/config", ".claude/settings.json", ".mcp.json", "a/.envrc"],
+    [
+        ".git/config",
+        ".GIT/hooks/post-checkout",
+        "sub/.git/config",
+        ".claude/settings.json",
+        ".mcp.json",
+        "a/.envrc",
+    ],
 )
 def test_to_edit_what_makes_programs_run_things_is_asked_for(path):
     assert decide("Write", {"file_path": path}) is Verdict.ASK
