@@ -7,7 +7,9 @@ goes on from the total that it finds beside the transcript, which another machin
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
@@ -23,7 +25,11 @@ TOKENS: Final = Counter(
     ("model", "kind"),
     registry=registry,
 )
+MOST_CALLS: Final = 16
+"""Calls of one turn that may be under way: each holds its request in memory."""
 _MOST_LINE_BYTES: Final = 8 * 1024 * 1024
+_MAX_TOKENS: Final = re.compile(rb'"max_tokens"\s*:\s*([0-9]{1,9})')
+_BYTES_PER_TOKEN: Final = 3
 _DIGITS: Final = 6
 """Of a dollar, as the session service keeps them: parts that are rounded alike add up to the whole."""
 
@@ -44,6 +50,7 @@ class Account:
         self._cost_usd = 0.0
         self._model_calls = 0
         self._told = Spent()
+        self._freed = asyncio.Event()
         self.refused = False
         self.closed = False
 
@@ -53,15 +60,38 @@ class Account:
             self.refused = True
         return not self.closed and not self.refused
 
-    def begin(self, model: str, label: str, abort: Callable[[], None]) -> MeteredCall:
+    async def admit(self, most_usd: float) -> bool:
+        """Whether another call may be made, after waiting for those under way as far as they may use up the budget.
+
+        A call alone is made as long as anything is left: nobody knows before what it costs. Beside others it is made
+        when the budget has room for the most that all of them may cost.
+
+        Args:
+            most_usd: What the call may cost at most; see `most_usd`.
+        """
+        while self.admits():
+            if not self._calls or (len(self._calls) < MOST_CALLS and self._room(most_usd)):
+                return True
+            self._freed = asyncio.Event()
+            await self._freed.wait()
+        return False
+
+    def _room(self, most_usd: float) -> bool:
+        return not self._budget_usd or self._cost_usd + self._reserved() + most_usd <= self._budget_usd
+
+    def _reserved(self) -> float:
+        return sum(max(call.most_usd, cost_usd(call.model, call.usage)) for call in self._calls)
+
+    def begin(self, model: str, label: str, abort: Callable[[], None], most_usd: float = 0.0) -> MeteredCall:
         """Opens a call.
 
         Args:
             model: The model that is asked for; the answer's word counts more.
             label: What metrics call it.
             abort: Ends the call: the turn is over.
+            most_usd: What it may cost at most.
         """
-        call = MeteredCall(self, model, label, abort)
+        call = MeteredCall(self, model, label, abort, most_usd)
         self._calls.add(call)
         return call
 
@@ -71,6 +101,7 @@ class Account:
             return
         booked = self._sum({call})
         self._calls.discard(call)
+        self._freed.set()
         self._usage, self._cost_usd, self._model_calls = booked.usage, booked.cost_usd, booked.model_calls
 
     def take(self) -> Spent | None:
@@ -80,6 +111,7 @@ class Account:
     def close(self) -> Spent:
         """Ends the turn, and what it has under way; returns what has not been taken yet."""
         self.closed = True
+        self._freed.set()
         rest = self._tell(self._sum(self._calls))
         for call in list(self._calls):
             self.book(call)
@@ -116,9 +148,12 @@ class MeteredCall:
     Attributes:
         model: Whose price it has.
         abort: Ends it.
+        most_usd: What it may cost at most.
     """
 
-    def __init__(self, account: Account, model: str, label: str, abort: Callable[[], None]) -> None:
+    def __init__(
+        self, account: Account, model: str, label: str, abort: Callable[[], None], most_usd: float
+    ) -> None:
         """Use `Account.begin`."""
         self._account = account
         self._label = label
@@ -127,8 +162,10 @@ class MeteredCall:
         self._pieces = 0
         self._whole = False
         self._done = False
+        self._document = False
         self.model = model
         self.abort = abort
+        self.most_usd = most_usd
 
     @property
     def answered(self) -> bool:
@@ -143,8 +180,15 @@ class MeteredCall:
             return usage
         return _usage({**self._reported, "output_tokens": self._pieces})
 
+    def expect_document(self) -> None:
+        """Says that the answer is one JSON document: it may have its usage on any of its lines."""
+        self._document = True
+
     def feed(self, chunk: bytes) -> None:
         """Takes the next piece of the answer, before the agent has it."""
+        if self._document:
+            self._rest += chunk if len(self._rest) < _MOST_LINE_BYTES else b""
+            return
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         for line in lines:
             self._line(line)
@@ -180,6 +224,17 @@ class MeteredCall:
         TOKENS.labels(self._label, "output").inc(used.output_tokens)
         TOKENS.labels(self._label, "cache_read").inc(used.cache_read_tokens)
         TOKENS.labels(self._label, "cache_write").inc(used.cache_write_tokens)
+
+
+def most_usd(model: str, body: bytes) -> float:
+    """What a call may cost at most, roughly: all of its request as new input, and as much output as it asks for.
+
+    Args:
+        model: As the request names it.
+        body: The request.
+    """
+    output = max((int(found) for found in _MAX_TOKENS.findall(body)), default=0)
+    return cost_usd(model, CallUsage(len(body) // _BYTES_PER_TOKEN, output))
 
 
 def _usage(reported: Mapping[str, Any]) -> CallUsage:

@@ -8,6 +8,7 @@ as such, and keeps for whoever asks why the turn failed.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -24,14 +25,14 @@ from aiohttp import web
 from prometheus_client import Counter
 
 from services.executor.gateways import model_refusals
-from services.executor.gateways.metering import Account, MeteredCall
+from services.executor.gateways.metering import MOST_CALLS, Account, MeteredCall, most_usd
 from services.executor.gateways.model_refusals import Refusal
 from services.kernel.telemetry import registry
 
 _log = structlog.get_logger(__name__)
 # What an agent needs. With the key behind the gateway, more would be the account's files, batches and other users.
 _SERVED = re.compile(r"HEAD /|POST /v1/messages(/count_tokens)?|GET /v1/models(/[A-Za-z0-9._-]+)?")
-_MAX_REQUEST_BYTES = 64 * 1024 * 1024
+_MAX_REQUEST_BYTES = 32 * 1024 * 1024
 _HOP_BY_HOP = frozenset(
     {
         "connection",
@@ -45,6 +46,9 @@ _HOP_BY_HOP = frozenset(
     }
     | {"authorization", "x-api-key", "content-length", "content-encoding", "accept-encoding"}
 )
+
+# Of an answer the agent gets what it reads: the others tell whose key it is, and what is left of its limits.
+_ANSWERED = frozenset({"content-type", "request-id", "retry-after", "retry-after-ms", "x-should-retry"})
 
 Offline = Callable[[web.Request, dict[str, Any], Callable[[bytes], None]], Awaitable[web.StreamResponse]]
 
@@ -79,6 +83,7 @@ class ModelGateway:
         self._offline = offline
         self._tokens: dict[str, Refusal | None] = {}
         self._accounts: dict[str, Account] = {}
+        self._slots: dict[str, asyncio.Semaphore] = {}
         self._runner: web.AppRunner | None = None
         self._client: aiohttp.ClientSession | None = None
 
@@ -86,6 +91,7 @@ class ModelGateway:
         """Makes a token for an agent."""
         token = f"agent-{secrets.token_urlsafe(24)}"
         self._tokens[token] = None
+        self._slots[token] = asyncio.Semaphore(MOST_CALLS)
         return token
 
     def open_account(self, token: str, budget_usd: float = 0.0) -> Account:
@@ -111,6 +117,7 @@ class ModelGateway:
         """Ends a token."""
         self._tokens.pop(token, None)
         self._accounts.pop(token, None)
+        self._slots.pop(token, None)
 
     async def start(self) -> None:
         """Listens."""
@@ -145,17 +152,25 @@ class ModelGateway:
             return _error(404, "not_found_error", "the gateway serves messages, and nothing else of the API")
         if request.method != "POST" and self._offline is not None:
             return web.json_response({})
-        body = await request.read()
-        if request.method != "POST" or request.path.endswith("/count_tokens"):
-            return await self._answer(request, body, None)
-        label = _model(body)
+        # Before the body is read: each is held in memory until it is answered.
+        async with self._slots[_token(request)]:
+            return await self._call(request, await request.read())
+
+    async def _call(self, request: web.Request, body: bytes) -> web.StreamResponse:
         account = self._accounts.get(_token(request))
-        if account is None or not account.admits():
+        counted = request.method == "POST" and not request.path.endswith("/count_tokens")
+        label, model = _model(body), model_refusals.asked_model(body)
+        dearest = most_usd(model, body)
+        admitted = account is not None and (await account.admit(dearest) if counted else not account.closed)
+        if account is None or not admitted:
             answer = _error(*_NOTHING_LEFT) if account is not None and account.refused else _error(*_NO_TURN)
             answer.headers.update([model_refusals.NO_RETRY])
-            CALLS.labels(label, str(answer.status)).inc()
+            if counted:
+                CALLS.labels(label, str(answer.status)).inc()
             return answer
-        call = account.begin(model_refusals.asked_model(body), label, partial(_abort, request))
+        if not counted:
+            return await self._answer(request, body, None)
+        call = account.begin(model, label, partial(_abort, request), dearest)
         try:
             answered = await self._answer(request, body, call)
         finally:
@@ -166,25 +181,25 @@ class ModelGateway:
     async def _answer(
         self, request: web.Request, body: bytes, call: MeteredCall | None
     ) -> web.StreamResponse:
-        seen = call.feed if call is not None else _unseen
         if self._offline is not None:
             try:
                 asked = json.loads(body)
-            except ValueError:
+            except (ValueError, RecursionError):
                 return _error(400, "invalid_request_error", "the body is not JSON")
+            seen = call.feed if call is not None else _unseen
             answer = await self._offline(request, asked, seen)
             if isinstance(answer, web.Response) and isinstance(answer.body, bytes):
                 seen(answer.body)
                 self._judge(request, answer, body, answer.body)
             return answer
         try:
-            return await self._forward(request, body, seen)
+            return await self._forward(request, body, call)
         except (aiohttp.ClientError, TimeoutError) as error:
             _log.warning("model API cannot be reached", error=type(error).__name__)
             return _error(502, "api_error", "the model API cannot be reached")
 
     async def _forward(
-        self, request: web.Request, body: bytes, seen: Callable[[bytes], None]
+        self, request: web.Request, body: bytes, call: MeteredCall | None
     ) -> web.StreamResponse:
         if self._client is None:
             raise AssertionError("not started")
@@ -196,8 +211,11 @@ class ModelGateway:
         ) as upstream:
             answer = web.StreamResponse(status=upstream.status)
             for name, value in upstream.headers.items():
-                if name.lower() not in _HOP_BY_HOP:
+                if name.lower() in _ANSWERED:
                     answer.headers[name] = value
+            if call is not None and upstream.content_type != "text/event-stream":
+                call.expect_document()
+            seen = call.feed if call is not None else _unseen
             if upstream.status in model_refusals.FINAL_STATUSES:
                 # A mistaken key would be tried for minutes.
                 answer.headers.update([model_refusals.NO_RETRY])

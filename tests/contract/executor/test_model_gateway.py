@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from services.executor.domain.items import Usage
 from services.executor.gateways.model_gateway import ModelGateway
 from services.kernel.telemetry import registry
 
@@ -54,6 +55,7 @@ class Upstream:
         headers = {
             "content-type": self.kind,
             "request-id": "req_1",
+            "anthropic-organization-id": "org-of-the-key",
             "location": "http://elsewhere/",
         }
         if not self.breaks and not self.cut_at:
@@ -121,6 +123,8 @@ async def test_the_agents_token_is_swapped_for_the_key(keeping: ModelGateway, up
     assert "authorization" not in lower
     assert lower["anthropic-version"] == "2023-06-01"
     assert token not in str(seen)
+    assert headers["request-id"] == "req_1"
+    assert "org-of-the-key" not in str(headers), "whose key it is, is not the agent's to know"
     assert KEY not in str(headers) + body.decode()
 
 
@@ -161,6 +165,26 @@ async def test_each_turn_has_an_account_and_without_a_turn_nothing_is_asked(
         assert (status, headers["x-should-retry"]) == (403, "false")
     assert [(spent.usage.input_tokens, spent.usage.output_tokens) for spent in costs] == [(7, 2)] * 2
     assert len(upstream.requests) == 4
+
+
+async def test_tokens_are_counted_for_turns_only(keeping: ModelGateway, upstream: Upstream):
+    token = keeping.admit()
+    assert (await ask(keeping, token, path="/v1/messages/count_tokens"))[0] == 403
+    account = keeping.open_account(token)
+    assert (await ask(keeping, token, path="/v1/messages/count_tokens"))[0] == 200
+    account.close()
+    assert (await ask(keeping, token, path="/v1/messages/count_tokens"))[0] == 403
+    assert len(upstream.requests) == 1
+
+
+async def test_an_answer_that_is_no_stream_is_on_the_account(keeping: ModelGateway, upstream: Upstream):
+    token = keeping.admit()
+    account = keeping.open_account(token)
+    upstream.kind = "application/json"
+    answer = {"type": "message", "usage": {"input_tokens": 70, "output_tokens": 2}}
+    upstream.answer = json.dumps(answer, indent=1).encode()
+    await ask(keeping, token)
+    assert account.close().usage == Usage(70, 2)
 
 
 async def test_a_budget_that_is_spent_lets_no_call_through(keeping: ModelGateway, upstream: Upstream):

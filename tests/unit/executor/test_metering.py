@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
 
 from services.executor.domain.items import Spent, Usage
-from services.executor.gateways.metering import Account, MeteredCall
+from services.executor.gateways.metering import MOST_CALLS, Account, MeteredCall, most_usd
 
 pytestmark = pytest.mark.unit
 MODEL = "claude-sonnet-4-5"
@@ -39,8 +40,8 @@ class Calls:
         self.account = Account(budget_usd)
         self.aborted = 0
 
-    def begin(self, *pieces: bytes, model: str = MODEL) -> MeteredCall:
-        call = self.account.begin(model, "other", self._abort)
+    def begin(self, *pieces: bytes, model: str = MODEL, most: float = 0.0) -> MeteredCall:
+        call = self.account.begin(model, "other", self._abort, most)
         for said in pieces:
             call.feed(said)
         return call
@@ -147,3 +148,58 @@ def test_a_budget_knows_of_calls_that_are_under_way():
 def test_without_a_budget_nothing_is_refused(calls: Calls):
     calls.make(start(100_000_000), end(1_000_000))
     assert calls.account.admits()
+
+
+async def waits(calls: Calls, most: float) -> asyncio.Task[bool]:
+    """Asks for one more call, which has to wait."""
+    asking = asyncio.create_task(calls.account.admit(most))
+    await asyncio.sleep(0)
+    assert not asking.done()
+    return asking
+
+
+async def test_calls_side_by_side_do_not_outspend_the_budget_together():
+    calls = Calls(budget_usd=0.01)
+    assert await calls.account.admit(0.1), "one alone may be made while anything is left"
+    first = calls.begin(most=0.006)
+    assert await calls.account.admit(0.004)
+    asking = await waits(calls, 0.005)
+    first.feed(start(10) + end(10))
+    assert await asking
+    calls.begin(most=0.005)
+    asking = await waits(calls, 0.006)
+    calls.account.close()
+    assert not await asking
+    assert not calls.account.refused
+
+
+async def test_a_budget_that_others_use_up_is_refused_to_who_waits():
+    calls = Calls(budget_usd=0.01)
+    first = calls.begin(most=0.01)
+    asking = await waits(calls, 0.001)
+    first.feed(start(1000) + end(1000))
+    assert not await asking
+    assert calls.account.refused
+
+
+async def test_so_many_calls_at_once_and_no_more(calls: Calls):
+    made = [calls.begin() for _ in range(MOST_CALLS)]
+    asking = await waits(calls, 0.0)
+    made[3].done()
+    assert await asking
+
+
+def test_a_call_may_cost_what_it_sends_and_all_that_it_asks_for():
+    body = b'{"max_tokens": 1000, "messages": "%s"}' % (b"x" * 300_000)
+    assert most_usd(MODEL, body) == pytest.approx(0.315, rel=0.01)
+
+
+def test_a_document_has_its_usage_wherever_it_stands(calls: Calls):
+    call = calls.begin()
+    call.expect_document()
+    usage = {"input_tokens": 1000, "output_tokens": 9}
+    answer = json.dumps({"type": "message", "model": MODEL, "usage": usage}, indent=2)
+    for at in range(0, len(answer), 7):
+        call.feed(answer[at : at + 7].encode())
+    call.done()
+    assert calls.account.take() == Spent(Usage(1000, 9), 0.003135, 1)

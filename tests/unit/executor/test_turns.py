@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from uuid import UUID, uuid4
 
@@ -11,27 +10,19 @@ import pytest
 import structlog
 
 from services.executor.domain.items import (
-    AgentStarted,
     AttemptEnded,
     Decision,
     DecisionNeeded,
     Outcome,
 )
-from services.executor.usecases.attempt import Attempt
-from services.executor.usecases.ports import TurnRequest
 from services.executor.usecases.turns import (
     DRIVER_SILENCE_SECONDS,
     STOP_SECONDS,
     TIMEOUT_GRACE_SECONDS,
-    Fence,
-    Turns,
 )
 from services.kernel.errors import ServiceError
-from services.kernel.testing import FakeClock
 
 from .scripted_agent import (
-    Play,
-    ScriptedAgents,
     a_request,
     ask_once,
     die,
@@ -39,68 +30,9 @@ from .scripted_agent import (
     hear_nothing,
     work_for_ever,
 )
+from .turns_bench import IDLE_SECONDS, Bench, refused, started
 
 pytestmark = pytest.mark.unit
-IDLE_SECONDS = 300.0
-PLACES = 2
-
-
-class Bench:
-    """An executor's turns with scripted agents and a clock that is moved by hand."""
-
-    def __init__(self, *plays: Play) -> None:
-        self.clock = FakeClock()
-        self.agents = ScriptedAgents(*plays)
-        self.turns = Turns(
-            self.agents,
-            incarnation=uuid4(),
-            clock=self.clock,
-            max_live_clients=PLACES,
-            idle_seconds=IDLE_SECONDS,
-        )
-        self.watch = asyncio.create_task(self.turns.watch())
-
-    def fence(self, request: TurnRequest, epoch: int = 1) -> Fence:
-        return Fence(request.session_id, request.turn_id, request.attempt, epoch, self.turns.incarnation)
-
-    def begin(self, request: TurnRequest | None = None, epoch: int = 1) -> Attempt:
-        request = request or a_request()
-        return self.turns.begin(self.fence(request, epoch), request)
-
-    async def to_end(self, attempt: Attempt) -> AttemptEnded:
-        async for batch in attempt.read(0):
-            if isinstance(batch[-1].item, AttemptEnded):
-                # The place is given back after the end was told.
-                while any(live.attempt is attempt for live in self.turns._live.values()):
-                    await asyncio.sleep(0)
-                return batch[-1].item
-        raise AssertionError("no end")
-
-    async def seconds(self, seconds: float, attempt: Attempt | None = None) -> None:
-        """Lets time go by, with a driver that gives signs of life when an attempt is named."""
-        for _ in range(int(seconds)):
-            await self.clock.wait_for_sleepers()
-            if attempt is not None:
-                attempt.hear()
-            await self.clock.advance(1)
-
-
-@pytest.fixture
-async def bench() -> AsyncIterator[Bench]:
-    made = Bench()
-    yield made
-    made.watch.cancel()
-    await made.turns.stop()
-
-
-def refused(error: pytest.ExceptionInfo[ServiceError]) -> str:
-    return error.value.reason
-
-
-async def started(attempt: Attempt) -> None:
-    async for batch in attempt.read(0):
-        if isinstance(batch[0].item, AgentStarted):
-            return
 
 
 async def test_a_turn_starts_an_agent_and_the_next_one_goes_on_with_it(bench: Bench):
@@ -178,57 +110,6 @@ async def test_a_call_for_an_earlier_process_is_refused(bench: Bench):
     with pytest.raises(ServiceError) as error:
         bench.turns.begin(replace(bench.fence(request), incarnation=UUID(int=1)), request)
     assert refused(error) == "INCARNATION_MISMATCH"
-
-
-async def test_with_every_place_at_work_the_next_turn_is_told_to_wait(bench: Bench):
-    bench.agents.plays = [work_for_ever]
-    running = [bench.begin() for _ in range(PLACES)]
-    with pytest.raises(ServiceError) as error:
-        bench.begin()
-    assert refused(error) == "EXECUTOR_FULL"
-    assert error.value.retry_after_seconds
-    bench.turns.interrupt(bench.fence(running[0].request), park=False)
-    assert (await bench.to_end(running[0])).outcome is Outcome.INTERRUPTED
-    assert bench.begin()
-
-
-async def test_the_agent_that_has_been_idle_longest_makes_room(bench: Bench):
-    for _ in range(PLACES):
-        await bench.to_end(bench.begin())
-        await bench.clock.advance(1)
-    await bench.to_end(bench.begin())
-    assert [agent.stops for agent in bench.agents.made] == [1, 0, 0]
-
-
-async def test_idle_agents_are_closed_after_a_while(bench: Bench):
-    request = a_request()
-    await bench.to_end(bench.begin(request))
-    await bench.seconds(IDLE_SECONDS - 1)
-    assert bench.turns.counts() == (1, 0, [request.session_id])
-    await bench.seconds(3)
-    assert bench.turns.counts() == (0, 0, [])
-    assert bench.agents.made[0].stops == 1
-
-
-@pytest.mark.parametrize("sessions", [1, PLACES], ids=["of its session", "whose place it takes"])
-async def test_an_agent_starts_only_when_the_one_before_has_gone(bench: Bench, sessions: int):
-    requests = [a_request() for _ in range(sessions)]
-    for request in requests:
-        await bench.to_end(bench.begin(request))
-    for agent in bench.agents.made:
-        agent.may_stop.clear()
-    await bench.seconds(IDLE_SECONDS + 1)
-    assert bench.turns.counts() == (0, 0, [])
-    again = requests[0] if sessions == 1 else a_request()
-    follower = a_request(again.session_id)
-    attempt = bench.begin(follower)
-    await bench.seconds(2, attempt)
-    leaving, new = bench.agents.made[0], bench.agents.made[-1]
-    assert (leaving.stops, new.starts) == (1, 0), "two at once in one home, or more than there are places for"
-    for agent in bench.agents.made:
-        agent.may_stop.set()
-    assert (await bench.to_end(attempt)).outcome is Outcome.SUCCEEDED
-    assert new.starts == 1
 
 
 async def test_a_dead_agent_ends_its_attempt_with_the_reason(bench: Bench):

@@ -1,0 +1,64 @@
+"""Places of agents: how many live at once, which one makes room, and what waits for what."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.executor.domain.items import Outcome
+from services.kernel.errors import ServiceError
+
+from .scripted_agent import a_request, work_for_ever
+from .turns_bench import IDLE_SECONDS, PLACES, Bench, refused
+
+pytestmark = pytest.mark.unit
+
+
+async def test_with_every_place_at_work_the_next_turn_is_told_to_wait(bench: Bench):
+    bench.agents.plays = [work_for_ever]
+    running = [bench.begin() for _ in range(PLACES)]
+    with pytest.raises(ServiceError) as error:
+        bench.begin()
+    assert refused(error) == "EXECUTOR_FULL"
+    assert error.value.retry_after_seconds
+    bench.turns.interrupt(bench.fence(running[0].request), park=False)
+    assert (await bench.to_end(running[0])).outcome is Outcome.INTERRUPTED
+    assert bench.begin()
+
+
+async def test_the_agent_that_has_been_idle_longest_makes_room(bench: Bench):
+    for _ in range(PLACES):
+        await bench.to_end(bench.begin())
+        await bench.clock.advance(1)
+    await bench.to_end(bench.begin())
+    assert [agent.stops for agent in bench.agents.made] == [1, 0, 0]
+
+
+async def test_idle_agents_are_closed_after_a_while(bench: Bench):
+    request = a_request()
+    await bench.to_end(bench.begin(request))
+    await bench.seconds(IDLE_SECONDS - 1)
+    assert bench.turns.counts() == (1, 0, [request.session_id])
+    await bench.seconds(3)
+    assert bench.turns.counts() == (0, 0, [])
+    assert bench.agents.made[0].stops == 1
+
+
+@pytest.mark.parametrize("sessions", [1, PLACES], ids=["of its session", "whose place it takes"])
+async def test_an_agent_starts_only_when_the_one_before_has_gone(bench: Bench, sessions: int):
+    requests = [a_request() for _ in range(sessions)]
+    for request in requests:
+        await bench.to_end(bench.begin(request))
+    for agent in bench.agents.made:
+        agent.may_stop.clear()
+    await bench.seconds(IDLE_SECONDS + 1)
+    assert bench.turns.counts() == (0, 0, [])
+    again = requests[0] if sessions == 1 else a_request()
+    follower = a_request(again.session_id)
+    attempt = bench.begin(follower)
+    await bench.seconds(2, attempt)
+    leaving, new = bench.agents.made[0], bench.agents.made[-1]
+    assert (leaving.stops, new.starts) == (1, 0), "two at once in one home, or more than there are places for"
+    for agent in bench.agents.made:
+        agent.may_stop.set()
+    assert (await bench.to_end(attempt)).outcome is Outcome.SUCCEEDED
+    assert new.starts == 1
