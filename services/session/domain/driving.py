@@ -190,6 +190,7 @@ class Answer:
     state: PermissionRequestState
     reason: str
     resolved_by: UUID | None
+    ask_time: datetime
     expire_time: datetime
     consumed: bool
 

@@ -125,6 +125,7 @@ class FencedConnection:
                 state=PermissionRequestState(row.state),
                 reason=row.reason,
                 resolved_by=row.resolved_by,
+                ask_time=row.create_time,
                 expire_time=row.expire_time,
                 consumed=False,
             )

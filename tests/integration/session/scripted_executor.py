@@ -42,6 +42,7 @@ class Attempt:
     heartbeats: int = 0
     interrupted: asyncio.Event = field(default_factory=asyncio.Event)
     parked: bool = False
+    stops: int = 0
     blocks: int = 0
 
     def emit(self, **kind: Any) -> None:
@@ -221,6 +222,7 @@ class ScriptedExecutor(executor_service_pb2_grpc.ExecutorServiceServicer):
 
     async def InterruptTurn(self, request: pb.InterruptTurnRequest, context: Any) -> pb.InterruptTurnResponse:
         attempt = self._known(request.fence)
+        attempt.stops += 1
         if not attempt.interrupted.is_set():
             attempt.parked = request.park
             attempt.interrupted.set()

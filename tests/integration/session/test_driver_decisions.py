@@ -146,6 +146,67 @@ async def test_an_answer_that_comes_while_the_process_is_parked_starts_the_next_
         assert log == ["tool_use", "tool_use", "tool_decision", "tool_result"]
 
 
+@pytest.mark.parametrize("by", ["a lost answer", "another driver"])
+async def test_an_answer_is_for_the_next_attempt_though_the_stream_broke_while_parking(
+    session_database, monkeypatch, by
+):
+    parking, answered = asyncio.Event(), asyncio.Event()
+
+    async def play(attempt: Attempt) -> None:
+        number = attempt.request.fence.attempt
+        attempt.started()
+        attempt.ask(f"t{number}", "Bash", MAKE, "same")
+        if number == 1:
+            await attempt.interrupted.wait()
+            parking.set()
+            await answered.wait()
+            attempt.result("t1", "the turn is being stopped", is_error=True)
+            attempt.end("PARKED")
+        else:
+            assert (await attempt.decided("t2")).allow
+            attempt.result("t2", "made")
+            attempt.end("SUCCEEDED")
+
+    async with world(session_database, ScriptedExecutor(play)) as it:
+        interrupt, lost = it.executors.interrupt, asyncio.Event()
+
+        async def lose_the_answer(key: AttemptKey, epoch: int, *, park: bool) -> None:
+            await interrupt(key, epoch, park=park)
+            if by == "a lost answer" and not lost.is_set():
+                lost.set()
+                raise unavailable("UPSTREAM", "the connection broke", retry_after_seconds=1)
+
+        monkeypatch.setattr(it.executors, "interrupt", lose_the_answer)
+        session_id = await it.session()
+        turn_id = await it.send(session_id)
+        pool = await it.pool(hold_seconds=0.2)
+        pool.wake(session_id)
+        request = await _asked(it, session_id)
+        await asyncio.wait_for(parking.wait(), 10)
+        if by == "another driver":
+            await pool.drain()
+        await _answer(it, request, "ALLOWED")
+        if by == "another driver":
+            pool = await it.pool(hold_seconds=0.2)
+        pool.wake(session_id)
+
+        async def attached():
+            return it.executor.attached
+
+        await it.until(attached)
+        # Its look for answers comes before what the agent says on its way out.
+        await it.until(lambda: _parked_again(it))
+        answered.set()
+        row = await it.ended(turn_id, 15)
+        assert (row.state, row.attempt) == ("SUCCEEDED", 2)
+        log = kinds_about_tools(await it.log(session_id))
+        assert log == ["tool_use", "tool_use", "tool_decision", "tool_result"]
+
+
+async def _parked_again(it: World) -> bool:
+    return it.executor.runs[0].stops > 1
+
+
 async def test_a_denial_by_the_executor_on_the_way_to_parking_is_no_answer(session_database):
     async def play(attempt: Attempt) -> None:
         attempt.started()

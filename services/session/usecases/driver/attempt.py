@@ -13,7 +13,14 @@ import structlog
 from services.kernel.errors import ServiceError
 from services.kernel.ids import IdSource
 from services.session.domain import events
-from services.session.domain.driving import Changes, DrivenSession, DrivenTurn, NewMessage, ToolCallUpdate
+from services.session.domain.driving import (
+    Answer,
+    Changes,
+    DrivenSession,
+    DrivenTurn,
+    NewMessage,
+    ToolCallUpdate,
+)
 from services.session.domain.entities import Content, Lease, LogEvent, ToolUse
 from services.session.domain.states import ToolCallState, TurnState
 from services.session.domain.turn_items import (
@@ -86,6 +93,13 @@ class Attempt:
         """Notes a tool call as the log has it."""
         self.calls[call.tool_use_id] = state
         self.inputs[call.tool_use_id] = call
+
+    def waits_for(self, answer: Answer) -> bool:
+        """Whether the agent waits for the answer to this question, which may be one of an earlier attempt."""
+        call = self.inputs.get(answer.tool_use_id)
+        if call is None or self.calls[call.tool_use_id] is not ToolCallState.WAITING:
+            return False
+        return (call.tool_name, call.input_hash) == (answer.tool_name, answer.input_hash)
 
 
 class AttemptRunner:

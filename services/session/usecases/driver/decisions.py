@@ -6,7 +6,7 @@ the call they saw: same turn, same tool, same input.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -128,14 +128,8 @@ class Decider:
         """Uses the answers that have come for calls this attempt waits with, and lets questions expire."""
         answers = expire(await transaction.answers(attempt.turn.id), attempt.turn.id, changes, transaction)
         for answer in answers:
-            tool_use = attempt.inputs.get(answer.tool_use_id)
-            if answer.state not in _ANSWERED or tool_use is None:
-                continue
-            if attempt.calls[answer.tool_use_id] is not ToolCallState.WAITING:
-                continue
-            if (tool_use.tool_name, tool_use.input_hash) != (answer.tool_name, answer.input_hash):
-                continue
-            self._answered(attempt, tool_use, answer, changes, verdicts)
+            if answer.state in _ANSWERED and attempt.waits_for(answer):
+                self._answered(attempt, attempt.inputs[answer.tool_use_id], answer, changes, verdicts)
         if attempt.turn.state is TurnState.WAITING and ToolCallState.WAITING not in attempt.calls.values():
             changes.move_turn(attempt.session, attempt.turn, TurnState.RUNNING, transaction.now)
 
@@ -203,18 +197,7 @@ def expire(
                 events.PermissionResolved(answer.id, PermissionRequestState.EXPIRED, _EXPIRED, None),
                 turn_id,
             )
-            answer = Answer(
-                answer.id,
-                answer.tool_use_id,
-                answer.tool_name,
-                answer.input,
-                answer.input_hash,
-                PermissionRequestState.EXPIRED,
-                _EXPIRED,
-                None,
-                answer.expire_time,
-                answer.consumed,
-            )
+            answer = replace(answer, state=PermissionRequestState.EXPIRED, reason=_EXPIRED, resolved_by=None)
         standing.append(answer)
     return standing
 

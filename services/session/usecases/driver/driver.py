@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import structlog
 
@@ -294,6 +294,10 @@ class SessionDriver:
                 attempt.know(call.tool_use, call.state)
                 if call.decision_allowed is not None and not call.ended:
                     verdicts.decided.append((call.tool_use, call.decision_allowed, call.decision_reason))
+            # Where the hold is over the agent may have been told to park: then an answer is for the next attempt.
+            held_since = transaction.now - timedelta(seconds=self._hold_seconds)
+            answers = await transaction.answers(attempt.turn.id)
+            attempt.parking = any(attempt.waits_for(one) and one.ask_time <= held_since for one in answers)
         await AttemptRunner(self._ports, self._decider, attempt).send(verdicts)
 
     async def _follow(self, attempt: Attempt, stream: AsyncIterator[Sequence[TurnItem]]) -> None:
@@ -395,15 +399,16 @@ class SessionDriver:
             hold_left = self._hold_seconds
             if attempt.turn.state is not TurnState.WAITING:
                 waiting_since = None
-            elif waiting_since is None:
-                waiting_since = self._clock.monotonic()
             else:
+                waiting_since = waiting_since or self._clock.monotonic()
                 hold_left -= self._clock.monotonic() - waiting_since
+                hold_left = 0.0 if attempt.parking else hold_left
                 if hold_left <= 0:
                     attempt.parking = True
                     await self._ports.executors.interrupt(attempt.key, self.lease.epoch, park=True)
             try:
-                async with asyncio.timeout(_next_look(turn_left, hold_left)):
+                # When a time is up, and for one that is up already every half second.
+                async with asyncio.timeout(max(RETRY_SECONDS, min(LOOK_SECONDS, turn_left, hold_left))):
                     await self._woken.wait()
             except TimeoutError:
                 continue
@@ -442,8 +447,3 @@ class SessionDriver:
         await self._workspaces.delete(session_id)
         await self._blobs.delete_session(session_id)
         await self._ports.store.purge(self.lease)
-
-
-def _next_look(*seconds_left: float) -> float:
-    """When to look again: when a time is up, and for one that is up already every half second."""
-    return min(LOOK_SECONDS, *(max(RETRY_SECONDS, seconds) for seconds in seconds_left))
