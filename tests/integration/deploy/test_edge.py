@@ -14,6 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from aiagent.executor.v1 import executor_service_pb2, executor_service_pb2_grpc
 from aiagent.session.v1 import session_service_pb2, session_service_pb2_grpc
+from deploy.envoy.clusters import to_services
 from deploy.envoy.routes import routes
 from services.kernel.testing import a_caller
 
@@ -52,6 +53,15 @@ def test_silence_is_limited_where_it_cannot_be_meant() -> None:
     assert watched == ("/aiagent.session.v1.SessionService/WatchSession", None)
     assert others
     assert all(limit == timedelta() for _, limit in others)
+
+
+def test_streams_that_nobody_reads_cannot_fill_the_connection_that_all_share() -> None:
+    shared = to_services()
+    assert shared.initial_connection_window_size is not None
+    assert shared.initial_stream_window_size is not None
+    assert shared.max_concurrent_streams is not None
+    unread = shared.max_concurrent_streams * shared.initial_stream_window_size
+    assert shared.initial_connection_window_size >= unread
 
 
 class TestTokens:

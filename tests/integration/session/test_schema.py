@@ -24,6 +24,28 @@ from services.session.store.tables import metadata
 
 pytestmark = pytest.mark.integration
 MIGRATIONS = Path(services.session.__path__[0], "migrations")
+OWNERS = {
+    "sessions": "user_id",
+    "turns": "user_id",
+    "permission_requests": "user_id",
+    "idempotency_keys": "caller_id",
+}
+"""The tables in which users see their own rows, and admins all of the organization."""
+
+
+def is_set(column: str, setting: str) -> str:
+    """A condition on a column, as PostgreSQL prints it."""
+    value = f"(NULLIF(current_setting('aiagent.{setting}'::text, true), ''::text))::uuid"
+    return f'({column} = ( SELECT {value} AS "nullif"))'
+
+
+def of_owner(column: str) -> str:
+    """That a row is the user's, or the user an admin."""
+    role = "(( SELECT current_setting('aiagent.role'::text, true) AS current_setting) = 'admin'::text)"
+    return f"({is_set(column, 'user_id')} OR {role})"
+
+
+OF_TENANT = is_set("organization_id", "organization_id")
 
 
 def functions(of: type | ModuleType) -> set[str]:
@@ -92,6 +114,33 @@ async def test_every_table_forces_row_level_security(session_database: Database)
         ).all()
     assert {row.relname for row in rows if not row.forced} == {"alembic_version"}
     assert len(rows) == len(metadata.tables) + 1
+
+
+async def test_the_application_sees_and_writes_rows_of_its_tenant_only(session_database: Database) -> None:
+    query = (
+        "SELECT tablename, qual, coalesce(with_check, qual) AS with_check FROM pg_policies"
+        " WHERE schemaname = 'session' AND roles && '{session_application,public}'"
+    )
+    async with session_database.system() as connection:
+        rows = (await connection.execute(sa.text(query))).all()
+    # One for each table: of several, any one is enough.
+    names = sorted(row.tablename for row in rows)
+    assert names == sorted(table.name for table in metadata.tables.values())
+    for row in rows:
+        owner = OWNERS.get(row.tablename)
+        assert row.qual == (f"({OF_TENANT} AND {of_owner(owner)})" if owner else OF_TENANT), row.tablename
+        assert row.with_check == row.qual, row.tablename
+
+
+async def test_the_log_is_written_once(session_database: Database) -> None:
+    query = sa.text("SELECT has_table_privilege('session_application', 'session.events', :privilege)")
+    async with session_database.system() as connection:
+        allowed = {
+            privilege
+            for privilege in ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE")
+            if (await connection.execute(query, {"privilege": privilege})).scalar_one()
+        }
+    assert allowed == {"SELECT", "INSERT"}
 
 
 async def test_request_ids_of_before_are_given_their_sessions(postgres: Postgres) -> None:

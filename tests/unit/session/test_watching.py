@@ -243,6 +243,26 @@ async def test_after_an_overflow_the_open_block_is_brought_in_at_once(monkeypatc
     assert (await asyncio.wait_for(first, 5)).items == [Delta(KEY, 0, "one two", False)]
 
 
+async def test_a_watcher_that_loses_frames_again_and_again_is_sent_away():
+    log, feed = Log(), Feed([])
+    batches = watching(log, feed).watch(CALLER, REQUEST)
+    waiting = asyncio.create_task(anext(batches))
+    while not feed.subscriptions or not log.reads:
+        await asyncio.sleep(0)
+    (subscription,) = feed.subscriptions
+    for lost in range(1, watch.MAX_OVERFLOWS + 2):
+        assert not waiting.done()
+        subscription.overflowed = True
+        subscription.offer(EventsFrame((), 0))
+        async with asyncio.timeout(5):
+            while subscription.overflowed or (log.reads <= lost and not waiting.done()):
+                await asyncio.sleep(0)
+    with pytest.raises(ServiceError) as caught:
+        await asyncio.wait_for(waiting, 5)
+    assert caught.value.reason == "WATCHER_TOO_SLOW"
+    assert log.reads == 1 + watch.MAX_OVERFLOWS
+
+
 async def test_a_long_text_so_far_comes_in_responses_that_clients_take():
     text = "語" * 3_000_000
     feed = Feed([DrainFrame()], open=Delta(KEY, 0, text, False, 5))
