@@ -63,7 +63,7 @@ from services.session.store.tenant import TenantStore
 from services.session.store.transcripts import TranscriptQueries
 from services.session.usecases.contents import ContentKeeper
 from services.session.usecases.driver import DriverPool
-from services.session.usecases.driver.attempt import DriverPorts
+from services.session.usecases.driver.runner import DriverPorts
 from services.session.usecases.permissions import Permissions
 from services.session.usecases.sessions import Sessions
 from services.session.usecases.transcripts import Transcripts

@@ -30,7 +30,7 @@ from services.session.store import event_log, tables
 from services.session.store.system_queries import DriverQueries
 from services.session.usecases.contents import ContentKeeper
 from services.session.usecases.driver import DriverPool
-from services.session.usecases.driver.attempt import DriverPorts
+from services.session.usecases.driver.runner import DriverPorts
 
 from .scripted_executor import ScriptedExecutor
 

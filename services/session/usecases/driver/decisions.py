@@ -7,7 +7,6 @@ the call they saw: same turn, same tool, same input.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 from uuid import UUID
 
 from services.kernel.ids import IdSource
@@ -24,11 +23,9 @@ from services.session.domain.entities import Content, ToolCallDecision, ToolUse
 from services.session.domain.permissions import PermissionRules, Verdict, parse_input
 from services.session.domain.states import PermissionRequestState, ToolCallState, TurnState
 from services.session.domain.turn_items import RawToolUse
+from services.session.usecases.driver.attempt import Attempt
 from services.session.usecases.driver.ports import FencedTransaction
 from services.session.usecases.ports import WorkspaceStorePort
-
-if TYPE_CHECKING:
-    from services.session.usecases.driver.attempt import Attempt
 
 _EXPIRED = "nobody answered in time"
 _ANSWERED = frozenset(

@@ -41,11 +41,12 @@ from services.session.domain.turn_items import (
     FinishedCall,
     TurnItem,
 )
-from services.session.usecases.driver.attempt import Attempt, AttemptRunner, DriverPorts
+from services.session.usecases.driver.attempt import Attempt
 from services.session.usecases.driver.breaking import AHEAD, GONE, NO_ROOM, cause_of
 from services.session.usecases.driver.decisions import Decider, Verdicts, decision_of, expire
 from services.session.usecases.driver.ending import end_turn, lose_attempt
 from services.session.usecases.driver.placement import Room, Search
+from services.session.usecases.driver.runner import AttemptRunner, DriverPorts
 from services.session.usecases.ports import BlobStorePort, WorkspaceStorePort
 
 _log = structlog.get_logger(__name__)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from services.session.domain import events
 from services.session.domain.driving import (
     MAX_LOST_ATTEMPTS,
@@ -21,11 +19,9 @@ from services.session.domain.states import (
     session_state_for,
 )
 from services.session.domain.turn_items import AttemptEnded, Outcome, Spent
+from services.session.usecases.driver.attempt import Attempt
 from services.session.usecases.driver.decisions import expire
 from services.session.usecases.driver.ports import FencedTransaction
-
-if TYPE_CHECKING:
-    from services.session.usecases.driver.attempt import Attempt
 
 _FINAL = {
     Outcome.SUCCEEDED: TurnState.SUCCEEDED,

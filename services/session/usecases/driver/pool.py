@@ -14,9 +14,10 @@ from services.kernel.context import about, detached, name_work
 from services.kernel.errors import ServiceError
 from services.kernel.supervision import BACKGROUND_FAILURES, repeat
 from services.session.domain.errors import LeaseLost
-from services.session.usecases.driver.attempt import Attempt, DriverPorts
+from services.session.usecases.driver.attempt import Attempt
 from services.session.usecases.driver.driver import SessionDriver
 from services.session.usecases.driver.placement import Room
+from services.session.usecases.driver.runner import DriverPorts
 from services.session.usecases.ports import BlobStorePort, WorkspaceStorePort
 
 _log = structlog.get_logger(__name__)
