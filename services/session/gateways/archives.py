@@ -24,7 +24,8 @@ from typing import IO, Any, cast
 
 from services.session.domain.errors import archive_invalid, workspace_too_large
 
-MAX_ENTRIES = 200_000
+MAX_ENTRIES = 50_000
+"""Entries of an archive: each costs a file to make, to move and to delete, however small the archive is."""
 MAX_DEPTH = 100
 """Directories that an entry may lie in."""
 MAX_LINK = 4096
@@ -42,9 +43,9 @@ _BROKEN = (
     gzip.BadGzipFile,
     EOFError,
     zlib.error,
-    NotImplementedError,
-    LookupError,
 )
+# What the readers of the standard library say of versions and encodings that they do not know.
+_UNKNOWN = (NotImplementedError, LookupError)
 # What the file system answers to names that it cannot hold.
 _UNUSABLE = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENOENT, errno.ELOOP})
 
@@ -64,6 +65,8 @@ class _Member:
     mode: int
     target: str
     content: IO[bytes] | None
+    size: int = 0
+    """Bytes of the content, as the archive claims before they are read."""
 
 
 def extract(archive: Path, into: Path, limit_bytes: int) -> Extracted:
@@ -107,7 +110,9 @@ def extract(archive: Path, into: Path, limit_bytes: int) -> Extracted:
         for path, member in links:
             _link(path, member)
     except _BROKEN as error:
-        raise archive_invalid(f"the archive cannot be read: {type(error).__name__}") from error
+        raise archive_invalid("the archive is cut off or damaged") from error
+    except _UNKNOWN as error:
+        raise archive_invalid("the archive uses what is not supported") from error
     except (FileExistsError, NotADirectoryError) as error:
         raise archive_invalid("an entry lies below one that is no directory") from error
     except OSError as error:
@@ -163,6 +168,8 @@ def _safe(name: str) -> str:
 
 
 def _write(path: Path, member: _Member, content: IO[bytes], left: int, limit_bytes: int) -> int:
+    if member.size > left:
+        raise workspace_too_large(limit_bytes)
     written = 0
     # Of the mode only the owner's right to run it is taken: no setuid, nothing for others to write.
     mode = 0o755 if member.mode & stat.S_IXUSR else 0o644
@@ -232,7 +239,7 @@ def _tar_members(file: IO[bytes], limit_bytes: int) -> Iterator[_Member]:
                 yield _Member(entry.name, "directory", entry.mode, "", None)
             elif entry.isreg():
                 budget.allow(limit_bytes + _MAX_TAR_HEADERS)
-                yield _Member(entry.name, "file", entry.mode, "", tar.extractfile(entry))
+                yield _Member(entry.name, "file", entry.mode, "", tar.extractfile(entry), entry.size)
             elif entry.issym():
                 yield _Member(entry.name, "link", entry.mode, entry.linkname, None)
             else:
@@ -287,4 +294,4 @@ def _zip_members(bare: IO[bytes]) -> Iterator[_Member]:
                         target = os.fsdecode(content.read(MAX_LINK + 1))
                         yield _Member(entry.filename, "link", mode, target, None)
                     else:
-                        yield _Member(entry.filename, "file", mode, "", content)
+                        yield _Member(entry.filename, "file", mode, "", content, entry.file_size)

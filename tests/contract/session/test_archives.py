@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import resource
 import stat
 import zipfile
@@ -12,7 +13,7 @@ import pytest
 from services.kernel.errors import ErrorKind, ServiceError
 from services.session.gateways import archives
 from services.session.gateways.archives import extract
-from tests.contract.session.hostile_archives import link, refused, tar, zipped
+from tests.contract.session.hostile_archives import link, refused, tar, with_header, zipped
 
 pytestmark = pytest.mark.contract
 LIMIT = 1024 * 1024
@@ -64,6 +65,39 @@ def test_a_bomb_is_stopped_at_the_limit(make, into: Path, tmp_path: Path) -> Non
     assert refusal.value.reason == "WORKSPACE_TOO_LARGE"
     assert refusal.value.metadata["limit_bytes"] == str(LIMIT)
     assert sum(found.stat().st_size for found in into.rglob("*")) <= LIMIT
+
+
+def claiming_much() -> bytes:
+    def change(raw: bytearray) -> None:
+        raw[124:136] = b"%011o\0" % (8 * LIMIT)
+
+    return with_header(change)[:512]
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["tar", "gz"])
+def test_a_size_over_the_limit_is_refused_before_the_content_is_unpacked(
+    pack, into: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ServiceError) as refusal:
+        extract(written(pack(claiming_much()), tmp_path), into, LIMIT)
+    assert refusal.value.reason == "WORKSPACE_TOO_LARGE"
+    assert below(into) == set()
+
+
+@pytest.mark.parametrize("name", ["cut short", "gzip cut short", "garbage", "zip: cut short", "zip: garbage"])
+def test_what_is_damaged_is_called_so_and_not_by_names_of_the_reader(
+    name: str, into: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ServiceError, match=r"^the archive is cut off or damaged$"):
+        extract(written(HOSTILE[name], tmp_path), into, LIMIT)
+
+
+def test_an_archive_of_countless_entries_is_refused(into: Path, tmp_path: Path) -> None:
+    # The same directory again and again, which makes nothing: the bound is what is tried.
+    entry = tar(("./", b"", {"type": b"5"}), compress=False)[:512]
+    with pytest.raises(ServiceError, match="more than 50000 entries") as refusal:
+        extract(written(gzip.compress(entry * 50_001, 1), tmp_path), into, LIMIT)
+    assert (refusal.value.kind, refusal.value.reason) == (ErrorKind.INVALID_ARGUMENT, "ARCHIVE_INVALID")
 
 
 def test_a_zip_bomb_that_lies_about_its_size_is_stopped(into: Path, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ class WorkspaceServiceServicer:
         An upload that ended without an answer (UNAVAILABLE) may be there or not: repeat it.
         The first message names the session; the archive follows in pieces of any size. Kinds: tar, tar.gz, zip,
         recognised by their content. Regular files, directories, and symbolic links that stay inside the workspace
-        are extracted; anything else is refused.
+        are extracted; anything else is refused, and so is an archive of more than 50 000 entries.
 
         Errors: INVALID_ARGUMENT with ARCHIVE_INVALID; RESOURCE_EXHAUSTED with WORKSPACE_TOO_LARGE or STORAGE_FULL;
         FAILED_PRECONDITION with WORKSPACE_BUSY while a turn runs.
