@@ -191,7 +191,9 @@ class ScriptedServer(
             return self.known_requests[request.request_id]
         log = await self._log(request.session_id, context)
         turn = session_pb2.Turn(id=str(uuid4()), session_id=request.session_id, number=len(log.turns) + 1)
-        turn.state = session_pb2.Turn.RUNNING
+        before = [one for one in log.turns if one.state <= session_pb2.Turn.WAITING]
+        turn.state = session_pb2.Turn.QUEUED if before else session_pb2.Turn.RUNNING
+        turn.queue_position = len(before)
         turn.first_sequence = log.sequence + 1
         turn.message.text = request.message
         log.turns.append(turn)
@@ -200,9 +202,17 @@ class ScriptedServer(
         message = events.UserMessage(message_id=str(uuid4()))
         message.content.text = request.message
         await log.event(turn.id, user_message=message)
-        task = asyncio.create_task(self.agent(log, turn.id))  # type: ignore[arg-type]
+        task = asyncio.create_task(self._work(log, turn, before, self.agent))
         self.tasks.add(task)
         return turn
+
+    async def _work(self, log: Log, turn: session_pb2.Turn, before: list[Any], agent: Agent) -> None:
+        if before:
+            async with log.grown:
+                await log.grown.wait_for(lambda: all(one.state > session_pb2.Turn.WAITING for one in before))
+            turn.state, turn.queue_position, log.running = session_pb2.Turn.RUNNING, 0, True
+            await log.event(turn.id, attempt_started=events.AttemptStarted(attempt=1))
+        await agent(log, turn.id)
 
     async def SendMessage(self, request: Any, context: Any) -> Any:
         await self._enter("SendMessage", request, context)

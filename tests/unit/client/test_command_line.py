@@ -15,7 +15,7 @@ from aiagent.events.v1 import content_pb2
 from aiagent_client.cli import app
 from aiagent_client.cli.settings import Settings
 from tests.unit.client.scripted_server import PASSWORD, ScriptedServer
-from tests.unit.client.scripted_session import Fault, Log
+from tests.unit.client.scripted_session import Fault, Log, echo
 from tests.unit.client.terminal import CommandLine
 
 pytestmark = pytest.mark.unit
@@ -315,6 +315,27 @@ async def test_it_can_wait_for_somebody_else(server: ScriptedServer, command: Co
     assert denied.json["state"] == "DENIED"
     done = await waiting
     assert (done.code, done.out) == (0, "It did not run.\n")
+
+
+@pytest.mark.parametrize("options", [[], ["-o", "json"], ["--no-wait"]], ids=" ".join)
+async def test_behind_a_turn_that_waits_the_answer_it_waits_for_is_told(
+    server: ScriptedServer, command: CommandLine, options: list[str]
+) -> None:
+    server.agent = asking
+    log = server.new_log("demo")
+    await command.run("sessions", "query", "demo", "Run the tests", "--no-wait")
+    [request_id] = log.requests
+    server.agent = echo
+    waiting = asyncio.create_task(command.run("sessions", "query", "demo", "Hi", *options))
+    while not server.calls["ListPermissionRequests"]:
+        async with log.grown:
+            await log.grown.wait_for(lambda: len(log.turns) == 2)
+        await asyncio.sleep(0.01)
+    await log.resolve(request_id, "ALLOWED")
+    done = await waiting
+    assert done.code == 0, done.err
+    assert "· queued behind 1 other turn\n" in done.err
+    assert f"ai-agent sessions approve {log.session.id} {request_id}" in done.err
 
 
 async def test_no_wait_and_timeout(server: ScriptedServer, command: CommandLine) -> None:

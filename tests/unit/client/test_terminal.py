@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from tests.unit.client.scripted_server import PASSWORD, ScriptedServer
-from tests.unit.client.scripted_session import Log
+from tests.unit.client.scripted_session import Log, echo
 from tests.unit.client.terminal import CommandLine, Terminal
 from tests.unit.client.test_command_line import asking, bash
 
@@ -86,6 +86,27 @@ async def test_a_denial_carries_its_reason(server: ScriptedServer, desk: Desk) -
     await terminal.until("It did not run.")
     assert await terminal.end() == 0
     assert next(iter(log.requests.values())).reason == "too slow"
+
+
+async def test_a_queued_message_says_so_and_what_the_turn_before_it_waits_for(
+    server: ScriptedServer, desk: Desk
+) -> None:
+    server.agent = asking
+    log = server.new_log("demo")
+    await desk.command.run("sessions", "query", "demo", "Run the tests", "--no-wait")
+    [request_id] = log.requests
+    server.agent = echo
+    terminal = await desk.open("sessions", "query", "demo", "And now say hello")
+    await terminal.until("· queued behind 1 other turn\n")
+    await terminal.until(f"ai-agent sessions approve {log.session.id} {request_id}")
+    # The spinner turns, though the stream has brought the message: it starts nothing yet.
+    for _ in range(5):
+        await terminal.until("queued")
+    await log.resolve(request_id, "ALLOWED")
+    await terminal.until("Hello from the agent.")
+    assert await terminal.end() == 0
+    assert "starting" not in terminal.shown
+    assert "It ran." not in terminal.shown
 
 
 async def test_what_was_typed_before_the_question_is_no_answer(server: ScriptedServer, desk: Desk) -> None:

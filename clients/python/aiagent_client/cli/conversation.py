@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
 from aiagent.events.v1.session_event_pb2 import SessionEvent
-from aiagent.session.v1.session_pb2 import PermissionRequest
+from aiagent.session.v1.session_pb2 import PermissionRequest, Turn
 from aiagent.session.v1.session_service_pb2 import TextDelta, WatchCursor
 from aiagent_client.cli.context import Invocation
 from aiagent_client.cli.failures import FailedError
 from aiagent_client.cli.output import print_json, to_json
 from aiagent_client.cli.questions import Keyboard, ask
 from aiagent_client.cli.rendering import Renderer
-from aiagent_client.cli.text import main_argument, one_line
+from aiagent_client.cli.text import count_of, main_argument, one_line
 from aiagent_client.client import Client
 from aiagent_client.errors import ApiError, FailedPreconditionError
 
@@ -27,7 +27,8 @@ class Conversation:
     """One session's stream on the terminal.
 
     With a `turn_id` only that turn is shown, and the conversation ends with it. Questions are asked when `asking`;
-    else they are printed with the command that answers them, and end the conversation unless `patient`.
+    else they are printed with the command that answers them, and end the conversation unless `patient`. Those of turns
+    before it, which it waits for, are printed, too, unless they are among `told`.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Conversation:
         patient: bool,
         stream_json: bool = False,
         deltas: bool = True,
+        told: Collection[str] = (),
     ) -> None:
         self._invocation = invocation
         self._client = client
@@ -52,6 +54,7 @@ class Conversation:
         self._patient = patient
         self._stream_json = stream_json
         self._deltas = deltas
+        self._told = frozenset(told)
         # Items that came while a question stood.
         self._held: list[SessionEvent | TextDelta] = []
         self._open: list[str] = []
@@ -73,6 +76,7 @@ class Conversation:
         try:
             async for item in watch:
                 if self._turn_id and item.turn_id != self._turn_id:
+                    await self._of_another_turn(item)
                     continue
                 await self._item(item)
                 if isinstance(item, SessionEvent) and item.payload.HasField("turn_ended"):
@@ -84,6 +88,12 @@ class Conversation:
             await watch.aclose()
             self._renderer.finish()
         return state
+
+    async def _of_another_turn(self, item: SessionEvent | TextDelta) -> None:
+        if isinstance(item, SessionEvent) and item.payload.HasField("permission_requested"):
+            request_id = item.payload.permission_requested.permission_request_id
+            if request_id not in self._told and await self._tell(request_id):
+                self._renderer.idle(self._renderer.before_start)
 
     async def _item(self, item: SessionEvent | TextDelta) -> None:
         if self._stream_json:
@@ -201,6 +211,24 @@ def hint(request: PermissionRequest) -> list[str]:
         f"  ai-agent sessions approve {command}",
         f"  ai-agent sessions deny {command} --reason '…'",
     ]
+
+
+async def tell_queued(client: Client, renderer: Renderer, turn: Turn) -> set[str]:
+    """Tells that a turn is queued, if it is, and which questions to people keep the turns before it.
+
+    Returns the ids of those questions. Raises ApiError.
+    """
+    if not turn.queue_position:
+        return set()
+    renderer.note(f"· queued behind {count_of(turn.queue_position, 'other turn')}")
+    told: set[str] = set()
+    async for request in client.permissions.list(turn.session_id, states=[PermissionRequest.PENDING]):
+        if request.turn_id != turn.id:
+            told.add(request.id)
+            for line in hint(request):
+                renderer.note(line, "yellow")
+    renderer.before_start = "queued"
+    return told
 
 
 class Interrupts:

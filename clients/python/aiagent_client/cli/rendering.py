@@ -62,6 +62,8 @@ class Renderer:
     session_id: str = ""
     thinking: bool = True
     history: bool = False
+    # What is waited for before an attempt starts.
+    before_start: str = "starting"
     ended: TurnEnded | None = None
     _status: Status | None = None
     # Code points of each block that have been printed, by (turn, attempt, block).
@@ -165,7 +167,7 @@ class Renderer:
             self.line(
                 ("> ", "bold cyan"), (safe(content.text).rstrip().replace("\n", "\n  "), "bold"), gap=True
             )
-        self.idle("starting")
+        self.idle(self.before_start)
 
     def _assistant_message(self, turn_id: str, message: AssistantMessage) -> None:
         thinking = message.type == AssistantMessage.THINKING

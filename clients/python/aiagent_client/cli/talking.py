@@ -14,7 +14,7 @@ from aiagent.session.v1.session_pb2 import Turn
 from aiagent.session.v1.session_service_pb2 import WatchCursor, WhenBusy
 from aiagent_client.cli.choices import WhenBusyName, number_of
 from aiagent_client.cli.context import Invocation, Output, SessionArgument
-from aiagent_client.cli.conversation import Conversation, Interrupts, hint
+from aiagent_client.cli.conversation import Conversation, Interrupts, hint, tell_queued
 from aiagent_client.cli.failures import FailedError, UsageError
 from aiagent_client.cli.lookup import session_id
 from aiagent_client.cli.output import print_json, word
@@ -58,7 +58,8 @@ def query(
 ) -> None:
     """Send a message and show what the agent does, as it does it.
 
-    A question of the agent is asked in the terminal. Ctrl-C stops the turn; once more, and the turn is left to
+    A question of the agent is asked in the terminal. A message behind other turns is queued, and what they wait for is
+    told. Ctrl-C stops the turn; once more, and the turn is left to
     itself. In a pipe the agent's text goes to standard output and all else to standard error.
 
     \b
@@ -78,6 +79,7 @@ def query(
         async with _bounded(timeout):
             if no_wait:
                 turn = await client.sessions.send(identity, text, when_busy=policy)
+                await tell_queued(client, Renderer(invocation.notes, invocation.notes), turn)
                 invocation.result(turn, lambda: turn.id)
             elif invocation.as_json and not stream:
                 await _query_json(invocation, client, identity, text, policy, wait_for_person)
@@ -109,11 +111,12 @@ async def _query_live(
         turn = await client.sessions.send(identity, text, when_busy=policy)
     finally:
         renderer.finish()
-    ahead = turn.queue_position
-    renderer.idle(f"waiting behind {ahead} other turn{'s' * (ahead > 1)}" if ahead else "starting")
+    told = await tell_queued(client, renderer, turn)
+    renderer.idle(renderer.before_start)
     conversation = Conversation(
         invocation, client, identity, renderer,
         turn_id=turn.id, asking=person_present() and not stream, patient=patient, stream_json=stream,
+        told=told,
     )  # fmt: skip
     with Interrupts(client, identity, turn.id, renderer).handled():
         state = await conversation.follow(WatchCursor(sequence=max(0, turn.first_sequence - 1)))
@@ -135,6 +138,7 @@ async def _query_json(
     answer = await client.sessions.query(
         identity, text, when_busy=policy, wait_seconds=0, request_id=request_id
     )
+    await tell_queued(client, renderer, answer.turn)
     with Interrupts(client, identity, answer.turn.id, renderer).handled(), invocation.busy("working"):
         answer = await client.sessions.query(
             identity,
