@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import uuid
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from google.protobuf.message import Message
 
 from aiagent_client.errors import (
     ApiError,
+    InvalidTokenError,
     InvalidUrlError,
     UnauthenticatedError,
     UnavailableError,
@@ -29,6 +31,8 @@ MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
 _ATTEMPTS: Final = 5
 _FIRST_DELAY: Final = 0.2
 _MAX_DELAY: Final = 5.0
+# What a header may carry without blanks: more than RFC 6750 lets a token be made of, and nothing that gRPC refuses.
+_TOKEN: Final = re.compile(r"[!-~]+")
 _LOOPBACK: Final = {"127.0.0.1", "localhost", "::1"}
 
 Metadata = tuple[tuple[str, str], ...]
@@ -156,8 +160,16 @@ class Connection:
             attempt += 1
 
     async def token(self, rejected: str | None = None) -> str | None:
-        """Returns the access token to send; None on a client without credentials. Raises as TokenSource.token."""
-        return None if self.tokens is None else await self.tokens.token(rejected)
+        """Returns the access token to send; None on a client without credentials.
+
+        Raises InvalidTokenError, and as TokenSource.token.
+        """
+        if self.tokens is None:
+            return None
+        token = await self.tokens.token(rejected)
+        if not _TOKEN.fullmatch(token):
+            raise InvalidTokenError("not a token: it holds characters that no header may carry")
+        return token
 
     async def stream(
         self, open_call: Callable[[Metadata], Any], *, silence: float | None = None

@@ -28,6 +28,10 @@ class InvalidUrlError(ClientError, ValueError):
     """The server's URL is none that this client understands."""
 
 
+class InvalidTokenError(ClientError, ValueError):
+    """What was given or stored as an access token holds characters that no token has, and no header may carry."""
+
+
 class ArchiveError(ClientError):
     """A directory cannot be packed, or an archive cannot be extracted safely."""
 

@@ -42,6 +42,25 @@ async def test_bytes_that_are_no_text_are_wrong_use(
         assert json.loads(done.err)["error"]["reason"] == "Usage"
 
 
+@pytest.mark.parametrize("token", ["a\nb", "a\tb", "a b", "é", "\x7f"], ids=ascii)
+async def test_what_no_header_may_carry_is_no_token(command: CommandLine, token: str):
+    done = await command.run("sessions", "list", environment={"AIAGENT_TOKEN": token})
+    assert (done.code, done.out) == (2, "")
+    assert done.err == "error: not a token: what AIAGENT_TOKEN holds\n"
+
+
+async def test_a_stored_login_that_is_no_token_is_told_with_the_way_out(command: CommandLine):
+    file = command.directory / "credentials.json"
+    file.write_text(file.read_text().replace("access-1", "access\\n1"))
+    for arguments in (["sessions", "list"], ["sessions", "watch", "0198c2f0-0000-7000-8000-000000000000"]):
+        done = await command.run(*arguments)
+        assert (done.code, done.out) == (2, "")
+        assert done.err.startswith("error: not a token: what is stored")
+        assert "`ai-agent auth login`" in done.err
+        assert len(done.err.splitlines()) == 1
+    assert (await command.run("auth", "logout")).code == 0
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -18,7 +18,7 @@ from aiagent_client.cli.failures import LEFT, UsageError, report
 from aiagent_client.cli.output import console_for, print_json
 from aiagent_client.cli.settings import Settings
 from aiagent_client.client import Client
-from aiagent_client.errors import ClientError, InvalidUrlError
+from aiagent_client.errors import ClientError, InvalidTokenError, InvalidUrlError
 
 Output = Annotated[
     OutputFormat | None,
@@ -104,6 +104,15 @@ class Invocation:
             yield
         except InvalidUrlError as error:
             raise typer.Exit(report(UsageError(str(error)), "", as_json=self.as_json)) from error
+        except InvalidTokenError as error:
+            source = (
+                "what AIAGENT_TOKEN holds"
+                if has_fixed_token()
+                else "what is stored as one; log in anew with `ai-agent auth login`"
+            )
+            raise typer.Exit(
+                report(UsageError(f"not a token: {source}"), "", as_json=self.as_json)
+            ) from error
         except ClientError as error:
             raise typer.Exit(report(error, self._url(), as_json=self.as_json)) from error
         except UnicodeError as error:
