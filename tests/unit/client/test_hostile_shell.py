@@ -98,6 +98,26 @@ async def test_a_reader_that_goes_away_is_no_fault(server: ScriptedServer, comma
         assert b"BrokenPipe" not in err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["config", "get-url"], ["config", "show", "-o", "json"], ["--help"]],
+    ids=" ".join,
+)
+async def test_output_that_cannot_be_written_is_one_line(command: CommandLine, arguments: list[str]):
+    line = f"{shlex.join([*COMMAND, *arguments])} > /dev/full"
+    process = await asyncio.create_subprocess_exec(
+        "bash", "-c", line, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+        env=command.environment,
+    )  # fmt: skip
+    _, err = await asyncio.wait_for(process.communicate(), 60)
+    said = err.decode()
+    assert process.returncode == 1
+    assert len(said.splitlines()) == 1
+    assert "the output cannot be written: No space left on device" in said
+    if "-o" in arguments:
+        assert json.loads(said)["error"]["reason"] == "Output"
+
+
 async def test_a_narrow_terminal_without_colours(server: ScriptedServer, command: CommandLine):
     server.new_log("demo")
     for arguments in (["sessions", "list"], ["sessions", "get", "demo"], ["sessions", "query", "demo", "Hi"]):

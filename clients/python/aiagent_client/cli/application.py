@@ -7,9 +7,11 @@ messages, is imported when one of its commands is looked for.
 from __future__ import annotations
 
 import io
+import os
 import re
 import sys
 from collections.abc import MutableMapping
+from contextlib import suppress
 from importlib import import_module
 from itertools import pairwise
 from typing import Annotated, ClassVar
@@ -110,6 +112,36 @@ def main() -> None:
         # A terminal that lacks a character shows a question mark; it is no reason to fail.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    try:
+        try:
+            _run()
+        finally:
+            # What is still held back is written here, where its failure can be told.
+            print(end="", flush=True)
+    except OSError as error:
+        _report_failed_file(error)
+        sys.exit(1)
+
+
+def _report_failed_file(error: OSError) -> None:
+    """Says which file failed, most often the output; a reader that went away is no news. Gives the rest up."""
+    with suppress(OSError, ValueError):
+        # Python writes what is held back once more when it ends, and would fail as loudly as now.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):
+        return
+    what = error.filename or "the output cannot be written"
+    message = f"{what}: {error.strerror or error}"
+    with suppress(OSError):
+        if _for_programs(sys.argv[1:]):
+            from aiagent_client.cli.failures import report_to_programs
+
+            report_to_programs("Output", message)
+        else:
+            print(f"error: {message}", file=sys.stderr)
+
+
+def _run() -> None:
     if not _for_programs(sys.argv[1:]):
         app()
     from aiagent_client.cli.failures import FAILED, WRONG_USE, report_wrong_use

@@ -45,7 +45,12 @@ def report(error: ClientError, url: str, *, as_json: bool) -> int:
 
 def report_wrong_use(message: str) -> None:
     """Prints what is wrong with a command line, for programs."""
-    document = {"code": "CLIENT", "reason": "Usage", "message": message}
+    report_to_programs("Usage", message)
+
+
+def report_to_programs(reason: str, message: str) -> None:
+    """Prints an error of the command line itself, for programs."""
+    document = {"code": "CLIENT", "reason": reason, "message": message}
     print(json.dumps({"error": document}), file=sys.stderr)
 
 
