@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from rich.text import Text
@@ -19,6 +20,9 @@ from aiagent_client.cli.output import facts, local_time, plain, table, when, wor
 from aiagent_client.cli.text import count_of, duration, main_argument, money, one_line
 from aiagent_client.client import Client
 from aiagent_client.errors import ClientError
+
+# Of a rule, only its form: which tools there are and what their patterns may be, the server knows.
+_RULE: Final = re.compile(r"[^\s()]+(\(.*\))?")
 
 app = typer.Typer(no_args_is_help=True, help="Sessions: conversations with an agent, and their directories.")
 
@@ -63,9 +67,12 @@ def create(
     system_prompt: Annotated[
         str, typer.Option(help="Instructions for the agent, or @FILE.", show_default=False)
     ] = "",
-    max_turns: Annotated[int, typer.Option(min=0, help="Model calls a message may take; 0: any.")] = 0,
+    max_turns: Annotated[
+        int, typer.Option(min=0, max=10_000, help="Model calls a message may take; 0: any.")
+    ] = 0,
     max_budget_usd: Annotated[
-        float, typer.Option("--max-budget-usd", min=0, help="US dollars it may spend; 0: any.")
+        float,
+        typer.Option("--max-budget-usd", min=0, max=1_000_000, help="US dollars it may spend; 0: any."),
     ] = 0,
     label: Annotated[
         list[str] | None, typer.Option(help="A label, KEY=VALUE; repeatable.", show_default=False)
@@ -81,13 +88,14 @@ def create(
       ID=$(ai-agent sessions create -o json | jq -r .id)
     """
     invocation = Invocation.of(context, output)
+    allowed, disallowed = _rules("--allowed-tool", allowed_tool), _rules("--disallowed-tool", disallowed_tool)
 
     async def work(client: Client) -> None:
         options = AgentOptions(
             model=model,
             system_prompt=_text_or_file(system_prompt),
-            allowed_tools=allowed_tool or [],
-            disallowed_tools=disallowed_tool or [],
+            allowed_tools=allowed,
+            disallowed_tools=disallowed,
             permission_mode=number_of(AgentOptions.PermissionMode, permission_mode),
             max_turns=max_turns,
             max_budget_usd=max_budget_usd,
@@ -300,6 +308,15 @@ def _session(session: Session, questions: list[PermissionRequest]) -> Any:
             ("asks", f"{request.tool_use.tool_name} {one_line(main_argument(request.tool_use), 100)}")
         )
     return facts(rows)
+
+
+def _rules(option: str, given: list[str] | None) -> list[str]:
+    for text in given or []:
+        if not _RULE.fullmatch(text.strip()):
+            raise typer.BadParameter(
+                f"a tool's rule looks like Tool or 'Tool(pattern)', not {text!r}", param_hint=option
+            )
+    return given or []
 
 
 def _text_or_file(text: str) -> str:

@@ -160,7 +160,10 @@ def watch(
     context: typer.Context,
     session: SessionArgument,
     from_sequence: Annotated[
-        int, typer.Option("--from", min=1, help="Begin with this event's sequence.", metavar="SEQUENCE")
+        int,
+        typer.Option(
+            "--from", min=1, max=2**63 - 1, help="Begin with this event's sequence.", metavar="SEQUENCE"
+        ),
     ] = 1,
     until_idle: Annotated[
         bool, typer.Option("--until-idle", help="End when the agent has nothing left to do.")
@@ -249,6 +252,8 @@ async def _bounded(seconds: float | None) -> AsyncIterator[None]:
 
 def _message(text: str) -> str:
     if text != "-":
+        if not text.strip():
+            raise typer.BadParameter("the message is empty")
         return text
     if sys.stdin.isatty():
         print("the message, then Ctrl-D:", file=sys.stderr)
