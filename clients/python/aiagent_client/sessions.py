@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,9 @@ FINAL_STATES = frozenset(
 _WAIT_GRACE = 30.0
 # One call waits this long at most, in seconds; longer waits are several calls, so that dead ones are noticed.
 _WAIT_PIECE = 120
+# A turn that waits for a person is answered with at once: it is asked for again after a pause, of seconds from and to.
+_FIRST_PAUSE = 0.1
+_LONGEST_PAUSE = 2.0
 
 
 class Sessions:
@@ -298,11 +303,20 @@ class Sessions:
     async def _wait[AnswerT: (QuerySessionResponse, pb.WaitTurnResponse)](
         self, ask: Callable[[int], Awaitable[AnswerT]], wait_seconds: float, wait_for_person: bool
     ) -> AnswerT:
-        left = max(0, round(wait_seconds))
+        clock = asyncio.get_running_loop().time
+        end = clock() + wait_seconds
+        pause = _FIRST_PAUSE
         while True:
-            piece = min(left, _WAIT_PIECE)
+            asked = clock()
+            piece = max(0, min(_WAIT_PIECE, math.ceil(end - asked)))
             answer = await ask(piece)
-            left -= piece
             state = answer.turn.state
-            if state in FINAL_STATES or left <= 0 or (state == Turn.WAITING and not wait_for_person):
+            left = end - clock()
+            # The server waits for whole seconds; for less than half of one it is not asked again.
+            if state in FINAL_STATES or left < 0.5 or (state == Turn.WAITING and not wait_for_person):
                 return answer
+            if clock() - asked < piece / 2:
+                await asyncio.sleep(min(pause, left))
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            else:
+                pause = _FIRST_PAUSE

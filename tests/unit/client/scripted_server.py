@@ -47,6 +47,7 @@ class ScriptedServer(
         self.agent: Agent = echo
         self.logs: dict[str, Log] = {}
         self.expires_in = 3600
+        self.stops_at_once = True
         self.valid_access: set[str] = set()
         self.refresh_tokens: set[str] = set()
         self.known_requests: dict[str, session_pb2.Turn] = {}
@@ -254,10 +255,18 @@ class ScriptedServer(
         log = await self._log(request.session_id, context)
         turn = log.turns[-1]
         await log.event(turn.id, interrupt_requested=events.InterruptRequested(reason=request.reason))
+        if not self.stops_at_once:
+            self.tasks.add(asyncio.create_task(self._stop_after_a_look(log, turn)))
+            return turn
         for task in self.tasks:
             task.cancel()
         await log.end(turn.id, "INTERRUPTED")
         return turn
+
+    async def _stop_after_a_look(self, log: Log, turn: session_pb2.Turn) -> None:
+        while not self.calls["WaitTurn"]:
+            await asyncio.sleep(0.01)
+        await log.end(turn.id, "INTERRUPTED")
 
     async def WatchSession(self, request: Any, context: Any) -> Any:
         fault = await self._enter("WatchSession", request, context)

@@ -27,6 +27,7 @@ from aiagent_client import (
 from aiagent_client.connection import parse_url
 from tests.unit.client.scripted_server import PASSWORD, ScriptedServer
 from tests.unit.client.scripted_session import Fault
+from tests.unit.client.test_command_line import asking
 
 pytestmark = pytest.mark.unit
 
@@ -290,3 +291,21 @@ def test_urls(url: str, target: str, shown: str, secure: bool) -> None:
 def test_urls_that_are_none(url: str) -> None:
     with pytest.raises(InvalidUrlError):
         parse_url(url)
+
+
+async def test_waiting_for_a_person_outlasts_the_answers_that_come_at_once(
+    server: ScriptedServer, client: Client
+) -> None:
+    server.agent = asking
+    log = server.new_log()
+    waiting = asyncio.create_task(client.sessions.query(log.session.id, "Hi", wait_for_person=True))
+    while len(server.calls["QuerySession"]) < 3:
+        await asyncio.sleep(0.01)
+    asked = len(server.calls["QuerySession"])
+    await log.resolve(next(iter(log.requests)), "ALLOWED")
+    assert (await waiting).content == "It ran."
+    assert len(server.calls["QuerySession"]) <= asked + 1
+    short = await client.sessions.query(log.session.id, "Hi", wait_for_person=True, wait_seconds=1)
+    assert short.turn.state == short.turn.WAITING
+    # Paused in between, not asked as often as the server can answer.
+    assert len(server.calls["QuerySession"]) < asked + 12

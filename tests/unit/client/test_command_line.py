@@ -370,6 +370,16 @@ async def test_history_and_interruption(server: ScriptedServer, command: Command
     assert stopped.json["state"] == "INTERRUPTED"
 
 
+async def test_an_interruption_that_takes_its_time(server: ScriptedServer, command: CommandLine) -> None:
+    server.agent = asking
+    server.stops_at_once = False
+    log = server.new_log("demo")
+    await command.run("sessions", "query", "demo", "Do it", "--no-wait")
+    assert (await command.run("sessions", "interrupt", "demo", "--no-wait")).out == "being interrupted\n"
+    assert log.running
+    assert (await command.run("sessions", "interrupt", "demo")).out == "interrupted\n"
+
+
 async def test_errors_as_json_go_to_standard_error(server: ScriptedServer, command: CommandLine) -> None:
     server.faults["GetSession"] = [
         Fault(

@@ -236,7 +236,8 @@ def interrupt(
                         identity, stopped.id, wait_seconds=60, wait_for_person=True
                     )
                 ).turn
-        invocation.result(stopped, lambda: word(Turn.State, stopped.state))
+        over = stopped.state in FINAL_STATES
+        invocation.result(stopped, lambda: word(Turn.State, stopped.state) if over else "being interrupted")
 
     invocation.run(work)
 
