@@ -219,10 +219,13 @@ async def test_sessions_from_creation_to_deletion(
         assert (await command.run("sessions", "get", meant, "-o", "json")).json["id"] == identity, meant
     nobody = await command.run("sessions", "get", "no-such")
     assert nobody.code == 1
-    server.new_log("demo")
+    other = server.new_log("demo").session
+    other.state = other.COMPLETED
+    other.create_time.FromJsonString("2025-05-04T12:00:00Z")
     ambiguous = await command.run("sessions", "get", "demo")
     assert ambiguous.code == 2
-    assert identity in ambiguous.err
+    assert f"  {identity}  demo  created, created 20" in ambiguous.err
+    assert f"  {other.id}  demo  completed, created 2025-05-04 " in ambiguous.err
     out = tmp_path / "out"
     assert (await command.run("sessions", "download", identity, str(out))).code == 0
     assert (out / "a.txt").read_text() == "a"

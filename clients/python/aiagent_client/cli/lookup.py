@@ -6,8 +6,10 @@ import re
 import uuid
 from typing import Final
 
-from aiagent.session.v1.session_pb2 import PermissionRequest
+from aiagent.session.v1.session_pb2 import PermissionRequest, Session
 from aiagent_client.cli.failures import FailedError, UsageError
+from aiagent_client.cli.output import local_time, word
+from aiagent_client.cli.text import one_line
 from aiagent_client.client import Client
 
 _PART: Final = re.compile(r"[0-9a-fA-F-]{4,35}")
@@ -37,7 +39,10 @@ async def session_id(client: Client, text: str) -> str:
     seen = 0
     async for session in client.sessions.list(page_size=1000):
         if session.name == text or _matches(session.id, text):
-            found[session.id] = session.name
+            state = word(Session.State, session.state).plain
+            found[session.id] = (
+                f"{one_line(session.name, 40)}  {state}, created {local_time(session.create_time)}".strip()
+            )
         seen += 1
         if seen >= _SEARCHED:
             break
