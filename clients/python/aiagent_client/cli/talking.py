@@ -166,7 +166,11 @@ def watch(
         ),
     ] = 1,
     until_idle: Annotated[
-        bool, typer.Option("--until-idle", help="End when the agent has nothing left to do.")
+        bool,
+        typer.Option(
+            "--until-idle",
+            help="End when no turn is queued, running or waiting; one that waits for an answer is not over.",
+        ),
     ] = False,
     ask: Annotated[bool, typer.Option("--ask", help="Ask the agent's questions in this terminal.")] = False,
     deltas: Annotated[bool, typer.Option(help="Show text as it is written, not by finished blocks.")] = True,

@@ -826,7 +826,8 @@ class WatchSessionRequest(_message.Message):
     """True to receive durable events only."""
     until_idle: _builtins.bool
     """True to end the stream, with status OK, once everything up to the head at the call's time was sent and no turn
-    is queued, running or waiting.
+    is queued, running or waiting. A turn that waits for a person's answer is not idle: the stream stays open until it is
+    answered, or its question expires, and the turn has ended.
     """
     @_builtins.property
     def cursor(self) -> Global___WatchCursor:
