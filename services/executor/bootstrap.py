@@ -14,6 +14,7 @@ from services.executor.api.servicer import POLICIES, ExecutorServicer
 from services.executor.domain.errors import DOMAIN
 from services.executor.gateways import isolation, offline_model
 from services.executor.gateways.agent import ClaudeAgents
+from services.executor.gateways.agent_process import Bounds
 from services.executor.gateways.model_gateway import ModelGateway
 from services.executor.gateways.registration import Registration
 from services.executor.gateways.transcripts import TranscriptClient
@@ -144,7 +145,7 @@ async def build(settings: ExecutorSettings) -> ExecutorService:
         TranscriptClient(channel),
         offline_model=offline,
         hook_timeout_seconds=settings.decision_hold_seconds,
-        memory_bytes=settings.agent_memory_mib << 20,
+        bounds=Bounds(settings.agent_memory_mib << 20, settings.min_free_disk_mib << 20),
     )
     incarnation = new_id()
     turns = Turns(

@@ -41,6 +41,12 @@ class ExecutorSettings(KernelSettings):
         ge=0,
         description="Most memory that the processes of one agent may hold together, in MiB; 0 for no bound.",
     )
+    min_free_disk_mib: int = Field(
+        default=1024,
+        ge=0,
+        description="What has to stay free where workspaces are, in MiB: below it an agent that goes on writing is"
+        " ended; 0 for no bound.",
+    )
     anthropic_base_url: str = "https://api.anthropic.com"
     anthropic_api_key: SecretStr = Field(
         default=SecretStr(""), validation_alias=AliasChoices("ANTHROPIC_API_KEY", "anthropic_api_key")

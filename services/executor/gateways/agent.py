@@ -25,7 +25,7 @@ from claude_agent_sdk import (
 
 from services.executor.domain.items import AgentStarted, AttemptEnded, BlockCompleted, Notice, Outcome, Spent
 from services.executor.gateways import options as sdk_options
-from services.executor.gateways.agent_process import AgentProcess
+from services.executor.gateways.agent_process import AgentProcess, Bounds
 from services.executor.gateways.isolation import AgentPlace, Isolation
 from services.executor.gateways.messages import TurnReader, answers, goes_on
 from services.executor.gateways.metering import Account
@@ -69,7 +69,7 @@ class ClaudeAgents:
         *,
         offline_model: bool,
         hook_timeout_seconds: float,
-        memory_bytes: int = 0,
+        bounds: Bounds = Bounds(),  # noqa: B008  # nothing can change it
     ) -> None:
         """Composes it.
 
@@ -81,7 +81,7 @@ class ClaudeAgents:
             transcripts: Where their conversations are kept.
             offline_model: Whether the scripted model answers.
             hook_timeout_seconds: Longer than any decision on a tool call may take.
-            memory_bytes: Most memory that an agent's processes may hold together; 0 for no bound.
+            bounds: What each of them may take of the machine.
         """
         self._agents = state_dir.resolve() / "agents"
         self._workspaces = workspace_root.resolve()
@@ -90,7 +90,7 @@ class ClaudeAgents:
         self._transcripts = transcripts
         self._offline = offline_model
         self._hook_timeout = hook_timeout_seconds
-        self._memory_bytes = memory_bytes
+        self._bounds = bounds
 
     @property
     def offline_model(self) -> bool:
@@ -112,7 +112,7 @@ class ClaudeAgents:
             self._transcripts,
             offline_model=self._offline,
             hook_timeout_seconds=self._hook_timeout,
-            memory_bytes=self._memory_bytes,
+            bounds=self._bounds,
         )
 
     async def forget(self, session_id: UUID) -> None:
@@ -152,7 +152,7 @@ class ClaudeAgent:
         *,
         offline_model: bool,
         hook_timeout_seconds: float,
-        memory_bytes: int,
+        bounds: Bounds,
     ) -> None:
         """Use `ClaudeAgents.make`."""
         self._private = private
@@ -164,7 +164,7 @@ class ClaudeAgent:
         self._mirror: TranscriptMirror | None = None
         self._offline = offline_model
         self._hook_timeout = hook_timeout_seconds
-        self._memory_bytes = memory_bytes
+        self._bounds = bounds
         self._process: AgentProcess | None = None
         self._token = ""
         self._client: ClaudeSDKClient | None = None
@@ -236,7 +236,7 @@ class ClaudeAgent:
                 config_dir=self._home / ".claude",
             )
         )
-        self._process = AgentProcess(self._client, self._token, self._isolation, self._memory_bytes)
+        self._process = AgentProcess(self._client, self._token, self._isolation, self._bounds, workspace)
         # It outlives the turn that it was started for.
         named = about(session_id=str(request.session_id))
         self._task = asyncio.create_task(self._own(self._client, self._process), name="agent", context=named)
@@ -278,7 +278,7 @@ class ClaudeAgent:
     async def _until_closed(self, client: ClaudeSDKClient, process: AgentProcess) -> None:
         reading = asyncio.create_task(self._read(client), name="agent-reader")
         closing = asyncio.create_task(self._closing.wait(), name="agent-closing")
-        bounding = asyncio.create_task(self._bound_memory(process), name="agent-memory")
+        bounding = asyncio.create_task(self._hold_to_bounds(process), name="agent-bounds")
         tasks = (reading, closing, bounding)
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -291,8 +291,8 @@ class ClaudeAgent:
                     BACKGROUND_FAILURES.labels("agent").inc()
                     _log.error("an agent is not looked after any more, and ends", exc_info=result)
 
-    async def _bound_memory(self, process: AgentProcess) -> None:
-        """Kills the agent when it holds more memory than it may: its neighbours must not pay for it."""
+    async def _hold_to_bounds(self, process: AgentProcess) -> None:
+        """Kills the agent when it takes more than it may: its neighbours must not pay for it."""
         await process.until_too_large()
         await self.kill()
 
@@ -389,9 +389,9 @@ class ClaudeAgent:
             while True:
                 message = await self._messages.get()
                 if message is None and self._process is not None and self._process.overrun:
-                    # Another attempt would need as much again.
+                    # Another attempt would take as much again.
                     await self.kill()
-                    await emit(self._failed("AGENT_MEMORY", self._process.overrun))
+                    await emit(self._failed(*self._process.overrun))
                     return
                 if message is None:
                     raise AgentDied("the agent process ended")

@@ -15,6 +15,7 @@ import pytest
 from services.executor.domain.items import AttemptEnded, Outcome, ToolResult
 from services.executor.gateways import memory, processes
 from services.executor.gateways.agent import ClaudeAgents
+from services.executor.gateways.agent_process import Bounds
 from services.executor.gateways.isolation import Isolation
 from services.executor.gateways.model_gateway import ModelGateway
 from tests.contract.executor.test_ends import Desk, shell, sleeping
@@ -42,7 +43,7 @@ async def desk(
             MemoryTranscripts(),
             offline_model=True,
             hook_timeout_seconds=60.0,
-            memory_bytes=LIMIT,
+            bounds=Bounds(memory_bytes=LIMIT),
         )
     )
     yield made

@@ -60,6 +60,7 @@ def test_each_reason_of_a_failed_turn_is_listed() -> None:
     told = written(rf"Failure\(\s*{REASON}", "services/session")
     told |= written(rf"(?:Outcome\.FAILED, |_failed\(){REASON}", "services/executor")
     told |= written(rf"Refusal\(\s*{REASON}", "services/executor")
+    told |= written(rf"return {REASON}, \(", "services/executor")
     assert listed()["Turns"] == told - LOSES_AN_ATTEMPT_ONLY
 
 
