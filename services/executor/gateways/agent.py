@@ -49,6 +49,7 @@ from services.kernel.supervision import BACKGROUND_FAILURES
 _log = structlog.get_logger(__name__)
 CONNECT_SECONDS = 60.0
 DISCONNECT_SECONDS = 2.0
+_LOOK_SECONDS = 0.01
 # What the CLI calls a call of the model that failed.
 _BY_THE_MODEL = ("MODEL_ERROR", "AGENT_ERROR")
 SYNTHETIC = "<synthetic>"
@@ -342,10 +343,18 @@ class ClaudeAgent:
         await asyncio.shield(self._killing)
 
     async def _kill(self) -> None:
+        if self._process is not None:
+            await self._known()
+            await self._process.end()
         if self._task is not None and not self._ready.done():
             self._task.cancel()
-        if self._process is not None:
-            await self._process.end()
+
+    async def _known(self) -> None:
+        """Waits for the process that is being started: a start that is cancelled before forgets what it has forked."""
+        while self._process is not None and self._process.first() is None:
+            if self._ready.done() or self._task is None or self._task.done():
+                return
+            await asyncio.sleep(_LOOK_SECONDS)
 
     async def stop(self) -> None:
         """Ends the process, whatever it does."""
@@ -353,7 +362,7 @@ class ClaudeAgent:
         self._closing.set()
         if self._task is not None:
             if not self._ready.done():
-                self._task.cancel()
+                await self.kill()
             await asyncio.shield(asyncio.gather(self._task, return_exceptions=True))
 
     # Turns

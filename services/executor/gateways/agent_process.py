@@ -69,15 +69,20 @@ class AgentProcess:
             return []
         return processes.carrying(self._token)
 
+    def _all(self) -> list[int]:
+        first = self.first()
+        pids = processes.frozen_tree(first.pid) if first is not None and first.returncode is None else []
+        return pids + self._strays()
+
     async def end(self) -> None:
         """Kills all of it, and returns when it runs no more."""
-        if not await processes.end(await asyncio.to_thread(self.found), KILL_SECONDS):
+        if not await processes.end(await asyncio.to_thread(self._all), KILL_SECONDS):
             _log.warning("agent was killed and is still there")
 
     async def end_rest(self, first: Any) -> None:
         """Kills what a disconnected client has left, of which `first` was the first process."""
         if first is not None and first.returncode is None:
-            processes.kill(processes.tree(first.pid))
+            processes.kill(processes.frozen_tree(first.pid))
         processes.kill(await asyncio.to_thread(self._strays))
 
     async def until_too_large(self) -> None:

@@ -26,6 +26,15 @@ def tree(pid: int) -> list[int]:
     return found
 
 
+def frozen_tree(pid: int) -> list[int]:
+    """Stops a process with its descendants and returns them: none of them starts another one unseen any more."""
+    found: list[int] = []
+    while new := [each for each in tree(pid) if each not in found]:
+        _send(new, signal.SIGSTOP)
+        found += new
+    return found
+
+
 def running(pid: int) -> bool:
     """Whether a process is there and not only its remains."""
     try:
@@ -48,9 +57,13 @@ def carrying(mark: str) -> list[int]:
 
 def kill(pids: Iterable[int]) -> None:
     """Kills processes; those that are gone are passed over."""
+    _send(pids, signal.SIGKILL)
+
+
+def _send(pids: Iterable[int], number: signal.Signals) -> None:
     for pid in pids:
         with suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, number)
 
 
 async def end(pids: Iterable[int], timeout_seconds: float) -> bool:
