@@ -152,7 +152,7 @@ class Isolation:
         command = [
             *_dying(),
             str(bubblewrap_program(self._state_dir)),
-            "--unshare-all",
+            *self._namespaces,
             "--die-with-parent",
         ]
         command += ["--new-session", "--uid", "1000", "--gid", "1000", "--hostname", "agent"]
@@ -192,9 +192,17 @@ class Isolation:
 
     @cached_property
     def _help(self) -> bytes:
-        """What this bubblewrap can do: `--size` is there since 0.7."""
+        """What this bubblewrap can do: `--size` since 0.7, `--disable-userns` since 0.8."""
         program = str(bubblewrap_program(self._state_dir))
         return subprocess.run([program, "--help"], capture_output=True, check=False).stdout
+
+    @cached_property
+    def _namespaces(self) -> list[str]:
+        """All of its own; where it can be had, without more user namespaces inside: they open much of the kernel."""
+        alone = ["--unshare-all", "--unshare-user", "--disable-userns"]
+        program = str(bubblewrap_program(self._state_dir))
+        closes = b"--disable-userns" in self._help and _works([program, *alone, *_EVERYTHING, "true"])
+        return alone if closes else ["--unshare-all"]
 
     def _process(self, place: AgentPlace) -> list[str]:
         unshare = shutil.which("unshare")

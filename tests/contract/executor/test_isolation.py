@@ -122,6 +122,15 @@ async def test_what_lies_in_memory_is_bounded(
     assert await inside(bounded, place, directory, script, monkeypatch) == "small\n"
 
 
+async def test_an_agent_makes_no_namespaces_of_users(
+    chosen: Isolation, place: AgentPlace, directory: Path, monkeypatch: pytest.MonkeyPatch
+):
+    if chosen.kind != "BUBBLEWRAP":
+        pytest.skip("only bubblewrap takes them away")
+    seen = await inside(chosen, place, directory, "unshare --user --map-root-user id -u", monkeypatch)
+    assert "unshare failed" in seen
+
+
 async def test_the_state_directory_is_hidden(
     chosen: Isolation, place: AgentPlace, directory: Path, monkeypatch: pytest.MonkeyPatch
 ):
