@@ -56,6 +56,13 @@ def test_every_command_explains_itself_with_an_example(words: list[str]) -> None
         assert f"ai-agent {' '.join(words)}" in result.output or "ai-agent config get-url" in result.output
 
 
+@pytest.mark.parametrize("command", ["create", "upload"])
+def test_help_says_that_the_history_goes_along_and_how_it_does_not(command: str) -> None:
+    result = CliRunner().invoke(app, ["sessions", command, "--help"], env={"COLUMNS": "200"})
+    assert ".git goes along" in result.output
+    assert ".git, whose config may hold credentials" in result.output
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -24,6 +24,14 @@ Everything = Annotated[
     bool, typer.Option("--everything", help="Also what git ignores, and private files as .env.")
 ]
 
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Leave out what matches, as 'build/*' or .git, whose config may hold credentials; repeatable.",
+        show_default=False,
+    ),
+]
+
 
 def upload(
     context: typer.Context,
@@ -37,14 +45,11 @@ def upload(
     to: Annotated[
         str, typer.Option("--to", help="Where its content goes, within the workspace.", show_default=False)
     ] = "",
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(help="Leave out what matches, as .git or 'build/*'; repeatable.", show_default=False),
-    ] = None,
+    exclude: Exclude = None,
     everything: Everything = False,
     output: Output = None,
 ) -> None:
-    """Copy a directory's content into the workspace: all of it, or nothing. What git ignores stays here.
+    """Copy a directory's content into the workspace: all or nothing. What git ignores stays here; .git goes along.
 
     \b
     Example:
