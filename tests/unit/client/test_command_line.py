@@ -358,6 +358,32 @@ async def test_behind_a_turn_that_waits_the_answer_it_waits_for_is_told(
     assert f"ai-agent sessions approve {log.session.id} {request_id}" in done.err
 
 
+async def test_a_question_that_comes_while_a_message_is_queued_is_told(
+    server: ScriptedServer, command: CommandLine
+) -> None:
+    go = asyncio.Event()
+
+    async def later(log: Log, turn_id: str) -> None:
+        await go.wait()
+        await asking(log, turn_id)
+
+    server.agent = later
+    log = server.new_log("demo")
+    await command.run("sessions", "query", "demo", "Run the tests", "--no-wait")
+    server.agent = echo
+    waiting = asyncio.create_task(command.run("sessions", "query", "demo", "Hi"))
+    while not server.calls["WatchSession"]:
+        await asyncio.sleep(0.01)
+    go.set()
+    while len(server.calls["ListPermissionRequests"]) < 2:
+        await asyncio.sleep(0.01)
+    [request_id] = log.requests
+    await log.resolve(request_id, "ALLOWED")
+    done = await waiting
+    assert (done.code, done.out) == (0, "Hello from the agent.\n")
+    assert done.err.count(f"ai-agent sessions approve {log.session.id} {request_id}") == 1
+
+
 async def test_no_wait_and_timeout(server: ScriptedServer, command: CommandLine) -> None:
     server.agent = asking
     log = server.new_log("demo")
