@@ -35,8 +35,8 @@ _CHUNK = 1024 * 1024
 _MAX_TAR_HEADERS = 128 * 1024
 # All headers of a tar archive and the padding between its members.
 _MAX_TAR_OVERHEAD = 256 * 1024 * 1024
-# The table of contents of a zip archive, which is read as a whole.
-_MAX_ZIP_DIRECTORY = 32 * 1024 * 1024
+# The table of contents of a zip archive, which is read as a whole before its entries can be counted.
+_MAX_ZIP_DIRECTORY = MAX_ENTRIES * 256
 _BROKEN = (
     tarfile.TarError,
     zipfile.BadZipFile,

@@ -100,6 +100,11 @@ def test_an_archive_of_countless_entries_is_refused(into: Path, tmp_path: Path) 
     assert (refusal.value.kind, refusal.value.reason) == (ErrorKind.INVALID_ARGUMENT, "ARCHIVE_INVALID")
 
 
+def test_contents_of_a_zip_with_countless_entries_are_not_read(into: Path, tmp_path: Path) -> None:
+    with pytest.raises(ServiceError, match="table of contents that is too large"):
+        extract(written(HOSTILE["zip: endless contents"], tmp_path), into, LIMIT)
+
+
 def test_a_zip_bomb_that_lies_about_its_size_is_stopped(into: Path, tmp_path: Path) -> None:
     raw = bytearray(zipped(("bomb", bytes(64 * LIMIT), 0o644)))
     directory = raw.index(b"PK\x01\x02")
