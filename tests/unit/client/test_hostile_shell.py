@@ -118,6 +118,15 @@ async def test_output_that_cannot_be_written_is_one_line(command: CommandLine, a
         assert json.loads(said)["error"]["reason"] == "Output"
 
 
+async def test_closed_standard_streams_are_no_fault(command: CommandLine):
+    line = f"{shlex.join([*COMMAND, 'config', 'get-url'])} <&- >&-"
+    process = await asyncio.create_subprocess_exec(
+        "bash", "-c", line, stderr=asyncio.subprocess.PIPE, env=command.environment
+    )
+    _, err = await asyncio.wait_for(process.communicate(), 60)
+    assert (process.returncode, err) == (0, b"")
+
+
 async def test_a_narrow_terminal_without_colours(server: ScriptedServer, command: CommandLine):
     server.new_log("demo")
     for arguments in (["sessions", "list"], ["sessions", "get", "demo"], ["sessions", "query", "demo", "Hi"]):

@@ -108,6 +108,10 @@ def root(
 
 def main() -> None:
     """Runs the command line."""
+    for name in ("stdin", "stdout", "stderr"):
+        # Closed by whoever started it (`>&-`). The null device takes its number, before a file or a socket does.
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: PTH123, SIM115
     for stream in (sys.stdout, sys.stderr):
         # A terminal that lacks a character shows a question mark; it is no reason to fail.
         if isinstance(stream, io.TextIOWrapper):
