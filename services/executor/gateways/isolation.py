@@ -39,6 +39,7 @@ _ETC = (
 )  # fmt: skip
 _EVERYTHING = ("--ro-bind", "/", "/", "--proc", "/proc")
 _OOM_SCORE_ADJ = 500
+_UID = "1000"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -109,6 +110,8 @@ class Isolation:
             "DISABLE_ERROR_REPORTING": "1",
             "CLAUDE_CODE_DISABLE_AUTO_MEMORY": "1",
             "CLAUDE_CODE_DISABLE_BACKGROUND_TASKS": "1",
+            # No place for the CLI's inbox, where any program would speak as the user does.
+            "XDG_RUNTIME_DIR": "/dev/null",
             # `@file` in a message would be read without a tool call, and so without a decision.
             "CLAUDE_CODE_DISABLE_FILE_MENTIONS": "1",
             "CLAUDE_CODE_EMIT_SESSION_STATE_EVENTS": "1",
@@ -155,7 +158,7 @@ class Isolation:
             *self._namespaces,
             "--die-with-parent",
         ]
-        command += ["--new-session", "--uid", "1000", "--gid", "1000", "--hostname", "agent"]
+        command += ["--new-session", "--uid", _UID, "--gid", _UID, "--hostname", "agent"]
         for path in _SYSTEM:
             if Path(path).is_symlink():
                 command += ["--symlink", str(Path(path).readlink()), path]
@@ -187,8 +190,11 @@ class Isolation:
         size = []
         if self._max_tmp_bytes and b"--size" in self._help:
             size = ["--size", str(self._max_tmp_bytes // 2)]
+        # The second place of the CLI's inbox: what is mounted there can be neither opened nor moved.
+        inbox = [part for uid in ("0", _UID) for part in ("--ro-bind", "/dev/null", f"/tmp/cc-socks-{uid}")]  # noqa: S108
         shared = [*size, "--tmpfs", "/dev/shm"]  # noqa: S108
-        return [*size, "--tmpfs", "/tmp", *shared, "--dir", "/var", "--symlink", "../tmp", "/var/tmp"]  # noqa: S108
+        var = ["--dir", "/var", "--symlink", "../tmp", "/var/tmp"]
+        return [*size, "--tmpfs", "/tmp", *inbox, *shared, *var]  # noqa: S108
 
     @cached_property
     def _help(self) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -86,6 +87,8 @@ def build(
         else None,
         # Nothing that lies in the workspace may configure the agent that works in it.
         setting_sources=[],
+        # Nor may a program that runs in the sandbox speak to it as the user does: its words would be in no log.
+        settings=json.dumps({"crossSessionInbound": "off"}),
         include_partial_messages=True,
         max_buffer_size=MAX_OUTPUT_LINE_BYTES,
         resume=session_id if resume else None,
