@@ -255,6 +255,16 @@ async def test_bubblewrap_shows_no_neighbour(
     assert place.workspace.name in seen
 
 
+async def test_bubblewrap_is_in_a_session_of_its_own(
+    place: AgentPlace, strongest: Isolation, directory: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """In the caller's session it could type on the terminal of whoever has started the executor (TIOCSTI)."""
+    if strongest.kind != "BUBBLEWRAP":
+        pytest.skip("bubblewrap does not work on this machine")
+    leader = await inside(strongest, place, directory, "cut -d ' ' -f 6 /proc/self/stat", monkeypatch)
+    assert int(leader) > 0, "the leader of a session outside has no number here"
+
+
 async def test_bubblewrap_has_no_network_but_the_gateway(
     strongest: Isolation, place: AgentPlace, directory: Path, monkeypatch: pytest.MonkeyPatch
 ):
