@@ -13,8 +13,8 @@ from aiagent.session.v1 import transcript_service_pb2
 from services.executor.api.servicer import POLICIES, ExecutorServicer
 from services.executor.domain.errors import DOMAIN
 from services.executor.gateways import isolation, offline_model
-from services.executor.gateways.agent import ClaudeAgents
 from services.executor.gateways.agent_process import Bounds
+from services.executor.gateways.agents import ClaudeAgents
 from services.executor.gateways.model_gateway import ModelGateway
 from services.executor.gateways.registration import Registration
 from services.executor.gateways.transcripts import TranscriptClient

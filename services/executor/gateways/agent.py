@@ -7,12 +7,9 @@ CLI's own transcript. Stopping is interrupt, a moment, disconnect, and then the 
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
-import signal
 from dataclasses import replace
 from pathlib import Path
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import structlog
 from claude_agent_sdk import (
@@ -57,89 +54,6 @@ SYNTHETIC = "<synthetic>"
 NOT_SAVED = "the conversation could not be saved: if this executor is lost, so is what was said in this turn"
 
 
-class ClaudeAgents:
-    """Makes agents, and knows where they keep their files."""
-
-    def __init__(
-        self,
-        state_dir: Path,
-        workspace_root: Path,
-        isolation: Isolation,
-        gateway: ModelGateway,
-        transcripts: TranscriptPort,
-        *,
-        offline_model: bool,
-        hook_timeout_seconds: float,
-        bounds: Bounds = Bounds(),  # noqa: B008  # nothing can change it
-    ) -> None:
-        """Composes it.
-
-        Args:
-            state_dir: Private files of agents go below `agents/` in it.
-            workspace_root: Where the workspaces are.
-            isolation: How agents are started.
-            gateway: Where they find the model.
-            transcripts: Where their conversations are kept.
-            offline_model: Whether the scripted model answers.
-            hook_timeout_seconds: Longer than any decision on a tool call may take.
-            bounds: What each of them may take of the machine.
-        """
-        self._agents = state_dir.resolve() / "agents"
-        self._workspaces = workspace_root.resolve()
-        self._isolation = isolation
-        self._gateway = gateway
-        self._transcripts = transcripts
-        self._offline = offline_model
-        self._hook_timeout = hook_timeout_seconds
-        self._bounds = bounds
-
-    @property
-    def offline_model(self) -> bool:
-        """Whether the scripted offline model answers."""
-        return self._offline
-
-    @property
-    def isolation(self) -> str:
-        """BUBBLEWRAP or PROCESS."""
-        return self._isolation.kind
-
-    def make(self, session_id: UUID) -> ClaudeAgent:
-        """Returns an agent that is not started."""
-        return ClaudeAgent(
-            self._agents / str(session_id),
-            self._workspaces,
-            self._isolation,
-            self._gateway,
-            self._transcripts,
-            offline_model=self._offline,
-            hook_timeout_seconds=self._hook_timeout,
-            bounds=self._bounds,
-        )
-
-    async def forget(self, session_id: UUID) -> None:
-        """Removes a session's private files."""
-        await asyncio.to_thread(shutil.rmtree, self._agents / str(session_id), True)
-
-    def sweep(self) -> int:
-        """Kills agents that a killed predecessor may have left, and returns how many it found."""
-        mark = os.fsencode(self._agents) + b"/"
-        found = 0
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit() or int(entry.name) == os.getpid():
-                continue
-            try:
-                command = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if mark in command and (b"bwrap" in command or b"unshare" in command or b"claude" in command):
-                found += 1
-                try:
-                    os.kill(int(entry.name), signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
-        return found
-
-
 class ClaudeAgent:
     """See `usecases.ports.Agent`."""
 
@@ -155,7 +69,7 @@ class ClaudeAgent:
         hook_timeout_seconds: float,
         bounds: Bounds,
     ) -> None:
-        """Use `ClaudeAgents.make`."""
+        """Use `agents.ClaudeAgents.make`."""
         self._private = private
         self._home = private / "home"
         self._workspaces = workspaces
@@ -163,6 +77,7 @@ class ClaudeAgent:
         self._gateway = gateway
         self._transcripts = transcripts
         self._mirror: TranscriptMirror | None = None
+        self._resume = False
         self._offline = offline_model
         self._hook_timeout = hook_timeout_seconds
         self._bounds = bounds
@@ -199,11 +114,11 @@ class ClaudeAgent:
 
     # Start and stop
 
-    async def start(self, request: TurnRequest) -> None:
-        """Starts the process.
+    async def prepare(self, request: TurnRequest) -> None:
+        """Brings the conversation here.
 
         Raises:
-            AgentDied: It does not come up.
+            AgentDied: It cannot be read.
         """
         for path in (self._private, self._home, self._home / ".claude", self._home / "tmp"):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -213,9 +128,19 @@ class ClaudeAgent:
         self._mirror = TranscriptMirror(self._transcripts, self._home, workspace, SystemClock())
         self._mirror.begin(request.attempt_pass, request.transcript_position)
         try:
-            resume = await self._mirror.restore(self.cli_session_id, known=bool(request.cli_session_id))
+            self._resume = await self._mirror.restore(self.cli_session_id, known=bool(request.cli_session_id))
         except (TranscriptUnavailable, TranscriptRefused, OSError) as error:
             raise AgentDied(f"the conversation cannot be read: {error}") from error
+
+    async def start(self, request: TurnRequest) -> None:
+        """Starts the process, after `prepare` if that was not done.
+
+        Raises:
+            AgentDied: It does not come up.
+        """
+        if self._mirror is None:
+            await self.prepare(request)
+        workspace = self._workspaces / request.workspace
         self._fingerprint = sdk_options.fingerprint(request.options)
         self._token = self._gateway.admit()
         launcher = self._private / "launch"
@@ -227,7 +152,7 @@ class ClaudeAgent:
                 launcher=launcher,
                 workspace=workspace,
                 prompt_file=self._home / "system-prompt.md",
-                resume=resume,
+                resume=self._resume,
                 session_id=self.cli_session_id,
                 hook=self._gate.decide,
                 permit=self._gate.permit,

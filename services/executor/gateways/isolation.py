@@ -193,7 +193,7 @@ class Isolation:
         # The second place of the CLI's inbox: what is mounted there can be neither opened nor moved.
         inbox = [part for uid in ("0", _UID) for part in ("--ro-bind", "/dev/null", f"/tmp/cc-socks-{uid}")]  # noqa: S108
         shared = [*size, "--tmpfs", "/dev/shm"]  # noqa: S108
-        var = ["--dir", "/var", "--symlink", "../tmp", "/var/tmp"]
+        var = ["--dir", "/var", "--symlink", "../tmp", "/var/tmp"]  # noqa: S108
         return [*size, "--tmpfs", "/tmp", *inbox, *shared, *var]  # noqa: S108
 
     @cached_property

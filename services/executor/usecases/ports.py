@@ -93,6 +93,9 @@ class Agent(Protocol):
     def fits(self, request: TurnRequest) -> bool:
         """Whether it stands where the turn begins: same conversation, same options."""
 
+    async def prepare(self, request: TurnRequest) -> None:
+        """Does what a start needs and what may wait for others; raises AgentDied if it cannot be done."""
+
     async def start(self, request: TurnRequest) -> None:
         """Starts the process; raises AgentDied if it does not come up."""
 

@@ -288,6 +288,8 @@ class Turns:
             if not reused:
                 if before:
                     await asyncio.wait(before)
+                if attempt.stopping is None:
+                    await agent.prepare(attempt.request)
                 async with self._starts:
                     if attempt.stopping is None:
                         await agent.start(attempt.request)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from services.executor.gateways import isolation, offline_model
-from services.executor.gateways.agent import ClaudeAgents
+from services.executor.gateways.agents import ClaudeAgents
 from services.executor.gateways.isolation import Isolation
 from services.executor.gateways.model_gateway import ModelGateway
 from tests.unit.executor.memory_transcripts import MemoryTranscripts

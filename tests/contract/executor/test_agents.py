@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from services.executor.domain.items import AgentStarted, AttemptEnded, Decision, Item, Outcome, ToolUse
-from services.executor.gateways.agent import ClaudeAgents
+from services.executor.gateways.agents import ClaudeAgents
 from services.executor.usecases.ports import Agent, AgentDied, AgentFactory, TurnRequest
 from tests.unit.executor.memory_transcripts import MemoryTranscripts
 from tests.unit.executor.scripted_agent import (

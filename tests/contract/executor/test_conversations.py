@@ -24,7 +24,8 @@ from services.executor.domain.items import (
 )
 from services.executor.domain.transcripts import Namer, missing_from_store
 from services.executor.gateways import transcripts as gateway_module
-from services.executor.gateways.agent import ClaudeAgent, ClaudeAgents
+from services.executor.gateways.agent import ClaudeAgent
+from services.executor.gateways.agents import ClaudeAgents
 from services.executor.gateways.isolation import Isolation
 from services.executor.gateways.model_gateway import ModelGateway
 from services.executor.gateways.transcript_files import TranscriptFiles

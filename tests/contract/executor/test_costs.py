@@ -25,7 +25,8 @@ from services.executor.domain.items import (
 )
 from services.executor.gateways import agent as agent_module
 from services.executor.gateways import offline_model
-from services.executor.gateways.agent import ClaudeAgent, ClaudeAgents
+from services.executor.gateways.agent import ClaudeAgent
+from services.executor.gateways.agents import ClaudeAgents
 from services.executor.gateways.isolation import Isolation
 from services.executor.gateways.model_gateway import ModelGateway
 from services.executor.usecases.ports import AgentDied, TurnRequest

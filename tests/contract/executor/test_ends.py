@@ -16,7 +16,7 @@ import pytest
 
 from services.executor.domain.items import AttemptEnded, Decision, DecisionNeeded, Outcome, ToolResult
 from services.executor.gateways import isolation, processes
-from services.executor.gateways.agent import ClaudeAgents
+from services.executor.gateways.agents import ClaudeAgents
 from services.executor.gateways.isolation import Isolation
 from services.executor.gateways.model_gateway import ModelGateway
 from services.executor.usecases import turns as use_cases

@@ -14,8 +14,8 @@ import pytest
 
 from services.executor.domain.items import AttemptEnded, Outcome, ToolResult
 from services.executor.gateways import memory, processes
-from services.executor.gateways.agent import ClaudeAgents
 from services.executor.gateways.agent_process import Bounds
+from services.executor.gateways.agents import ClaudeAgents
 from services.executor.gateways.isolation import Isolation
 from services.executor.gateways.model_gateway import ModelGateway
 from tests.contract.executor.test_ends import Desk, shell, sleeping

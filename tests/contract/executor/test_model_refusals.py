@@ -10,7 +10,7 @@ import pytest
 
 from services.executor.domain.items import AttemptEnded, Decision, Item, Outcome, ToolUse
 from services.executor.gateways import offline_model
-from services.executor.gateways.agent import ClaudeAgents
+from services.executor.gateways.agents import ClaudeAgents
 from services.executor.gateways.isolation import Isolation
 from services.executor.gateways.model_gateway import ModelGateway
 from tests.contract.executor.test_model_gateway import KEY, Upstream

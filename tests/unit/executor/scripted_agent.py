@@ -97,12 +97,17 @@ class ScriptedAgent:
         self.fails: set[str] = set()
         self.interrupted = asyncio.Event()
         self.stopped = asyncio.Event()
+        self.may_prepare = asyncio.Event()
+        self.may_prepare.set()
         self.cli_session_id = ""
         self.fails_to_start = False
         self.spent = Spent()
 
     def fits(self, request: TurnRequest) -> bool:
         return request.cli_session_id == self.cli_session_id
+
+    async def prepare(self, request: TurnRequest) -> None:
+        await self.may_prepare.wait()
 
     async def start(self, request: TurnRequest) -> None:
         self.starts += 1

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from services.executor.domain.items import Outcome
+from services.executor.usecases.turns import STARTS_AT_ONCE
 from services.kernel.errors import ServiceError
 
 from .scripted_agent import a_request, work_for_ever
@@ -62,3 +65,17 @@ async def test_an_agent_starts_only_when_the_one_before_has_gone(bench: Bench, s
         agent.may_stop.set()
     assert (await bench.to_end(attempt)).outcome is Outcome.SUCCEEDED
     assert new.starts == 1
+
+
+async def test_conversations_that_are_long_in_coming_hold_no_start_back(bench: Bench):
+    bench.turns.max_live_clients = STARTS_AT_ONCE + 1
+    slow = [bench.begin() for _ in range(STARTS_AT_ONCE)]
+    for agent in bench.agents.made:
+        agent.may_prepare.clear()
+    async with asyncio.timeout(5):
+        await bench.to_end(bench.begin())
+    assert [agent.starts for agent in bench.agents.made] == [0] * STARTS_AT_ONCE + [1]
+    for agent in bench.agents.made:
+        agent.may_prepare.set()
+    for attempt in slow:
+        await bench.to_end(attempt)
