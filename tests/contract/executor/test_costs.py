@@ -197,7 +197,7 @@ async def test_a_turn_that_is_stopped_has_cost_what_it_has_cost(talk: Talk):
         await talk.here.run(talk.turn(USE, SAY), kill_at=ToolResult)
     assert talk.here.agent is not None
     # The call was told before the tool ran: it would have been kept, had this executor died too.
-    assert [item.cost_usd for item in talk.here.items if isinstance(item, Spent)] == [CALL_USD]
+    assert [item.cost_usd for item in talk.here.items if isinstance(item, Spent)][:1] == [CALL_USD]
     killed = talk.here.told(talk.here.agent.settle())
     assert CALL_USD <= killed.cost_usd <= CALL_USD * 2, "the second call may have been under way"
     assert talk.here.agent.settle() == Spent()
