@@ -82,14 +82,28 @@ async def serve[S: KernelSettings](settings: S, build: Callable[[S], Awaitable[S
 
     The metrics are there before the service is: one that waits for its database can be looked at.
     """
-    metrics = MetricsServer.at(settings.metrics_listen) if settings.metrics_listen else None
-    if metrics is not None:
-        await metrics.start()
-    try:
-        await run([await build(settings)], grace_seconds=settings.drain_seconds)
-    finally:
-        if metrics is not None:
-            await metrics.stop()
+    services: list[Service] = []
+    if settings.metrics_listen:
+        services.append(_Metrics(MetricsServer.at(settings.metrics_listen)))
+    await run([*services, await build(settings)], grace_seconds=settings.drain_seconds)
+
+
+class _Metrics:
+    """The metrics as a service: they are told from the first to the last, and a signal finds somebody to take it."""
+
+    name = "metrics"
+
+    def __init__(self, server: MetricsServer) -> None:
+        self._server = server
+
+    async def start(self) -> None:
+        await self._server.start()
+
+    async def drain(self, grace_seconds: float) -> None:
+        """They have nothing to end."""
+
+    async def stop(self) -> None:
+        await self._server.stop()
 
 
 async def _told[S: KernelSettings](command: Command[S], settings: S) -> str:
