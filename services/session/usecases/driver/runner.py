@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -36,6 +37,7 @@ from services.session.usecases.driver.attempt import Attempt
 from services.session.usecases.driver.decisions import Decider, Verdicts
 from services.session.usecases.driver.ending import end_attempt, spend
 from services.session.usecases.driver.ports import DriverStore, FencedTransaction
+from services.session.usecases.driver.reading import read_ahead
 from services.session.usecases.ports import ExecutorPort, LiveFeedPort
 
 _log = structlog.get_logger(__name__)
@@ -68,23 +70,27 @@ class AttemptRunner:
             ServiceError: The stream broke; it may be attached again.
             LeaseLost: The lease is another's by now.
         """
-        async for batch in stream:
-            # The first batch is empty: it says that the executor has taken the call.
-            self.attempt.connected = True
-            durable: list[TurnItem] = []
-            for item in batch:
-                if item.offset <= self.attempt.turn.applied_offset:
-                    continue
-                if isinstance(item, BlockDelta):
-                    # Whatever came before a delta must be in the log before it is shown.
-                    if durable:
-                        await self._apply(durable)
-                        durable = []
-                    await self._preview(item)
-                else:
-                    durable.append(item)
-            if durable:
-                await self._apply(durable)
+        async with aclosing(read_ahead(stream)) as batches:
+            async for batch in batches:
+                # The first batch is empty: it says that the executor has taken the call.
+                self.attempt.connected = True
+                await self._take(batch)
+
+    async def _take(self, batch: Sequence[TurnItem]) -> None:
+        durable: list[TurnItem] = []
+        for item in batch:
+            if item.offset <= self.attempt.turn.applied_offset:
+                continue
+            if isinstance(item, BlockDelta):
+                # Whatever came before a delta must be in the log before it is shown.
+                if durable:
+                    await self._apply(durable)
+                    durable = []
+                await self._preview(item)
+            else:
+                durable.append(item)
+        if durable:
+            await self._apply(durable)
 
     async def _preview(self, delta: BlockDelta) -> None:
         attempt = self.attempt
