@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Any, Final
 from uuid import UUID
 
@@ -81,34 +83,56 @@ async def once(
     if not request_id:
         return await run()
     digest = hashlib.sha256(request).digest()
-    key: dict[str, Any] = {
+    added = columns or {}
+    statements = _statements(table, tuple(added))
+    key = {
         "organization_id": organization_id,
         "caller_id": caller_id,
         "method": method,
         "request_id": request_id,
     }
-    values: dict[str, Any] = {
-        "request_hash": digest,
-        "response": None,
-        "create_time": _NOW,
-        "expire_time": _NOW + expire_after if expire_after is not None else None,
-        **(columns or {}),
-    }
-    claim = (
-        postgresql.insert(table)
-        .values(key | values)
-        .on_conflict_do_update(index_elements=list(key), set_=values, where=table.c.expire_time <= _NOW)
-        .returning(sa.literal(1))
-    )
-    matches = sa.and_(*(table.c[name] == value for name, value in key.items()))
-    if (await connection.execute(claim)).first() is None:
-        stored = (await connection.execute(sa.select(table).where(matches))).one()
+    claim = {**key, **added, "request_hash": digest, "response": None, "kept_for": expire_after}
+    matches = {f"the_{name}": value for name, value in key.items()}
+    if (await connection.execute(statements.claim, claim)).first() is None:
+        stored = (await connection.execute(statements.stored, matches)).one()
         if stored.request_hash != digest:
             raise _reused(request_id, f"{table.schema}.aiagent")
         return bytes(stored.response)
     response = await run()
-    await connection.execute(sa.update(table).where(matches).values(response=response))
+    await connection.execute(statements.answer, {**matches, "response": response})
     return response
+
+
+@dataclass(frozen=True, slots=True)
+class _Statements:
+    """The statements of `once` for one table: what they cost to build is more than what they cost to run."""
+
+    claim: sa.Executable
+    stored: sa.Executable
+    answer: sa.Executable
+
+
+@cache
+def _statements(table: sa.Table, added: tuple[str, ...]) -> _Statements:
+    key = [column.name for column in table.primary_key.columns]
+    insert = postgresql.insert(table).values(
+        # An id without an end has none: a time and NULL make NULL.
+        create_time=_NOW,
+        expire_time=_NOW + sa.bindparam("kept_for", type_=sa.Interval),
+    )
+    overwritten = ("request_hash", "response", "create_time", "expire_time", *added)
+    matches = sa.and_(
+        *(table.c[name] == sa.bindparam(f"the_{name}", type_=table.c[name].type) for name in key)
+    )
+    return _Statements(
+        claim=insert.on_conflict_do_update(
+            index_elements=key,
+            set_={name: insert.excluded[name] for name in overwritten},
+            where=table.c.expire_time <= _NOW,
+        ).returning(sa.literal(1)),
+        stored=sa.select(table.c.request_hash, table.c.response).where(matches),
+        answer=sa.update(table).where(matches),
+    )
 
 
 async def purge_expired(connection: AsyncConnection, table: sa.Table, *, limit: int = 1000) -> int:
