@@ -16,7 +16,6 @@ from uuid import UUID
 
 import structlog
 from redis.asyncio import Redis
-from redis.asyncio.client import PubSub
 
 from aiagent.session.v1 import session_service_pb2
 from services.kernel.clock import SystemClock
@@ -25,6 +24,7 @@ from services.kernel.errors import ServiceError
 from services.kernel.ids import new_id
 from services.kernel.lifecycle import Drain
 from services.kernel.redis import UNAVAILABLE
+from services.kernel.redis.wire import Command, Wire, Word, open_wire
 from services.kernel.supervision import supervise
 from services.session import codec
 from services.session.domain.entities import LogEvent
@@ -67,14 +67,13 @@ class LiveFeed:
         self._subscriptions: dict[UUID, set[Subscription]] = {}
         self._blocks = OpenBlocks()
         self._told: dict[UUID, int] = {}
-        self._outgoing: deque[tuple[str, str, bytes]] = deque()
+        self._outgoing: deque[Command] = deque()
         self._outgoing_bytes = 0
         self._to_send = asyncio.Event()
         self._wake: Callable[[UUID], None] | None = None
-        self._pubsub: PubSub | None = None
+        self._wire: Wire | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._away = False
-        self._deaf = False
         self._ask_again = 0.0
 
     def on_wake(self, wake: Callable[[UUID], None]) -> None:
@@ -107,7 +106,7 @@ class LiveFeed:
         items = [event_item(codec.event(event)) for event in events]
         gate_events = tuple(gate_event(item) for item in items)
         if self._blocks.close(session_id, gate_events):
-            self._queue("DEL", _block_key(session_id), b"")
+            self._queue("DEL", _block_key(session_id))
         # Whoever takes the session over is given what follows these events: the text before them must not go with us.
         self._store_blocks(session_id)
         self._offer(session_id, _frame(gate_events))
@@ -136,24 +135,24 @@ class LiveFeed:
         self._queue("PUBLISH", _channel(session_id), self._origin + frame.SerializeToString())
         snapshot = self._blocks.add(session_id, delta)
         if snapshot is not None:
-            self._queue("BLOCK", _block_key(session_id), snapshot)
+            self._queue("SET", _block_key(session_id), snapshot, "EX", BLOCK_SECONDS)
 
     def _store_blocks(self, *session_ids: UUID) -> None:
         for session_id, snapshot in self._blocks.unstored(*session_ids):
-            self._queue("BLOCK", _block_key(session_id), snapshot)
+            self._queue("SET", _block_key(session_id), snapshot, "EX", BLOCK_SECONDS)
 
     async def wake_driver(self, session_id: UUID) -> None:
         """Wakes the session's driver on other replicas."""
         self._queue("PUBLISH", _DRIVERS, session_id.bytes)
 
-    def _queue(self, command: str, key: str, data: bytes) -> None:
+    def _queue(self, *command: Word) -> None:
         if self._redis is None:
             return
         while len(self._outgoing) >= OUTGOING or self._outgoing_bytes >= OUTGOING_BYTES:
             # Redis is away, or far behind: watchers elsewhere find it in the database.
-            self._outgoing_bytes -= len(self._outgoing.popleft()[2])
-        self._outgoing.append((command, key, data))
-        self._outgoing_bytes += len(data)
+            self._outgoing_bytes -= _size(self._outgoing.popleft())
+        self._outgoing.append(command)
+        self._outgoing_bytes += _size(command)
         self._to_send.set()
 
     # Subscribing
@@ -167,7 +166,8 @@ class LiveFeed:
         try:
             if len(others) == 1:
                 self._told.pop(session_id, None)
-                await self._listen_to(session_id)
+                if self._wire is not None:
+                    self._wire.subscribe([_channel(session_id)])
             if self._drain.draining:
                 subscription.offer(DrainFrame())
             yield subscription
@@ -176,7 +176,8 @@ class LiveFeed:
             if not others and self._subscriptions.get(session_id) is others:
                 del self._subscriptions[session_id]
                 self._told.pop(session_id, None)
-                await self._listen_to(session_id, no_more=True)
+                if self._wire is not None:
+                    self._wire.unsubscribe(_channel(session_id))
 
     async def block(self, session_id: UUID) -> Delta | None:
         """The text so far of the session's open block, if one is known."""
@@ -205,20 +206,6 @@ class LiveFeed:
 
     # Redis
 
-    async def _listen_to(self, session_id: UUID, *, no_more: bool = False) -> None:
-        if self._pubsub is None:
-            return
-        try:
-            async with asyncio.timeout(PATIENCE_SECONDS):
-                if no_more:
-                    await self._pubsub.unsubscribe(_channel(session_id))
-                else:
-                    await self._pubsub.subscribe(_channel(session_id))
-        except UNAVAILABLE:
-            # The listener connects anew and subscribes to everything.
-            self._deaf = True
-            self._note_away()
-
     def _note_away(self) -> None:
         if not self._away:
             self._away = True
@@ -227,23 +214,21 @@ class LiveFeed:
     async def _listen(self, redis: Redis) -> None:
         while True:
             try:
-                async with redis.pubsub(ignore_subscribe_messages=True) as pubsub:
-                    await pubsub.subscribe(_DRIVERS)
+                async with open_wire(redis, self._read) as wire:
                     # From here on who subscribes does it at once; who did so before is in the list.
-                    self._pubsub, self._deaf = pubsub, False
-                    if self._subscriptions:
-                        await pubsub.subscribe(*map(_channel, self._subscriptions))
+                    self._wire = wire
+                    wire.subscribe((_DRIVERS, *map(_channel, self._subscriptions)))
+                    await wire.execute([("PING",)])
                     if self._away:
                         self._away = False
                         _log.warning("redis is back")
-                    while not self._deaf:
-                        message = await pubsub.get_message(timeout=POLL_SECONDS)
-                        if message is not None:
-                            self._read(message["channel"], message["data"])
+                    while not await wire.wait_lost(POLL_SECONDS):
+                        await wire.execute([("PING",)])
             except UNAVAILABLE:
-                self._note_away()
+                pass
             finally:
-                self._pubsub = None
+                self._wire = None
+            self._note_away()
             await asyncio.sleep(_RECONNECT_SECONDS)
 
     def _read(self, channel: bytes, data: bytes) -> None:
@@ -273,26 +258,27 @@ class LiveFeed:
 
     async def _send(self, redis: Redis) -> None:
         while True:
-            self._to_send.clear()
-            if not self._outgoing:
-                await self._to_send.wait()
-            batch: list[tuple[str, str, bytes]] = []
-            while len(batch) < 256 and self._outgoing:
-                batch.append(self._outgoing.popleft())
-                self._outgoing_bytes -= len(batch[-1][2])
             try:
-                async with redis.pipeline(transaction=False) as pipeline:
-                    for command, key, data in batch:
-                        if command == "PUBLISH":
-                            pipeline.publish(key, data)
-                        elif command == "BLOCK":
-                            pipeline.set(key, data, ex=BLOCK_SECONDS)
-                        else:
-                            pipeline.delete(key)
-                    await pipeline.execute()
+                async with open_wire(redis) as wire:
+                    while await self._due(wire):
+                        await wire.execute(self._next_commands())
+                continue
             except UNAVAILABLE:
                 self._note_away()
                 await asyncio.sleep(_RECONNECT_SECONDS)
+
+    async def _due(self, wire: Wire) -> bool:
+        """Waits until there is something to send; tells whether the connection is still there then."""
+        self._to_send.clear()
+        if not self._outgoing:
+            await self._to_send.wait()
+        return not wire.lost
+
+    def _next_commands(self) -> list[Command]:
+        """Takes what is to be sent next. Should it get lost now, watchers find it in the database."""
+        commands = [self._outgoing.popleft() for _ in range(min(256, len(self._outgoing)))]
+        self._outgoing_bytes -= sum(map(_size, commands))
+        return commands
 
     # The database
 
@@ -323,6 +309,10 @@ class LiveFeed:
         await self._drain.wait()
         for session_id in list(self._subscriptions):
             self._offer(session_id, DrainFrame())
+
+
+def _size(command: Command) -> int:
+    return sum(len(word) for word in command if isinstance(word, bytes))
 
 
 def _frame(events: tuple[GateEvent, ...]) -> EventsFrame:

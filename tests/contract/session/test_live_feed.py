@@ -411,37 +411,3 @@ async def test_a_queue_is_bounded_in_bytes_too(
         assert subscription.overflowed
         held = [frame for frame in await subscription.take(1.0) if isinstance(frame, EventsFrame)]
         assert sum(frame.size_bytes for frame in held) < 15_000
-
-
-async def test_a_watcher_that_leaves_while_it_subscribes_is_forgotten(
-    feeds: Feeds, session_id: UUID, monkeypatch: pytest.MonkeyPatch
-):
-    begun = asyncio.Event()
-
-    async def hang(*_: object, **__: object) -> None:
-        begun.set()
-        await asyncio.Event().wait()
-
-    monkeypatch.setattr(feeds.watching, "_listen_to", hang)
-
-    async def watch() -> None:
-        async with feeds.watching.subscribe(session_id):
-            raise AssertionError("it cannot have subscribed")
-
-    watcher = asyncio.create_task(watch())
-    await begun.wait()
-    monkeypatch.undo()
-    watcher.cancel()
-    await asyncio.gather(watcher, return_exceptions=True)
-    # The poll of the heads asks for what is watched.
-    asked: list[UUID] = []
-
-    async def heads(wanted: Sequence[UUID]) -> dict[UUID, int]:
-        asked.extend(wanted)
-        return dict.fromkeys(wanted, 1)
-
-    monkeypatch.setattr(feeds.watching, "_heads", heads)
-    other = uuid4()
-    async with feeds.watching.subscribe(other) as subscription:
-        await until(subscription, lambda frames: any(isinstance(frame, HeadFrame) for frame in frames))
-    assert session_id not in asked and other in asked

