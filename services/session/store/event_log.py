@@ -29,6 +29,22 @@ _HEAD_COLUMNS = (
     session_heads.c.lease_expire_time,
 )
 
+# What every transaction of a driver runs is built once: it would cost as much as running it.
+_THE_SESSION = session_heads.c.session_id == sa.bindparam(
+    "the_session", type_=session_heads.c.session_id.type
+)
+_HEAD_OF_LEASE = (
+    sa.select(*_HEAD_COLUMNS)
+    .where(
+        _THE_SESSION,
+        session_heads.c.lease_epoch == sa.bindparam("epoch"),
+        session_heads.c.lease_holder == sa.bindparam("holder"),
+    )
+    .with_for_update()
+)
+_ADVANCE_HEAD = sa.update(session_heads).where(_THE_SESSION)
+_INSERT_EVENTS = sa.insert(events).returning(events.c.sequence, events.c.create_time)
+
 
 def _head(row: Any) -> Head:
     return Head(
@@ -76,40 +92,38 @@ async def lock_head_fenced(connection: AsyncConnection, lease: Lease) -> Head:
     Raises:
         LeaseLost: Another holder has a higher epoch, or the session is gone.
     """
-    row = (
-        await connection.execute(
-            sa.select(*_HEAD_COLUMNS)
-            .where(
-                session_heads.c.session_id == lease.session_id,
-                session_heads.c.lease_epoch == lease.epoch,
-                session_heads.c.lease_holder == lease.holder,
-            )
-            .with_for_update()
-        )
-    ).one_or_none()
+    held = {"the_session": lease.session_id, "epoch": lease.epoch, "holder": lease.holder}
+    row = (await connection.execute(_HEAD_OF_LEASE, held)).one_or_none()
     if row is None:
         raise LeaseLost(f"epoch {lease.epoch} of session {lease.session_id} has ended")
     return _head(row)
 
 
-async def append(connection: AsyncConnection, head: Head, drafts: Sequence[EventDraft]) -> list[LogEvent]:
+async def append(
+    connection: AsyncConnection, head: Head, drafts: Sequence[EventDraft], **head_values: Any
+) -> list[LogEvent]:
     """Appends events to a log whose head this transaction has locked.
 
     Args:
         connection: The transaction that holds the lock.
         head: What `lock_head` or `lock_head_fenced` returned in it. Call once per transaction, with everything.
         drafts: The events, in order.
+        head_values: What else is to be written to the head, with its last sequence, even without an event.
 
     Returns:
         The events with their sequences and times, for the live feed once the transaction is committed.
     """
+    last = head.last_sequence + len(drafts)
+    if drafts or head_values:
+        advance = _ADVANCE_HEAD.values(head_values) if head_values else _ADVANCE_HEAD
+        await connection.execute(advance, {"the_session": head.session_id, "last_sequence": last})
     if not drafts:
         return []
     first = head.last_sequence + 1
     encoded = [codec.encode(draft.event) for draft in drafts]
     rows = (
         await connection.execute(
-            sa.insert(events).returning(events.c.sequence, events.c.create_time),
+            _INSERT_EVENTS,
             [
                 {
                     "organization_id": head.organization_id,
@@ -123,11 +137,6 @@ async def append(connection: AsyncConnection, head: Head, drafts: Sequence[Event
             ],
         )
     ).all()
-    await connection.execute(
-        sa.update(session_heads)
-        .where(session_heads.c.session_id == head.session_id)
-        .values(last_sequence=first + len(drafts) - 1)
-    )
     times = {row.sequence: row.create_time for row in rows}
     return [
         LogEvent(

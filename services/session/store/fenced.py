@@ -175,7 +175,9 @@ class FencedConnection:
 
     async def commit(self, turn: DrivenTurn, changes: Changes, *, expected_offset: int) -> list[LogEvent]:
         """Appends the events and writes every projection."""
-        events = await append(self._connection, self._head, changes.drafts)
+        # An append proves that the driver lives: it renews the lease on the way.
+        renewed = _NOW + LEASE_LIFE
+        events = await append(self._connection, self._head, changes.drafts, lease_expire_time=renewed)
         first = self._head.last_sequence + 1
         values = dict(changes.turn)
         if events:
@@ -193,12 +195,6 @@ class FencedConnection:
                 raise LeaseLost(f"turn {turn.id} has moved on from offset {expected_offset}")
         await self._insert(changes, first)
         await self._update(turn, changes)
-        # An append proves that the driver lives: it renews the lease on the way.
-        await self._connection.execute(
-            sa.update(session_heads)
-            .where(session_heads.c.session_id == self._head.session_id)
-            .values(lease_expire_time=_NOW + LEASE_LIFE)
-        )
         self.last_sequence = events[-1].sequence if events else self._head.last_sequence
         return events
 
