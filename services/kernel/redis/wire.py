@@ -63,15 +63,24 @@ class Wire(asyncio.Protocol):
         """Asks for no more of it."""
         self._write(("UNSUBSCRIBE", channel))
 
-    async def execute(self, commands: Iterable[Command]) -> None:
-        """Sends commands at once, in order, and waits until each is answered.
+    @property
+    def unanswered(self) -> int:
+        """How many commands are on the way."""
+        return self._unanswered
+
+    def send(self, command: Command) -> None:
+        """Sends a command at once; `execute` waits for its answer, too."""
+        self._unanswered += 1
+        self._write(command)
+
+    async def execute(self, commands: Iterable[Command] = ()) -> None:
+        """Sends commands, in order, and waits until these and all before are answered.
 
         Raises:
             RedisError: the connection is lost, one of them was refused, or the answers took over `ANSWER_SECONDS`.
         """
         for command in commands:
-            self._unanswered += 1
-            self._write(command)
+            self.send(command)
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 while self._unanswered and self._failure is None:

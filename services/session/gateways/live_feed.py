@@ -71,7 +71,8 @@ class LiveFeed:
         self._outgoing_bytes = 0
         self._to_send = asyncio.Event()
         self._wake: Callable[[UUID], None] | None = None
-        self._wire: Wire | None = None
+        self._listening: Wire | None = None
+        self._sending: Wire | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._away = False
         self._ask_again = 0.0
@@ -129,10 +130,11 @@ class LiveFeed:
         """Publishes a piece of an open block, and keeps the block's text so far for those who join."""
         key = BlockKey(turn_id, attempt, block)
         delta = Delta(key, text_offset, text, thinking, after_sequence)
-        self._offer(session_id, delta)
+        # To the others first: theirs is the longer way.
         frame = session_service_pb2.WatchSessionResponse(items=[delta_item(delta)])
         frame.cursor.sequence = after_sequence
         self._queue("PUBLISH", _channel(session_id), self._origin + frame.SerializeToString())
+        self._offer(session_id, delta)
         snapshot = self._blocks.add(session_id, delta)
         if snapshot is not None:
             self._queue("SET", _block_key(session_id), snapshot, "EX", BLOCK_SECONDS)
@@ -147,6 +149,11 @@ class LiveFeed:
 
     def _queue(self, *command: Word) -> None:
         if self._redis is None:
+            return
+        if self._sending is not None and not self._outgoing and not self._sending.unanswered:
+            # Nothing is before it: it goes now. What comes until its answer goes together.
+            self._sending.send(command)
+            self._to_send.set()
             return
         while len(self._outgoing) >= OUTGOING or self._outgoing_bytes >= OUTGOING_BYTES:
             # Redis is away, or far behind: watchers elsewhere find it in the database.
@@ -166,8 +173,8 @@ class LiveFeed:
         try:
             if len(others) == 1:
                 self._told.pop(session_id, None)
-                if self._wire is not None:
-                    self._wire.subscribe([_channel(session_id)])
+                if self._listening is not None:
+                    self._listening.subscribe([_channel(session_id)])
             if self._drain.draining:
                 subscription.offer(DrainFrame())
             yield subscription
@@ -176,8 +183,8 @@ class LiveFeed:
             if not others and self._subscriptions.get(session_id) is others:
                 del self._subscriptions[session_id]
                 self._told.pop(session_id, None)
-                if self._wire is not None:
-                    self._wire.unsubscribe(_channel(session_id))
+                if self._listening is not None:
+                    self._listening.unsubscribe(_channel(session_id))
 
     async def block(self, session_id: UUID) -> Delta | None:
         """The text so far of the session's open block, if one is known."""
@@ -216,7 +223,7 @@ class LiveFeed:
             try:
                 async with open_wire(redis, self._read) as wire:
                     # From here on who subscribes does it at once; who did so before is in the list.
-                    self._wire = wire
+                    self._listening = wire
                     wire.subscribe((_DRIVERS, *map(_channel, self._subscriptions)))
                     await wire.execute([("PING",)])
                     if self._away:
@@ -227,7 +234,7 @@ class LiveFeed:
             except UNAVAILABLE:
                 pass
             finally:
-                self._wire = None
+                self._listening = None
             self._note_away()
             await asyncio.sleep(_RECONNECT_SECONDS)
 
@@ -259,18 +266,20 @@ class LiveFeed:
     async def _send(self, redis: Redis) -> None:
         while True:
             try:
-                async with open_wire(redis) as wire:
-                    while await self._due(wire):
-                        await wire.execute(self._next_commands())
+                async with open_wire(redis) as self._sending:
+                    while await self._due(self._sending):
+                        await self._sending.execute(self._next_commands())
                 continue
             except UNAVAILABLE:
                 self._note_away()
-                await asyncio.sleep(_RECONNECT_SECONDS)
+            finally:
+                self._sending = None
+            await asyncio.sleep(_RECONNECT_SECONDS)
 
     async def _due(self, wire: Wire) -> bool:
         """Waits until there is something to send; tells whether the connection is still there then."""
         self._to_send.clear()
-        if not self._outgoing:
+        if not self._outgoing and not wire.unanswered:
             await self._to_send.wait()
         return not wire.lost
 
