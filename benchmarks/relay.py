@@ -108,6 +108,9 @@ class Relay:
     async def _learn_holder(self) -> None:
         """Learns what the first replica is called in leases: who takes a session while the other one stands still."""
         (other,) = self._replica(2)
+        # One that stands still in a transaction would hold its session up.
+        while any((await self._holders(self._sessions)).values()):
+            await asyncio.sleep(0.05)
         other.suspend()
         try:
             await self._send(self._sessions[0], TOKENS_PER_SECOND)

@@ -42,7 +42,8 @@ def message(data: dict[str, Any], recalled: str = "") -> str:
     """The script of a planned message: its tools leave a mark, then wait a little; at last it may recall another."""
     steps = []
     for step in data["steps"]:
-        command = f'echo "{step["token"]} $(date +%s.%N)" >> {MARKS}'
+        # Of the shell alone: a `date` would be a process of its own, and killed leaves a mark without a time.
+        command = f'echo "{step["token"]} $EPOCHREALTIME" >> {MARKS}'
         if step["sleep"]:
             command += f"; sleep {step['sleep']}"
         text = speech(step["words"], step["token"]) if step["words"] else ""
