@@ -280,9 +280,9 @@ async def measure(
         for kind in (Floor, Relay):
             running = kind(directory, most)
             report(f"starting {most} CLIs for the {kind.__name__.lower()}")
-            await running.start()
-            gc.collect()
             try:
+                await running.start()
+                gc.collect()
                 for count in counts:
                     for _ in range(repeat):
                         if isinstance(running, Floor):
