@@ -216,10 +216,10 @@ class Attempt:
         if self.ended or self.stopping:
             return Decision(False, "the turn is being stopped")
         question: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
-        self._questions[key] = question
-        self._watch_waiting()
-        await self.emit(DecisionNeeded(tool_use))
         try:
+            self._questions[key] = question
+            self._watch_waiting()
+            await self.emit(DecisionNeeded(tool_use))
             return await question
         finally:
             self._questions.pop(key, None)

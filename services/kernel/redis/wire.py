@@ -17,7 +17,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 ANSWER_SECONDS: Final = 1.0
-"""How long an answer may take before its connection counts as lost."""
+"""When no answer has come for so long its connection counts as lost."""
 Word = str | bytes | int
 Command = tuple[Word, ...]
 Received = Callable[[bytes, bytes], None]
@@ -28,15 +28,21 @@ def _nobody(channel: bytes, data: bytes) -> None:
     """For a connection that subscribes to nothing."""
 
 
+def _not_told() -> None:
+    """For a connection whose loss is noticed at the next use."""
+
+
 class Wire(asyncio.Protocol):
     """One connection, either for commands or for subscriptions; see `open_wire`. When it is lost, open another."""
 
-    def __init__(self, transport: asyncio.Transport, received: Received) -> None:
+    def __init__(self, transport: asyncio.Transport, received: Received, on_lost: Callable[[], None]) -> None:
         """Use `open_wire`."""
         self._transport = transport
         self._received = received
+        self._on_lost = on_lost
         self._reader = hiredis.Reader()
         self._unanswered = 0
+        self._answers = 0
         self._answered = asyncio.Event()
         self._failure: Exception | None = None
         self._failed = asyncio.Event()
@@ -77,17 +83,22 @@ class Wire(asyncio.Protocol):
         """Sends commands, in order, and waits until these and all before are answered.
 
         Raises:
-            RedisError: the connection is lost, one of them was refused, or the answers took over `ANSWER_SECONDS`.
+            RedisError: the connection is lost, one of them was refused, or no answer came for `ANSWER_SECONDS`.
         """
         for command in commands:
             self.send(command)
-        try:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                while self._unanswered and self._failure is None:
-                    self._answered.clear()
+        silent = 0
+        while self._unanswered and self._failure is None:
+            before = self._answers
+            self._answered.clear()
+            try:
+                # In two parts: this process may have been what stood still, and the answers be there by now.
+                async with asyncio.timeout(ANSWER_SECONDS / 2):
                     await self._answered.wait()
-        except TimeoutError:
-            self._fail(RedisConnectionError("no answer"))
+            except TimeoutError:
+                silent = silent + 1 if self._answers == before else 0
+                if silent == 2:
+                    self._fail(RedisConnectionError("no answer"))
         if self._failure is not None:
             raise self._failure
 
@@ -96,10 +107,13 @@ class Wire(asyncio.Protocol):
             self._transport.write(hiredis.pack_command(words))  # type: ignore[arg-type]  # the stub knows tuples of one word
 
     def _fail(self, failure: Exception) -> None:
-        self._failure = self._failure or failure
+        if self._failure is not None:
+            return
+        self._failure = failure
         self._transport.abort()
         self._failed.set()
         self._answered.set()
+        self._on_lost()
 
     # asyncio.Protocol
 
@@ -122,6 +136,7 @@ class Wire(asyncio.Protocol):
         if isinstance(answer, hiredis.ReplyError):
             self._fail(ResponseError(str(answer)))
             return
+        self._answers += 1
         self._unanswered -= 1
         if not self._unanswered:
             self._answered.set()
@@ -132,12 +147,15 @@ class Wire(asyncio.Protocol):
 
 
 @asynccontextmanager
-async def open_wire(redis: Redis, received: Received = _nobody) -> AsyncIterator[Wire]:
+async def open_wire(
+    redis: Redis, received: Received = _nobody, on_lost: Callable[[], None] = _not_told
+) -> AsyncIterator[Wire]:
     """Opens a connection of its own for the time of the block.
 
     Args:
         redis: its client, with the address and whatever else there is to know.
         received: takes what is published on the channels that are subscribed to.
+        on_lost: is called once when the connection is lost, or closed.
 
     Raises:
         RedisError, OSError, TimeoutError: see `UNAVAILABLE`.
@@ -148,7 +166,7 @@ async def open_wire(redis: Redis, received: Received = _nobody) -> AsyncIterator
         await connection.connect()
         # The streams of the client are passed by: what comes in is read where it arrives.
         transport = cast("asyncio.Transport", connection._writer.transport)
-        wire = Wire(transport, received)
+        wire = Wire(transport, received, on_lost)
         transport.set_protocol(wire)
         yield wire
     finally:

@@ -29,8 +29,9 @@ from services.session.domain.turn_items import AttemptKey
 MAX_LOST_ATTEMPTS = 3
 """Attempts that may be lost before a turn fails."""
 HEARTBEAT_GRACE = timedelta(seconds=17)
-"""After this long without a heartbeat an executor has certainly ended an attempt: it hears one at most 0.8 s after its
-time was stored, ends an attempt 15 s after the last it has heard, and has killed it half a second later."""
+"""After this long without a heartbeat an executor has certainly ended an attempt: one is sent at most 0.5 s after its
+time was stored and heard 0.8 s later or never, the executor ends an attempt 15 s after the last it has heard, and has
+killed it half a second later."""
 
 
 @dataclass(slots=True)

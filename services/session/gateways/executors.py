@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from uuid import UUID
 
 import grpc
@@ -151,7 +151,7 @@ class ExecutorGateway:
 
     async def run(
         self, key: AttemptKey, lease_epoch: int, plan: AttemptPlan
-    ) -> AsyncIterator[Sequence[TurnItem]]:
+    ) -> AsyncGenerator[Sequence[TurnItem]]:
         """See ExecutorPort."""
         request = pb.RunTurnRequest(
             fence=_fence(key, lease_epoch),
@@ -200,7 +200,7 @@ class ExecutorGateway:
 
     async def attach(
         self, key: AttemptKey, lease_epoch: int, after_offset: int
-    ) -> AsyncIterator[Sequence[TurnItem]]:
+    ) -> AsyncGenerator[Sequence[TurnItem]]:
         """See ExecutorPort."""
         request = pb.AttachTurnRequest(fence=_fence(key, lease_epoch), after_offset=after_offset)
         try:

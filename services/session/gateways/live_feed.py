@@ -74,7 +74,7 @@ class LiveFeed:
         self._listening: Wire | None = None
         self._sending: Wire | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._away = False
+        self._away: set[str] = set()
         self._ask_again = 0.0
 
     def on_wake(self, wake: Callable[[UUID], None]) -> None:
@@ -150,9 +150,10 @@ class LiveFeed:
     def _queue(self, *command: Word) -> None:
         if self._redis is None:
             return
-        if self._sending is not None and not self._outgoing and not self._sending.unanswered:
+        wire = self._sending
+        if wire is not None and not (wire.lost or wire.unanswered or self._outgoing):
             # Nothing is before it: it goes now. What comes until its answer goes together.
-            self._sending.send(command)
+            wire.send(command)
             self._to_send.set()
             return
         while len(self._outgoing) >= OUTGOING or self._outgoing_bytes >= OUTGOING_BYTES:
@@ -213,10 +214,13 @@ class LiveFeed:
 
     # Redis
 
-    def _note_away(self) -> None:
-        if not self._away:
-            self._away = True
+    def _note(self, connection: str, *, away: bool) -> None:
+        before = bool(self._away)
+        (self._away.add if away else self._away.discard)(connection)
+        if away and not before:
             _log.warning("redis cannot be reached; watchers are fed from the database")
+        elif before and not self._away:
+            _log.warning("redis is back")
 
     async def _listen(self, redis: Redis) -> None:
         while True:
@@ -226,16 +230,14 @@ class LiveFeed:
                     self._listening = wire
                     wire.subscribe((_DRIVERS, *map(_channel, self._subscriptions)))
                     await wire.execute([("PING",)])
-                    if self._away:
-                        self._away = False
-                        _log.warning("redis is back")
+                    self._note("listening", away=False)
                     while not await wire.wait_lost(POLL_SECONDS):
                         await wire.execute([("PING",)])
             except UNAVAILABLE:
                 pass
             finally:
                 self._listening = None
-            self._note_away()
+            self._note("listening", away=True)
             await asyncio.sleep(_RECONNECT_SECONDS)
 
     def _read(self, channel: bytes, data: bytes) -> None:
@@ -266,20 +268,22 @@ class LiveFeed:
     async def _send(self, redis: Redis) -> None:
         while True:
             try:
-                async with open_wire(redis) as self._sending:
-                    while await self._due(self._sending):
-                        await self._sending.execute(self._next_commands())
-                continue
+                async with open_wire(redis, on_lost=self._to_send.set) as wire:
+                    self._sending = wire
+                    self._note("sending", away=False)
+                    while await self._due(wire):
+                        await wire.execute(self._next_commands())
             except UNAVAILABLE:
-                self._note_away()
+                pass
             finally:
                 self._sending = None
+            self._note("sending", away=True)
             await asyncio.sleep(_RECONNECT_SECONDS)
 
     async def _due(self, wire: Wire) -> bool:
-        """Waits until there is something to send; tells whether the connection is still there then."""
+        """Waits until there is something to send, or the connection is lost; tells whether it is still there."""
         self._to_send.clear()
-        if not self._outgoing and not wire.unanswered:
+        if not (wire.lost or wire.unanswered or self._outgoing):
             await self._to_send.wait()
         return not wire.lost
 

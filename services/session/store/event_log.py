@@ -1,7 +1,7 @@
 """The event log: gapless sequences under the head's row lock.
 
-Who writes: the driver under its lease (`append_fenced`), and use cases for what users do (`append`). Both lock the
-head's row first and hold it to the end of their transaction, so that appends of one session are serial and a
+Who writes: the driver under its lease (`lock_head_fenced`), and use cases for what users do (`lock_head`). Both lock
+the head's row first and hold it to the end of their transaction, so that appends of one session are serial and a
 sequence, once given, is either committed or never existed. A process that dies before its commit leaves nothing.
 """
 

@@ -173,7 +173,7 @@ class FencedConnection:
         turn.interrupt_time = row.interrupt_time
         turn.heartbeat_time = row.heartbeat_time
 
-    async def commit(self, turn: DrivenTurn, changes: Changes, *, expected_offset: int) -> list[LogEvent]:
+    async def write(self, turn: DrivenTurn, changes: Changes, *, expected_offset: int) -> list[LogEvent]:
         """Appends the events and writes every projection."""
         # An append proves that the driver lives: it renews the lease on the way.
         renewed = _NOW + LEASE_LIFE

@@ -25,21 +25,29 @@ _NOW = sa.func.clock_timestamp()
 async def acquire(connection: AsyncConnection, session_id: UUID, holder: str) -> Lease | None:
     """Takes the lease of a session if it is free or has run out.
 
+    A head that is locked at this moment is left for the next sweep: waiting for a replica that is frozen in a
+    transaction would take up the connections that other sessions need.
+
     Args:
         connection: A system transaction.
         session_id: The session.
         holder: The replica's own id, new at each start.
 
     Returns:
-        The lease with its new epoch, or None when another holder has it, or the session is gone.
+        The lease with its new epoch, or None when another holder has it, the head is locked, or the session is gone.
     """
+    free = (
+        sa.select(session_heads.c.session_id)
+        .where(
+            session_heads.c.session_id == session_id,
+            sa.or_(session_heads.c.lease_holder.is_(None), session_heads.c.lease_expire_time < _NOW),
+        )
+        .with_for_update(skip_locked=True)
+    )
     row = (
         await connection.execute(
             sa.update(session_heads)
-            .where(
-                session_heads.c.session_id == session_id,
-                sa.or_(session_heads.c.lease_holder.is_(None), session_heads.c.lease_expire_time < _NOW),
-            )
+            .where(session_heads.c.session_id.in_(free.scalar_subquery()))
             .values(
                 lease_holder=holder,
                 lease_epoch=session_heads.c.lease_epoch + 1,
@@ -85,8 +93,7 @@ async def renew(connection: AsyncConnection, leases: Sequence[Lease]) -> set[UUI
 
 
 async def release(connection: AsyncConnection, lease: Lease) -> None:
-    """Gives a lease back; a lease that is lost already is left alone. The caller has made sure, under the head's
-    lock in this transaction, that nothing is open."""
+    """Gives a lease back; a lease that is lost already is left alone. What is open then is found by the next sweep."""
     await connection.execute(
         sa.update(session_heads)
         .where(

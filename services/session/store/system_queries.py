@@ -64,7 +64,7 @@ _ACTIONABLE = sa.and_(
     sa.or_(
         turns.c.parked.is_(False),
         turns.c.interrupt_time.is_not(None),
-        sa.and_(_ANSWERED, sa.not_(_ASKED)),
+        sa.not_(_ASKED),
     ),
 )
 """What a driver can do something about: the one condition of `work`, of giving a lease back, and of the sweep."""
@@ -116,15 +116,25 @@ class DriverQueries:
         async with self._database.system() as connection:
             return await leases.acquire(connection, session_id, holder)
 
-    async def renew(self, held: Sequence[Lease], turn_ids: Sequence[UUID]) -> set[UUID]:
-        """Renews leases on the dedicated connection; returns the sessions whose lease is lost."""
+    async def renew(self, held: Sequence[Lease], turn_ids: Sequence[UUID]) -> tuple[set[UUID], set[UUID]]:
+        """Renews leases on the dedicated connection, and notes the time of the heartbeats that follow.
+
+        Returns:
+            The sessions whose lease is lost, and the turns whose time was noted: one that is locked at this moment is
+            being written, or stands in a transaction of a replica that is frozen, and must not hold up the others.
+        """
         async with self._database.dedicated_system() as connection:
             lost = await leases.renew(connection, held)
-            if turn_ids:
-                await connection.execute(
-                    sa.update(turns).where(turns.c.id.in_(turn_ids)).values(heartbeat_time=_NOW)
-                )
-            return lost
+            if not turn_ids:
+                return lost, set()
+            free = sa.select(turns.c.id).where(turns.c.id.in_(turn_ids)).with_for_update(skip_locked=True)
+            noted = await connection.execute(
+                sa.update(turns)
+                .where(turns.c.id.in_(free.scalar_subquery()))
+                .values(heartbeat_time=_NOW)
+                .returning(turns.c.id)
+            )
+            return lost, set(noted.scalars())
 
     async def release(self, lease: Lease) -> None:
         """Gives a lease back whatever is open."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -96,7 +96,7 @@ class ExecutorPort(Protocol):
     async def list_executors(self) -> list[ExecutorInfo]:
         """Asks all configured executors; those that do not answer within a second are left out."""
 
-    def run(self, key: AttemptKey, lease_epoch: int, plan: AttemptPlan) -> AsyncIterator[Sequence[TurnItem]]:
+    def run(self, key: AttemptKey, lease_epoch: int, plan: AttemptPlan) -> AsyncGenerator[Sequence[TurnItem]]:
         """Starts an attempt and streams its items; an empty batch first, once the executor has taken the call.
 
         Raises:
@@ -105,7 +105,7 @@ class ExecutorPort(Protocol):
 
     def attach(
         self, key: AttemptKey, lease_epoch: int, after_offset: int
-    ) -> AsyncIterator[Sequence[TurnItem]]:
+    ) -> AsyncGenerator[Sequence[TurnItem]]:
         """Takes up the items of an attempt after an offset; an empty batch first, as with `run`.
 
         Raises:

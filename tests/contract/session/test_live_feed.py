@@ -23,7 +23,7 @@ from aiagent.events.v1 import session_event_pb2
 from deploy.local.servers import Valkey
 from deploy.local.state import StateDirectory
 from services.kernel.lifecycle import Drain
-from services.kernel.redis import open_redis
+from services.kernel.redis import UNAVAILABLE, open_redis
 from services.session.domain.entities import LogEvent
 from services.session.domain.gate import BlockKey, Delta
 from services.session.gateways import live_feed, open_blocks, subscriptions
@@ -411,3 +411,26 @@ async def test_a_queue_is_bounded_in_bytes_too(
         assert subscription.overflowed
         held = [frame for frame in await subscription.take(1.0) if isinstance(frame, EventsFrame)]
         assert sum(frame.size_bytes for frame in held) < 15_000
+
+
+@pytest.mark.chaos
+@across_valkey
+async def test_what_is_published_first_after_a_quiet_loss_arrives(
+    feeds: Feeds, session_id: UUID, own_valkey: Valkey
+):
+    async with feeds.watching.subscribe(session_id) as subscription:
+        await listening(feeds, session_id, subscription)
+        assert feeds.redis is not None and own_valkey.pid is not None
+        before = own_valkey.pid
+        os.kill(before, signal.SIGKILL)
+        async with asyncio.timeout(10):
+            while True:
+                try:
+                    # The one that hears is there again. The one that tells has had nothing to tell.
+                    if dict(await feeds.redis.pubsub_numsub(f"aiagent:session:{session_id}")).popitem()[1]:
+                        break
+                except UNAVAILABLE:
+                    await asyncio.sleep(0.02)
+        await feeds.delta(session_id, 0, "first")
+        frames = await until(subscription, lambda frames: any(isinstance(frame, Delta) for frame in frames))
+        assert [frame.text for frame in frames if isinstance(frame, Delta)] == ["first"]

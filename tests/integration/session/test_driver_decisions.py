@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from services.kernel.clock import SystemClock
 from services.kernel.errors import ErrorKind, ServiceError, unavailable
 from services.session.domain.turn_items import AttemptKey
 from services.session.store import tables
@@ -90,16 +91,16 @@ async def test_a_decision_outlives_the_replica_that_took_it(session_database, mo
 
 
 async def test_what_a_failed_transaction_held_is_written_by_the_next(session_database, monkeypatch):
-    commit = FencedConnection.commit
+    write = FencedConnection.write
     failed = asyncio.Event()
 
     async def fail_with_the_call(self, turn, changes, *, expected_offset):
         if changes.tool_calls and not failed.is_set():
             failed.set()
             raise unavailable("DATABASE_UNAVAILABLE", "the connection broke", retry_after_seconds=1)
-        return await commit(self, turn, changes, expected_offset=expected_offset)
+        return await write(self, turn, changes, expected_offset=expected_offset)
 
-    monkeypatch.setattr(FencedConnection, "commit", fail_with_the_call)
+    monkeypatch.setattr(FencedConnection, "write", fail_with_the_call)
     async with world(session_database, ScriptedExecutor(use_bash)) as it:
         session_id = await it.session(allowed_tools=["Bash"])
         turn_id = await it.send(session_id)
@@ -108,6 +109,127 @@ async def test_what_a_failed_transaction_held_is_written_by_the_next(session_dat
         assert failed.is_set()
         assert kinds_about_tools(await it.log(session_id)) == ["tool_use", "tool_decision", "tool_result"]
         assert len(await it.rows(tables.tool_calls, session_id)) == 1
+
+
+async def test_a_decision_is_in_the_log_before_the_executor_hears_of_it(session_database, monkeypatch):
+    write = FencedConnection.write
+    heard: list[int] = []
+
+    async def look_at_the_executor(self, turn, changes, *, expected_offset):
+        written = await write(self, turn, changes, expected_offset=expected_offset)
+        if any(update.decision for update in changes.tool_call_updates):
+            # Long enough for a call to it that was made before.
+            await SystemClock().sleep(0.1)
+            heard.append(len(it.executor.runs[0].decisions))
+        return written
+
+    monkeypatch.setattr(FencedConnection, "write", look_at_the_executor)
+    async with world(session_database, ScriptedExecutor(use_bash)) as it:
+        session_id = await it.session(allowed_tools=["Bash"])
+        turn_id = await it.send(session_id)
+        (await it.pool()).wake(session_id)
+        assert (await it.ended(turn_id)).state == "SUCCEEDED"
+        assert heard == [0]
+        assert len(it.executor.runs[0].decisions) == 1
+
+
+async def test_an_answer_to_an_agent_that_is_gone_is_for_the_next_one(session_database, monkeypatch):
+    die = asyncio.Event()
+
+    async def play(attempt: Attempt) -> None:
+        attempt.started()
+        number = attempt.request.fence.attempt
+        attempt.ask(f"t{number}", "Bash", MAKE, "same")
+        if number == 1:
+            await die.wait()
+            attempt.end("LOST", "CLI_DIED")
+        else:
+            assert (await attempt.decided("t2")).allow
+            attempt.result("t2", "made")
+            attempt.end("SUCCEEDED")
+
+    async with world(session_database, ScriptedExecutor(play)) as it:
+        acknowledge, acknowledging, looked = it.executors.acknowledge, asyncio.Event(), asyncio.Event()
+
+        async def slow(key, epoch, offset):
+            if die.is_set():
+                acknowledging.set()
+                await asyncio.wait_for(looked.wait(), 5)
+            await acknowledge(key, epoch, offset)
+
+        monkeypatch.setattr(it.executors, "acknowledge", slow)
+        session_id = await it.session()
+        turn_id = await it.send(session_id)
+        pool = await it.pool()
+        pool.wake(session_id)
+        request = await _asked(it, session_id)
+        die.set()
+        await acknowledging.wait()
+        await _answer(it, request, "ALLOWED")
+        driver = pool._drivers[session_id]
+        pool.wake(session_id)
+
+        async def has_looked():
+            return not driver.woken
+
+        await it.until(has_looked)
+        (asked,) = await it.rows(tables.permission_requests, session_id)
+        looked.set()
+        assert (await it.ended(turn_id)).state == "SUCCEEDED"
+        (used,) = await it.rows(tables.permission_requests, session_id)
+        assert (asked.state, used.state, used.consume_time is not None) == ("ALLOWED", "ALLOWED", True)
+
+
+async def test_the_hold_is_the_same_for_whoever_takes_over(session_database):
+    parking, go = asyncio.Event(), asyncio.Event()
+
+    async def play(attempt: Attempt) -> None:
+        attempt.started()
+        if attempt.request.fence.attempt == 1:
+            attempt.ask("t1", "Bash", {"command": "one"}, "h1")
+            await SystemClock().sleep(0.6)
+            attempt.ask("t2", "Bash", {"command": "two"}, "h2")
+            await attempt.decided("t1")
+            attempt.result("t1", "one")
+            await attempt.interrupted.wait()
+            parking.set()
+            await go.wait()
+            attempt.result("t2", "the turn is being stopped", is_error=True)
+            attempt.end("PARKED")
+        else:
+            attempt.ask("t3", "Bash", {"command": "two"}, "h2")
+            assert (await attempt.decided("t3")).allow
+            attempt.result("t3", "two")
+            attempt.end("SUCCEEDED")
+
+    async with world(session_database, ScriptedExecutor(play)) as it:
+        session_id = await it.session()
+        turn_id = await it.send(session_id)
+        pool = await it.pool(hold_seconds=1.0)
+        pool.wake(session_id)
+        await _asked(it, session_id)
+        pool.wake(session_id)
+
+        async def two_asked():
+            found = await it.rows(tables.permission_requests, session_id)
+            return sorted(found, key=lambda row: row.create_time) if len(found) == 2 else None
+
+        first, second = await it.until(two_asked)
+        await _answer(it, first, "ALLOWED")
+        pool.wake(session_id)
+        await asyncio.wait_for(parking.wait(), 10)
+        await pool.drain()
+        # The agent was told to make way, and has denied the call by itself: the answer is not for it.
+        await _answer(it, second, "ALLOWED")
+        (await it.pool(hold_seconds=1.0)).wake(session_id)
+
+        async def attached():
+            return it.executor.attached
+
+        await it.until(attached)
+        go.set()
+        assert (await it.ended(turn_id)).state == "SUCCEEDED"
+        assert len(await it.rows(tables.permission_requests, session_id)) == 2, "nobody was asked again"
 
 
 async def test_an_answer_that_comes_while_the_process_is_parked_starts_the_next_attempt(session_database):

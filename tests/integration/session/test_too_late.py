@@ -36,7 +36,7 @@ async def write(store: DriverQueries, lease: Lease) -> None:
     changes = Changes()
     changes.add(events.Notice("TEST", "written"), work.turn.id)
     async with store.fenced(lease) as transaction:
-        await transaction.commit(work.turn, changes, expected_offset=work.turn.applied_offset)
+        await transaction.write(work.turn, changes, expected_offset=work.turn.applied_offset)
 
 
 async def notices(it: World, session_id: UUID) -> int:

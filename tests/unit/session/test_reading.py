@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 import pytest
@@ -26,7 +26,7 @@ class Executor:
         self.sent = 0
         self.closed = False
 
-    async def stream(self) -> AsyncIterator[Sequence[TurnItem]]:
+    async def stream(self) -> AsyncGenerator[Sequence[TurnItem]]:
         try:
             while (batch := await self.batches.get()) is not None:
                 if isinstance(batch, Exception):
@@ -97,4 +97,14 @@ async def test_leaving_ends_the_stream() -> None:
     executor.send([notice(1)])
     async with aclosing(read_ahead(executor.stream())) as batches:
         await anext(batches)
+    assert executor.closed
+
+
+async def test_leaving_ends_a_stream_that_waits_for_room() -> None:
+    executor = Executor()
+    stream = executor.stream()  # Held here: it would be closed with its last reference.
+    executor.send([notice(0)], *[[notice(1)] * 2 * AHEAD_ITEMS] * 2)
+    async with aclosing(read_ahead(stream)) as batches:
+        await anext(batches)
+        await executor.settle()
     assert executor.closed

@@ -7,6 +7,7 @@ the call they saw: same turn, same tool, same input.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from uuid import UUID
 
 from services.kernel.ids import IdSource
@@ -121,14 +122,19 @@ class Decider:
 
     async def settle(
         self, attempt: Attempt, changes: Changes, verdicts: Verdicts, transaction: FencedTransaction
-    ) -> None:
-        """Uses the answers that have come for calls this attempt waits with, and lets questions expire."""
+    ) -> datetime | None:
+        """Uses the answers that have come for calls this attempt waits with, and lets questions expire.
+
+        Returns:
+            When the first question was asked that it goes on waiting with; None if there is none.
+        """
         answers = expire(await transaction.answers(attempt.turn.id), attempt.turn.id, changes, transaction)
         for answer in answers:
             if answer.state in _ANSWERED and attempt.waits_for(answer):
                 self._answered(attempt, attempt.inputs[answer.tool_use_id], answer, changes, verdicts)
         if attempt.turn.state is TurnState.WAITING and ToolCallState.WAITING not in attempt.calls.values():
             changes.move_turn(attempt.session, attempt.turn, TurnState.RUNNING, transaction.now)
+        return min((answer.ask_time for answer in answers if attempt.waits_for(answer)), default=None)
 
     def _answered(
         self,

@@ -12,7 +12,7 @@ What may die, and what happens then:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 
@@ -151,7 +151,7 @@ class SessionDriver:
         async with self._ports.store.fenced(self.lease) as transaction:
             await transaction.confirm(turn)
             await end_turn(session, turn, state, failure, changes, transaction)
-            written = await transaction.commit(turn, changes, expected_offset=turn.applied_offset)
+            written = await transaction.write(turn, changes, expected_offset=turn.applied_offset)
         await self._ports.feed.publish_events(session.id, written)
 
     async def _may_resume(self, session: DrivenSession, turn: DrivenTurn) -> bool:
@@ -159,7 +159,7 @@ class SessionDriver:
         changes = Changes()
         async with self._ports.store.fenced(self.lease) as transaction:
             answers = expire(await transaction.answers(turn.id), turn.id, changes, transaction)
-            written = await transaction.commit(turn, changes, expected_offset=turn.applied_offset)
+            written = await transaction.write(turn, changes, expected_offset=turn.applied_offset)
         await self._ports.feed.publish_events(session.id, written)
         if any(answer.state is PermissionRequestState.PENDING for answer in answers):
             await self._pause()
@@ -234,7 +234,7 @@ class SessionDriver:
             }
             changes.session |= {"current_turn_id": turn.id}
             changes.add(events.AttemptStarted(turn.attempt, chosen.executor_id), turn.id)
-            written = await transaction.commit(turn, changes, expected_offset=expected_offset)
+            written = await transaction.write(turn, changes, expected_offset=expected_offset)
         await self._ports.feed.publish_events(session.id, written)
         read = self._ports.contents.read
         plan = AttemptPlan(
@@ -301,7 +301,7 @@ class SessionDriver:
             attempt.parking = any(attempt.waits_for(one) and one.ask_time <= held_since for one in answers)
         await AttemptRunner(self._ports, self._decider, attempt).send(verdicts)
 
-    async def _follow(self, attempt: Attempt, stream: AsyncIterator[Sequence[TurnItem]]) -> None:
+    async def _follow(self, attempt: Attempt, stream: AsyncGenerator[Sequence[TurnItem]]) -> None:
         runner = AttemptRunner(self._ports, self._decider, attempt)
         broken: ServiceError | None = None
         try:
@@ -354,7 +354,7 @@ class SessionDriver:
                 else:
                     gone = Failure("EXECUTOR_LOST", "the executor that ran the turn is gone")
                     await lose_attempt(session, turn, gone, changes, transaction)
-                written = await transaction.commit(turn, changes, expected_offset=offset)
+                written = await transaction.write(turn, changes, expected_offset=offset)
             await self._ports.feed.publish_events(session.id, written)
             return
         await self._pause()
@@ -364,7 +364,7 @@ class SessionDriver:
         async with self._ports.store.fenced(self.lease) as transaction:
             # It was heard just now, whatever the log says.
             stopped = Changes(turn={"heartbeat_time": transaction.now})
-            await transaction.commit(turn, stopped, expected_offset=turn.applied_offset)
+            await transaction.write(turn, stopped, expected_offset=turn.applied_offset)
         while not await self._silent(turn):
             self._woken.clear()
             with suppress(ServiceError):
@@ -385,7 +385,7 @@ class SessionDriver:
             changes.move_turn(session, turn, TurnState.QUEUED, transaction.now)
             turn.executor_incarnation = None
             changes.turn["executor_incarnation"] = None
-            written = await transaction.commit(turn, changes, expected_offset=turn.applied_offset)
+            written = await transaction.write(turn, changes, expected_offset=turn.applied_offset)
         await self._ports.feed.publish_events(session.id, written)
 
     # Commands
@@ -393,20 +393,12 @@ class SessionDriver:
     async def _obey(self, runner: AttemptRunner) -> None:
         """Looks for commands whenever it is woken, and keeps the turn's and the hold's time."""
         attempt = runner.attempt
-        waiting_since: float | None = None
         while True:
             self._woken.clear()
-            turn_left = await self._look(runner)
-            hold_left = self._hold_seconds
-            if attempt.turn.state is not TurnState.WAITING:
-                waiting_since = None
-            else:
-                waiting_since = waiting_since or self._clock.monotonic()
-                hold_left -= self._clock.monotonic() - waiting_since
-                hold_left = 0.0 if attempt.parking else hold_left
-                if hold_left <= 0:
-                    attempt.parking = True
-                    await self._ports.executors.interrupt(attempt.key, self.lease.epoch, park=True)
+            turn_left, hold_left = await self._look(runner)
+            if hold_left <= 0:
+                attempt.parking = True
+                await self._ports.executors.interrupt(attempt.key, self.lease.epoch, park=True)
             try:
                 # When a time is up, and for one that is up already every half second.
                 async with asyncio.timeout(max(RETRY_SECONDS, min(LOOK_SECONDS, turn_left, hold_left))):
@@ -414,29 +406,37 @@ class SessionDriver:
             except TimeoutError:
                 continue
 
-    async def _look(self, runner: AttemptRunner) -> float:
-        """Carries out what has been asked for; returns how many seconds are left of the turn's time.
+    async def _look(self, runner: AttemptRunner) -> tuple[float, float]:
+        """Carries out what has been asked for; returns how many seconds are left of the turn's time, and of the hold's.
 
         An interrupt is sent at every look until the attempt has ended: one that overtook the attempt's start on its
-        way to the executor was lost.
+        way to the executor was lost. The hold begins with the first question that the agent waits with, whoever drove
+        it then: it is `_recall`'s rule, too.
         """
         attempt, turn = runner.attempt, runner.attempt.turn
         changes, verdicts = Changes(), Verdicts()
         written: list[LogEvent] = []
+        hold_left = self._hold_seconds
         async with attempt.lock, self._ports.store.fenced(self.lease) as transaction:
             await transaction.refresh(turn)
             left = (attempt.session.turn_timeout - turn.active_time(transaction.now)).total_seconds()
-            if turn.state is TurnState.WAITING and turn.interrupt_time is None and not attempt.parking:
-                await self._decider.settle(attempt, changes, verdicts, transaction)
+            # An answer to an agent that is gone, or will be, is for the next attempt.
+            waits = turn.state is TurnState.WAITING and attempt.outcome is None
+            if waits and attempt.parking:
+                hold_left = 0.0
+            elif waits and turn.interrupt_time is None:
+                since = await self._decider.settle(attempt, changes, verdicts, transaction)
+                if since is not None:
+                    hold_left -= (transaction.now - since).total_seconds()
             if changes.drafts:
-                written = await transaction.commit(turn, changes, expected_offset=turn.applied_offset)
+                written = await transaction.write(turn, changes, expected_offset=turn.applied_offset)
         await runner.publish(written)
         await runner.send(verdicts)
         if turn.interrupt_time is not None or left <= 0:
             attempt.interrupted = True
             attempt.timed_out = turn.interrupt_time is None
             await self._ports.executors.interrupt(attempt.key, self.lease.epoch, park=False)
-        return left
+        return left, hold_left
 
     # Removal
 

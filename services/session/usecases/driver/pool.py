@@ -24,6 +24,8 @@ _log = structlog.get_logger(__name__)
 
 TICK_SECONDS = 1.0
 """Between two renewals, and between two sweeps."""
+LATE_SECONDS = 0.5
+"""A heartbeat is not sent any more when this much has passed since its time began to be stored; see HEARTBEAT_GRACE."""
 SWEEP_LIMIT = 50
 """Sessions taken up by one sweep."""
 
@@ -154,16 +156,30 @@ class DriverPool:
         if not held:
             return
         attempts = self._attempts()
-        lost = await self._ports.store.renew(list(held.values()), [attempt.turn.id for attempt in attempts])
+        begun = self._clock.monotonic()
+        lost, stored = await self._ports.store.renew(
+            list(held.values()), [attempt.turn.id for attempt in attempts]
+        )
         for session_id in lost:
             driver, task = self._drivers.get(session_id), self._tasks.get(session_id)
             if driver is not None and task is not None and driver.lease == held[session_id]:
                 _log.info("lease lost", session_id=str(session_id))
                 task.cancel()
+        if self._clock.monotonic() - begun > LATE_SECONDS:
+            # Frozen, or the database was slow: by the time that is stored the executor may have been given up.
+            attempts = []
+        # Side by side: an executor that does not answer holds up nobody's interrupt.
         await asyncio.gather(
-            *(self._heartbeat(attempt) for attempt in attempts if attempt.session.id not in lost)
+            self._look_for_commands(list(held)),
+            *(
+                self._heartbeat(attempt)
+                for attempt in attempts
+                if attempt.session.id not in lost and attempt.turn.id in stored
+            ),
         )
-        for session_id in await self._ports.store.with_commands(list(held)):
+
+    async def _look_for_commands(self, session_ids: list[UUID]) -> None:
+        for session_id in await self._ports.store.with_commands(session_ids):
             self.wake(session_id)
 
     async def _heartbeat(self, attempt: Attempt) -> None:

@@ -61,7 +61,7 @@ class FencedTransaction(Protocol):
     async def refresh(self, turn: DrivenTurn) -> None:
         """Rereads what others may change: the wish to interrupt, and the time of the last heartbeat."""
 
-    async def commit(self, turn: DrivenTurn, changes: Changes, *, expected_offset: int) -> list[LogEvent]:
+    async def write(self, turn: DrivenTurn, changes: Changes, *, expected_offset: int) -> list[LogEvent]:
         """Writes everything.
 
         Args:
@@ -80,9 +80,9 @@ class DriverStore(Protocol):
     async def acquire(self, session_id: UUID, holder: str) -> Lease | None:
         """Takes the session's lease if it is free or has run out."""
 
-    async def renew(self, leases: Sequence[Lease], turn_ids: Sequence[UUID]) -> set[UUID]:
+    async def renew(self, leases: Sequence[Lease], turn_ids: Sequence[UUID]) -> tuple[set[UUID], set[UUID]]:
         """Renews leases and stores the time of the heartbeats about to be sent for `turn_ids`; returns the
-        sessions whose lease is lost."""
+        sessions whose lease is lost, and the turns whose time was stored."""
 
     async def release(self, lease: Lease) -> None:
         """Gives a lease back whatever is open, so that another replica takes it at once."""

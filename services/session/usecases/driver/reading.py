@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 
 from services.session.domain.turn_items import (
     BlockCompleted,
@@ -21,14 +22,15 @@ AHEAD_CHARACTERS = 1024 * 1024
 """The same for their texts; what is in one batch of the stream is never divided."""
 
 
-async def read_ahead(stream: AsyncIterator[Sequence[TurnItem]]) -> AsyncGenerator[Sequence[TurnItem]]:
+async def read_ahead(stream: AsyncGenerator[Sequence[TurnItem]]) -> AsyncGenerator[Sequence[TurnItem]]:
     """Yields what has come since the last time, in order, and reads on meanwhile. To be closed.
 
     A busy attempt is applied in few large transactions, as PostgreSQL commits those of a busy table in groups; a quiet
     one item by item, each as soon as it comes.
 
     Args:
-        stream: The batches as they come, an empty one too; its error is raised after everything that came before it.
+        stream: The batches as they come, an empty one too; its error is raised after everything that came before it. It
+            is closed with what this yields.
     """
     batches: list[Sequence[TurnItem]] = []
     size = items = 0
@@ -37,14 +39,15 @@ async def read_ahead(stream: AsyncIterator[Sequence[TurnItem]]) -> AsyncGenerato
     async def read() -> None:
         nonlocal size, items
         try:
-            async for batch in stream:
-                batches.append(batch)
-                items += len(batch)
-                size += sum(map(_characters, batch))
-                arrived.set()
-                if items >= AHEAD_ITEMS or size >= AHEAD_CHARACTERS:
-                    room.clear()
-                    await room.wait()
+            async with aclosing(stream):
+                async for batch in stream:
+                    batches.append(batch)
+                    items += len(batch)
+                    size += sum(map(_characters, batch))
+                    arrived.set()
+                    if items >= AHEAD_ITEMS or size >= AHEAD_CHARACTERS:
+                        room.clear()
+                        await room.wait()
         finally:
             arrived.set()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
@@ -63,7 +63,7 @@ class AttemptRunner:
         self._decider = decider
         self.attempt = attempt
 
-    async def follow(self, stream: AsyncIterator[Sequence[TurnItem]]) -> None:
+    async def follow(self, stream: AsyncGenerator[Sequence[TurnItem]]) -> None:
         """Applies items until the stream ends; `attempt.outcome` is set if the attempt ended with it.
 
         Raises:
@@ -116,12 +116,13 @@ class AttemptRunner:
                 for item in items:
                     await self._fold(item, kept, changes, verdicts, transaction)
                 changes.turn["applied_offset"] = offset
-                written = await transaction.commit(turn, changes, expected_offset=turn.applied_offset)
+                written = await transaction.write(turn, changes, expected_offset=turn.applied_offset)
             turn.applied_offset = offset
         await self.publish(written)
-        await self.send(verdicts)
-        # The end, too: until then the executor keeps what it has of the attempt.
+        # The end, too: until then the executor keeps what it has of the attempt. It counts as a heartbeat, whose time
+        # was stored just now: before decisions, which may take their time.
         await self._acknowledge(offset)
+        await self.send(verdicts)
 
     async def _acknowledge(self, offset: int) -> None:
         # The items are in the database: should this call fail, they are dropped with the next one.
