@@ -197,7 +197,7 @@ def main() -> None:
     )
     parser.add_argument("--watchers", default="1,200,1000", help="how many, with commas")
     parser.add_argument("--batches", default="1,25", help="events that an executor hands over at once")
-    parser.add_argument("--repeat", type=int, default=3, help="runs of each kind; the fastest counts")
+    parser.add_argument("--repeat", type=int, default=3, help="runs of each kind; the middle one counts")
     parser.add_argument("--quick", action="store_true", help="1 and 200 watchers, batches of 25, once")
     parser.add_argument("--output", type=Path, default=RESULTS, help="directory of the results")
     parser.add_argument("--client", action="store_true", help=argparse.SUPPRESS)
@@ -212,12 +212,14 @@ def main() -> None:
         counts, batches, repeat = [1, 200], [25], 1
     around = machine()
     rows = uvloop.run(measure(counts, batches, repeat))
-    best: dict[tuple[int, int], dict[str, Any]] = {}
+    runs: dict[tuple[int, int], list[dict[str, Any]]] = {}
     for row in rows:
-        key = (row["batch"], row["watchers"])
-        if key not in best or row["events_per_second"] > best[key]["events_per_second"]:
-            best[key] = row
-    text = f"{EVENTS} events of one session from one process\n{table(list(best.values()))}"
+        runs.setdefault((row["batch"], row["watchers"]), []).append(row)
+    typical = [
+        sorted(alike, key=lambda row: row["events_per_second"])[(len(alike) - 1) // 2]
+        for alike in runs.values()
+    ]
+    text = f"{EVENTS} events of one session from one process\n{table(typical)}"
     bars = [
         (
             f"{row['watchers']} watchers, by {row['batch']}",
@@ -226,10 +228,12 @@ def main() -> None:
                 "per CPU second": row["per_session_cpu_second"] or 0,
             },
         )
-        for row in best.values()
+        for row in typical
     ]
-    figures = {"machine": around, "events": EVENTS, "best": list(best.values()), "all": rows}
+    figures = {"machine": around, "events": EVENTS, "typical": typical, "all": rows}
     write_results(arguments.output, "fanout", figures, text, chart("Fan-out", "events", bars))
+    if any(row["complete"] != f"{row['watchers']}/{row['watchers']}" for row in rows):
+        raise SystemExit("not every watcher saw every event once, in order")
 
 
 if __name__ == "__main__":
