@@ -72,7 +72,11 @@ class Run:
         self._suite = RunningSuite(
             folder / "state",
             arguments=arguments,
-            environment={"AIAGENT_EXECUTOR_MAX_LIVE_CLIENTS": str(places)},
+            environment={
+                "AIAGENT_EXECUTOR_MAX_LIVE_CLIENTS": str(places),
+                # Some answer before it is over, some after, and some at the very moment.
+                "AIAGENT_SESSION_PERMISSION_HOLD_SECONDS": "1",
+            },
         )
         self._expected = {"session": replicas, "executor": executors}
         self._records = Records()

@@ -129,6 +129,7 @@ async def test_the_end_of_a_turn_is_seen_on_the_other_replica(replicas: Replicas
             late = Sight(other, session_id)
             sights.append(late)
             joined = group.create_task(late.until("turn_ended"))
+            interrupted = datetime.now(UTC)
             await other.sessions.InterruptTurn(
                 pb.InterruptTurnRequest(session_id=session_id, turn_id=turn.id)
             )
@@ -138,6 +139,8 @@ async def test_the_end_of_a_turn_is_seen_on_the_other_replica(replicas: Replicas
     log = await one.events(session_id)
     assert late.first < LATE_SECONDS / 2, "a history waits for nobody"
     assert waited.turn.HasField("end_time")
+    took = (log[-1].create_time.ToDatetime(UTC) - interrupted).total_seconds()
+    assert took < LATE_SECONDS, "the driver on the first replica hears of it, with Valkey or without"
     assert (answered - log[-1].create_time.ToDatetime(UTC)).total_seconds() < LATE_SECONDS
     for sight in sights:
         assert sight.kinds == [event.payload.WhichOneof("kind") for event in log][: len(sight.kinds)]
