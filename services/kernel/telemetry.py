@@ -89,6 +89,8 @@ def configure_logging(level: str = "INFO", *, stream: TextIO | None = None, file
     # Every statement, and every request of a client, is too much at these levels.
     for noisy in ("sqlalchemy.engine", "httpx", "httpcore", "asyncio", "aiohttp.access"):
         logging.getLogger(noisy).setLevel(max(number, logging.WARNING))
+    # Ten times a second, for as long as a broker is away; whoever needs it says so once.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

@@ -6,7 +6,7 @@ tenant, sees all. Which rows a statement can reach is decided by the connection,
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ _TENANT: Final = sa.text(
     " set_config('aiagent.user_id', :user_id, true), set_config('aiagent.role', :role, true)"
 )
 _PROBE: Final = sa.text("SELECT 1")
+_NOTES: Final = "aiagent_notes"
 
 
 class Database:
@@ -84,6 +85,8 @@ class Database:
         self._application = engine(application_url, pool_size, "application")
         self._system = engine(system_url, system_pool_size, "system")
         self._dedicated = engine(system_url, dedicated_pool_size, "dedicated")
+        self._relay = engine(system_url, 1, "relay")
+        self._on_commit: dict[str, Callable[[], None]] = {}
         self._probes = (
             engine(system_url, 1, "system probe"),
             engine(application_url, 1, "application probe"),
@@ -97,7 +100,7 @@ class Database:
         Raises:
             ServiceError: UNAVAILABLE, DATABASE_UNAVAILABLE or DATABASE_BUSY.
         """
-        return _transaction(
+        return self._transaction(
             self._application,
             _TENANT,
             {
@@ -109,11 +112,31 @@ class Database:
 
     def system(self) -> AbstractAsyncContextManager[AsyncConnection]:
         """One transaction of the system role, across all tenants; otherwise as `tenant`."""
-        return _transaction(self._system, _PROBE, {})
+        return self._transaction(self._system)
 
     def dedicated_system(self) -> AbstractAsyncContextManager[AsyncConnection]:
         """As `system`, on a connection kept for it: what renews leases must not queue behind other work."""
-        return _transaction(self._dedicated, _PROBE, {})
+        return self._transaction(self._dedicated)
+
+    def relay_system(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """As `system`, on the one connection of the outbox's relay, which holds it for as long as a broker thinks."""
+        return self._transaction(self._relay)
+
+    def on_commit(self, noted: str, call: Callable[[], None]) -> None:
+        """Has `call` called after the commit of each transaction that `note` was told of; it must not block or raise.
+
+        Args:
+            noted: what `note` is given.
+        """
+        self._on_commit[noted] = call
+
+    def _transaction(
+        self,
+        engine: AsyncEngine,
+        opening: sa.TextClause = _PROBE,
+        parameters: Mapping[str, str] | None = None,
+    ) -> AbstractAsyncContextManager[AsyncConnection]:
+        return _transaction(engine, opening, parameters or {}, self._on_commit)
 
     async def check(self) -> None:
         """Raises ServiceError UNAVAILABLE unless both roles can be reached.
@@ -121,26 +144,34 @@ class Database:
         On connections kept for it: that all others are in use does not mean that the database is gone.
         """
         for engine in self._probes:
-            async with _transaction(engine, _PROBE, {}):
+            async with self._transaction(engine):
                 pass
 
     async def close(self) -> None:
         """Closes every connection."""
-        for engine in (self._application, self._system, self._dedicated, *self._probes):
+        for engine in (self._application, self._system, self._dedicated, self._relay, *self._probes):
             await engine.dispose()
 
 
 @asynccontextmanager
 async def _transaction(
-    engine: AsyncEngine, opening: sa.TextClause, parameters: dict[str, str]
+    engine: AsyncEngine,
+    opening: sa.TextClause,
+    parameters: Mapping[str, str],
+    on_commit: Mapping[str, Callable[[], None]],
 ) -> AsyncIterator[AsyncConnection]:
     of_files = False
     try:
         connection = await _begin(engine, opening, parameters)
         driver = _driver_connection(connection)
+        notes = _notes(connection)
+        # They lie with the pooled connection: those of an earlier transaction that was rolled back mean nothing.
+        notes.clear()
         try:
             yield connection
             await connection.commit()
+            for call in [on_commit[noted] for noted in notes if noted in on_commit]:
+                call()
         except OSError:
             # The driver's own reach us as they are, and end its connection. Others are of what the block does besides:
             # a full disk, a path that is not to be read.
@@ -156,7 +187,9 @@ async def _transaction(
         raise failure from error
 
 
-async def _begin(engine: AsyncEngine, opening: sa.TextClause, parameters: dict[str, str]) -> AsyncConnection:
+async def _begin(
+    engine: AsyncEngine, opening: sa.TextClause, parameters: Mapping[str, str]
+) -> AsyncConnection:
     """Opens a transaction with its first statement; once more if the pool's connection turns out to be dead."""
     for last in (False, True):
         connection = engine.connect()
@@ -170,6 +203,18 @@ async def _begin(engine: AsyncEngine, opening: sa.TextClause, parameters: dict[s
             continue
         return connection
     raise AssertionError("unreachable")
+
+
+def note(connection: AsyncConnection, what: str) -> None:
+    """Notes for `Database.on_commit` what a transaction has done; forgotten if it is rolled back."""
+    _notes(connection).add(what)
+
+
+def _notes(connection: AsyncConnection) -> set[str]:
+    if connection.sync_connection is None:
+        raise AssertionError("the connection was not started")
+    notes: set[str] = connection.sync_connection.info.setdefault(_NOTES, set())
+    return notes
 
 
 def _driver_connection(connection: AsyncConnection) -> Any:

@@ -4,7 +4,9 @@ import sqlalchemy as sa
 
 from services.kernel.db.idempotency import idempotency_table
 from services.kernel.db.outbox import outbox_table
+from services.kernel.kafka.topics import Topic
 
+FACTS = Topic("sample-facts", "google.protobuf.StringValue", partitions=3)
 metadata = sa.MetaData(schema="sample")
 notes = sa.Table(
     "notes",
