@@ -18,6 +18,7 @@ import uvloop
 from deploy.local import services
 from deploy.local.console import show_warnings
 from deploy.local.joining import join, joined
+from deploy.local.servers import listens
 from deploy.local.settings import load
 from deploy.local.state import LocalError, StateDirectory
 from deploy.local.suite import Options, Suite
@@ -127,9 +128,21 @@ def _status(_: argparse.Namespace) -> int:
     found = asyncio.run(healthy())
     for (name, target), serving in zip(targets.items(), found, strict=True):
         print(f"  {name:<14} {target:<22} {'serving' if serving else 'not serving'}")
+    if note.get("kafka"):
+        brokers = note["kafka"].removeprefix("kafka://")
+        print(f"  {'kafka':<14} {brokers:<22} {'takes connections' if _reachable(brokers) else 'not there'}")
     for target in [*note["metrics"], *(each.metrics for each in added)]:
         print(f"  metrics        http://{target}/metrics")
     return 0 if all(found) else 1
+
+
+def _reachable(brokers: str) -> bool:
+    """Whether one of the brokers takes connections."""
+    for broker in brokers.split(","):
+        host, _, port = broker.strip().rpartition(":")
+        if asyncio.run(listens(host, int(port))):
+            return True
+    return False
 
 
 def _stop(_: argparse.Namespace) -> int:

@@ -37,6 +37,8 @@ class Plan:
     database_urls: dict[str, str]
     redis_url: str
     counts: dict[str, int]
+    kafka_url: str = ""
+    kafka_is_local: bool = False
     replicas: list[Replica] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -66,6 +68,9 @@ class Plan:
             "AIAGENT_REDIS_URL": self.redis_url,
             "AIAGENT_BLOB_URL": (self.state / "blobs").as_uri(),
             "AIAGENT_WORKSPACE_ROOT": str(self.state / "workspaces"),
+            "AIAGENT_KAFKA_URL": self.kafka_url,
+            "AIAGENT_KAFKA_DECLARE_TOPICS": "true",
+            "AIAGENT_KAFKA_LOCAL_BROKER": str(self.kafka_is_local).lower(),
             f"AIAGENT_{service.upper()}_LISTEN": replica.listen,
             # One of its own for each process; whoever runs all in one process serves them once.
             "AIAGENT_METRICS_LISTEN": replica.metrics,

@@ -86,10 +86,10 @@ class Kafka:
     """A broker that speaks Kafka's protocol and keeps everything in memory (Tansu): what it loses, consumers find in
     their databases. For this machine only."""
 
-    def __init__(self, state: StateDirectory) -> None:
-        """Args: state: for its log."""
+    def __init__(self, state: StateDirectory, port: int = 0) -> None:
+        """Args: state: for its log; port: of loopback, 0 takes a free one."""
         self._state = state
-        self.port = free_port()
+        self.port = port or free_port()
         self._child: Child | None = None
 
     @property

@@ -26,6 +26,12 @@ class LocalSettings(BaseSettings):
     state_dir: Path = Path(".aiagent")
     http_host: str = Field(default="127.0.0.1", min_length=1)
     http_port: int = Field(default=8080, ge=1, le=65535)
+    kafka_url: str = Field(
+        default="", description="Of a broker that runs already; without it one is started."
+    )
+    kafka_port: int = Field(
+        default=0, ge=0, le=65535, description="Of the broker that is started; 0 for any."
+    )
     log_level: str = Field(default="INFO", pattern="^(?i:debug|info|warning|error|critical)$")
     admin_email: str = "admin@aiagent.local"
     cors_origins: str = Field(

@@ -22,7 +22,7 @@ from deploy.local.console import Facts, Progress, banner
 from deploy.local.environment import DRAIN_SECONDS, Plan
 from deploy.local.ports import why_not_bind
 from deploy.local.postgres import Postgres
-from deploy.local.servers import Envoy, Valkey
+from deploy.local.servers import Envoy, Kafka, Valkey
 from deploy.local.settings import LocalSettings
 from deploy.local.state import SCHEMAS, LocalError, StateDirectory, write_private
 from services.kernel import lifecycle
@@ -108,18 +108,29 @@ class Suite:
     async def _servers(self, stack: AsyncExitStack) -> Plan:
         secrets = self.state.secrets()
         postgres, valkey = Postgres(self.state, secrets), Valkey(self.state, secrets)
-        for server in (postgres, valkey):
+        outer = self.settings.kafka_url
+        kafka = None if outer else Kafka(self.state, self.settings.kafka_port)
+        servers = (postgres, valkey, kafka) if kafka else (postgres, valkey)
+        for server in servers:
             stack.push_async_callback(server.stop)
         async with asyncio.TaskGroup() as group:
-            group.create_task(postgres.start())
-            group.create_task(valkey.start())
+            for server in servers:
+                group.create_task(server.start())
         await postgres.provision()
-        self._progress.done("PostgreSQL and Valkey")
+        self._progress.done("PostgreSQL, Valkey and a Kafka broker" if kafka else "PostgreSQL and Valkey")
         urls = {role: postgres.url(role) for role in secrets.database_roles}
         for schema in SCHEMAS:
             await upgrade(urls[f"{schema}_owner"], schema, ROOT / "services" / schema / "migrations")
         self._progress.done("migrations")
-        return Plan(self.state.path.resolve(), secrets, urls, valkey.url, self.options.counts)
+        return Plan(
+            self.state.path.resolve(),
+            secrets,
+            urls,
+            valkey.url,
+            self.options.counts,
+            kafka_url=kafka.url if kafka else outer,
+            kafka_is_local=kafka is not None,
+        )
 
     def _edge(self, plan: Plan) -> Envoy:
         configuration = self._run / "envoy.json"
@@ -200,6 +211,7 @@ class Suite:
             "metrics": plan.metrics if self.options.processes else plan.metrics[:1],
             # Without its password: that is among the secrets.
             "redis": plan.redis_url.rpartition("@")[2],
+            "kafka": plan.kafka_url,
         }
         write_private(self._run / "suite.json", json.dumps(note, indent=1))
         print(banner(facts), flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from services.kernel.command_line import Command, main
+from services.kernel.db.outbox import PublishError
 from services.session.bootstrap import build, migrate
 from services.session.settings import SessionSettings
 
@@ -14,6 +15,11 @@ if __name__ == "__main__":
             "session",
             SessionSettings,
             build,
-            commands={"migrate": Command("bring the schema up to date, as its owner", migrate)},
+            commands={
+                "migrate": Command(
+                    "bring the schema up to date, as its owner, and create the topics", migrate
+                )
+            },
+            expected=(PublishError,),
         )
     )

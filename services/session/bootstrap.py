@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import grpc
@@ -23,7 +24,7 @@ from aiagent.session.v1.permission_service_pb2_grpc import add_PermissionService
 from aiagent.session.v1.session_service_pb2_grpc import add_SessionServiceServicer_to_server
 from aiagent.session.v1.transcript_service_pb2_grpc import add_TranscriptServiceServicer_to_server
 from aiagent.session.v1.workspace_service_pb2_grpc import add_WorkspaceServiceServicer_to_server
-from services.kernel.clock import SystemClock
+from services.kernel.clock import Clock, SystemClock
 from services.kernel.context import detached
 from services.kernel.db import Database
 from services.kernel.grpc import (
@@ -38,10 +39,12 @@ from services.kernel.grpc import (
 from services.kernel.housekeeping import keep_house
 from services.kernel.identity import JwksDocument, JwksVerifier, ServiceTokenSigner, ServiceTokenVerifier
 from services.kernel.ids import Uuid7Source, new_id
+from services.kernel.kafka.settings import Broker
 from services.kernel.lifecycle import Drain
 from services.kernel.readiness import once_reached, watch_database
 from services.kernel.redis import open_redis
 from services.kernel.settings import targets
+from services.kernel.supervision import supervise
 from services.session import codec
 from services.session.api.permissions import PermissionServicer
 from services.session.api.sessions import SessionServicer
@@ -57,6 +60,7 @@ from services.session.gateways.feed_codec import event_item, gate_event
 from services.session.gateways.live_feed import LiveFeed
 from services.session.gateways.workspaces import Workspaces
 from services.session.settings import SessionSettings
+from services.session.store.facts import OUTBOX, SESSION_FACTS
 from services.session.store.system_queries import DriverQueries
 from services.session.store.tables import SCHEMA
 from services.session.store.tenant import TenantStore
@@ -71,6 +75,9 @@ from services.session.usecases.turns import Turns
 from services.session.usecases.waiting import Waiting
 from services.session.usecases.watch import Watching
 from services.session.usecases.workspaces import WorkspaceUseCases
+
+if TYPE_CHECKING:
+    from services.kernel.kafka.relay import OutboxRelay
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
 _FILES = (
@@ -117,6 +124,7 @@ class SessionService:
         redis: Redis | None,
         workspaces: Workspaces,
         queries: DriverQueries,
+        relay: OutboxRelay | None,
     ) -> None:
         """Use `build`."""
         self._server = server
@@ -128,6 +136,7 @@ class SessionService:
         self._redis = redis
         self._workspaces = workspaces
         self._queries = queries
+        self._relay = relay
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -149,10 +158,16 @@ class SessionService:
         await self._server.start()
         clock = SystemClock()
         for name, work in (
-            ("session-housekeeping", keep_house(self._queries.purge_request_ids, clock)),
+            ("session-housekeeping", keep_house(self._purge, clock)),
             ("session-readiness", watch_database(self._database.check, self._server.health, clock)),
+            *([("session-relay", supervise("relay", self._relay.run, clock))] if self._relay else ()),
         ):
             self._tasks.append(asyncio.create_task(work, name=name, context=detached()))
+
+    async def _purge(self) -> int:
+        # Without a relay facts are kept for a while, for a broker that may be set up yet.
+        facts = await self._queries.purge_facts(unwanted=self._relay is None)
+        return facts + await self._queries.purge_request_ids()
 
     async def drain(self, grace_seconds: float) -> None:
         """Ends streams with DRAINING, lets calls end, and hands the sessions over."""
@@ -255,15 +270,36 @@ async def build(settings: SessionSettings) -> SessionService:
         drain=drain,
     )
     return SessionService(
-        server, database, feed, pool, [*configured.values(), auth], executors, redis, workspaces, queries
+        server,
+        database,
+        feed,
+        pool,
+        [*configured.values(), auth],
+        executors,
+        redis,
+        workspaces,
+        queries,
+        relay_to(settings.broker(), database, clock),
     )
 
 
+def relay_to(broker: Broker | None, database: Database, clock: Clock) -> OutboxRelay | None:
+    """Composes what publishes the service's facts; None without a broker."""
+    if broker is None:
+        return None
+    # Not for services that publish nothing: importing the client takes time and memory.
+    from services.kernel.kafka.publisher import KafkaPublisher
+    from services.kernel.kafka.relay import OutboxRelay
+
+    return OutboxRelay("session", database, OUTBOX, KafkaPublisher(broker, [SESSION_FACTS]), clock)
+
+
 async def migrate(settings: SessionSettings) -> str:
-    """Brings the schema up to date; returns a line that says what it is then.
+    """Brings the schema up to date, and creates the topics where a broker is set; returns a line that says so.
 
     Raises:
         ValueError: the owner's database URL is not set.
+        PublishError: the broker does not do it.
     """
     url = settings.session_owner_database_url
     if url is None:
@@ -271,7 +307,14 @@ async def migrate(settings: SessionSettings) -> str:
     # Not for services that serve: importing Alembic takes a tenth of their start.
     from services.kernel.db.migrations import upgrade
 
-    return f"schema {SCHEMA} is at {await upgrade(url.get_secret_value(), SCHEMA, _MIGRATIONS)}"
+    line = f"schema {SCHEMA} is at {await upgrade(url.get_secret_value(), SCHEMA, _MIGRATIONS)}"
+    broker = settings.broker()
+    if broker is not None:
+        from services.kernel.kafka.admin import declare
+
+        created = await declare(broker, [SESSION_FACTS])
+        line += f"; topic {SESSION_FACTS.name} " + ("was created" if created else "is there")
+    return line
 
 
 def auth_channel(addresses: str) -> grpc.aio.Channel:

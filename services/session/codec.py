@@ -12,7 +12,7 @@ from uuid import UUID
 
 from google.protobuf import struct_pb2
 
-from aiagent.events.v1 import content_pb2, session_event_pb2
+from aiagent.events.v1 import content_pb2, session_event_pb2, session_fact_pb2
 from services.session.domain import events
 from services.session.domain.entities import Content, Failure, LogEvent, ToolUse, Usage
 
@@ -119,6 +119,57 @@ def encode(value: events.Event) -> tuple[str, bytes]:
     return kind, payload.SerializeToString()
 
 
+def fact(
+    event_id: UUID, organization_id: UUID, user_id: UUID, entry: LogEvent, value: events.Event
+) -> bytes | None:
+    """Serializes what other services are told of an entry of the log.
+
+    Args:
+        event_id: The fact's own id.
+        organization_id: The tenant.
+        user_id: Whose session it is.
+        entry: The entry, which has its place in the log.
+        value: What it says.
+
+    Returns:
+        A serialized `SessionFact`; None when it is nothing that others are told.
+    """
+    message = session_fact_pb2.SessionFact(
+        event_id=str(event_id),
+        organization_id=str(organization_id),
+        user_id=str(user_id),
+        session_id=str(entry.session_id),
+        turn_id=_id(entry.turn_id),
+        sequence=entry.sequence,
+    )
+    message.time.FromDatetime(entry.create_time)
+    match value:
+        case events.TurnEnded():
+            ended = message.turn_ended
+            ended.state = value.state.value
+            ended.usage.CopyFrom(usage(value.usage))
+            ended.cost_usd = value.cost_usd
+            ended.duration_ms = value.duration_ms
+            ended.model_calls = value.model_calls
+            if value.failure is not None:
+                ended.failure.CopyFrom(failure(value.failure))
+                ended.failure.message = value.failure.message[:_MOST_REASON_CHARACTERS]
+        case events.ToolDecided():
+            message.permission_decided.decision.CopyFrom(_tool_decision(value))
+            message.permission_decided.decision.reason = value.decision.reason[:_MOST_REASON_CHARACTERS]
+            message.permission_decided.input_hash = value.tool_use.input_hash
+        case events.PermissionResolved():
+            message.permission_resolved.CopyFrom(_permission_resolved(value))
+            message.permission_resolved.reason = value.reason[:_MOST_REASON_CHARACTERS]
+        case _:
+            return None
+    return message.SerializeToString()
+
+
+_MOST_REASON_CHARACTERS = 4096
+"""Of a reason in a fact; the log has it whole."""
+
+
 def _id(value: UUID | None) -> str:
     return str(value) if value is not None else ""
 
@@ -176,14 +227,7 @@ def _payload(value: events.Event) -> _Payload:
             asked.expire_time.FromDatetime(value.expire_time)
             return _Payload(permission_requested=asked)
         case events.PermissionResolved():
-            return _Payload(
-                permission_resolved=session_event_pb2.PermissionResolved(
-                    permission_request_id=str(value.permission_request_id),
-                    state=value.state.value,
-                    reason=value.reason,
-                    user_id=_id(value.user_id),
-                )
-            )
+            return _Payload(permission_resolved=_permission_resolved(value))
         case events.Notice():
             return _Payload(notice=session_event_pb2.Notice(code=value.code, message=value.message))
         case events.TurnEnded():
@@ -228,6 +272,15 @@ def _tool_decision(value: events.ToolDecided) -> session_event_pb2.ToolDecision:
         reason=value.decision.reason,
         user_id=_id(value.decision.user_id),
         permission_request_id=_id(value.permission_request_id),
+    )
+
+
+def _permission_resolved(value: events.PermissionResolved) -> session_event_pb2.PermissionResolved:
+    return session_event_pb2.PermissionResolved(
+        permission_request_id=str(value.permission_request_id),
+        state=value.state.value,
+        reason=value.reason,
+        user_id=_id(value.user_id),
     )
 
 

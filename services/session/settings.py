@@ -6,10 +6,10 @@ from pathlib import Path
 
 from pydantic import Field, SecretStr
 
-from services.kernel.settings import KernelSettings
+from services.kernel.kafka.settings import KafkaSettings
 
 
-class SessionSettings(KernelSettings):
+class SessionSettings(KafkaSettings):
     """Read from the environment (prefix `AIAGENT_`), then from `.env`."""
 
     session_listen: str = "127.0.0.1:50052"

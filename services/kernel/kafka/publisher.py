@@ -13,8 +13,9 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError, KafkaError
 
 from services.kernel.db.outbox import OutboxMessage, PublishError
+from services.kernel.kafka.admin import declare
 from services.kernel.kafka.settings import Broker
-from services.kernel.kafka.topics import Topic, declare
+from services.kernel.kafka.topics import Topic
 
 _log = structlog.get_logger(__name__)
 EVENT_ID: Final = "event-id"
@@ -49,8 +50,8 @@ class KafkaPublisher:
         """
         if self._producer is not None:
             return
-        if self._broker.local:
-            # It has forgotten them if it was started again, and would make them up with partitions of its own.
+        if self._broker.declare_topics:
+            # The local broker has forgotten them if it was started again, and would make them up in its own way.
             await declare(self._broker, self._topics.values())
         producer = AIOKafkaProducer(
             **self._broker.client(),

@@ -26,9 +26,12 @@ class KafkaSettings(KernelSettings):
     kafka_certificate_file: Path | None = Field(default=None, description="PEM of a client's certificate.")
     kafka_key_file: Path | None = Field(default=None, description="PEM of its key.")
     kafka_replication_factor: int = Field(default=1, ge=1, description="Of topics that `migrate` creates.")
-    kafka_local_broker: bool = Field(
+    kafka_declare_topics: bool = Field(
         default=False,
-        description="The broker is the local suite's: it keeps nothing, so that topics are declared at each connect.",
+        description="Create topics that are missing at each connect; without it `migrate` does.",
+    )
+    kafka_local_broker: bool = Field(
+        default=False, description="The broker is the local suite's, which keeps nothing; see `Broker.local`."
     )
 
     @field_validator("kafka_url")
@@ -60,6 +63,7 @@ class KafkaSettings(KernelSettings):
             sasl_username=self.kafka_sasl_username,
             sasl_password=self.kafka_sasl_password,
             replication_factor=self.kafka_replication_factor,
+            declare_topics=self.kafka_declare_topics,
             local=self.kafka_local_broker,
         )
 
@@ -87,7 +91,9 @@ class Broker:
         tls: Set where the protocol has TLS.
         sasl_mechanism: None without SASL.
         replication_factor: Of topics that are created.
-        local: It is the local suite's: memory only, and its fetches are not woken by what is produced.
+        declare_topics: Topics that are missing are created at each connect.
+        local: It is the local suite's: memory only, no idempotent producers, and its fetches are not woken by what is
+            produced.
     """
 
     servers: tuple[str, ...]
@@ -97,6 +103,7 @@ class Broker:
     sasl_username: str = ""
     sasl_password: SecretStr = field(default_factory=lambda: SecretStr(""))
     replication_factor: int = 1
+    declare_topics: bool = False
     local: bool = False
 
     def client(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from services.session.domain.errors import LeaseLost, TurnMoved
 from services.session.domain.states import PermissionRequestState, ToolCallState, TurnState
 from services.session.store.columns import content_columns, content_of
 from services.session.store.event_log import append
+from services.session.store.facts import add_facts
 from services.session.store.leases import LEASE_LIFE
 from services.session.store.rows import tool_use_of
 from services.session.store.tables import (
@@ -178,6 +179,7 @@ class FencedConnection:
         # An append proves that the driver lives: it renews the lease on the way.
         renewed = _NOW + LEASE_LIFE
         events = await append(self._connection, self._head, changes.drafts, lease_expire_time=renewed)
+        await add_facts(self._connection, self._head, changes.drafts, events, user_id=turn.user_id)
         first = self._head.last_sequence + 1
         values = dict(changes.turn)
         if events:

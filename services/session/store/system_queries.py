@@ -24,6 +24,7 @@ from services.session.domain.states import SessionState, TurnState
 from services.session.store import leases
 from services.session.store.columns import content_of
 from services.session.store.event_log import lock_head_fenced
+from services.session.store.facts import OUTBOX
 from services.session.store.fenced import FencedConnection
 from services.session.store.tables import (
     idempotency_keys,
@@ -229,6 +230,11 @@ class DriverQueries:
         """Deletes a bounded number of request ids that have expired; returns how many."""
         async with self._database.system() as connection:
             return await purge_expired(connection, idempotency_keys)
+
+    async def purge_facts(self, *, unwanted: bool) -> int:
+        """Deletes a bounded number of facts that have had their time; returns how many. See `Outbox.purge`."""
+        async with self._database.system() as connection:
+            return await OUTBOX.purge(connection, unwanted=unwanted)
 
     async def purge(self, lease: Lease) -> None:
         """Removes the rows of a deleted session; every other table follows by its foreign key, request ids too."""

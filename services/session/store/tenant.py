@@ -18,6 +18,7 @@ from services.session.domain.events import EventDraft
 from services.session.domain.states import PermissionRequestState, SessionMode, SessionState
 from services.session.store import event_log
 from services.session.store.columns import content_columns
+from services.session.store.facts import add_facts
 from services.session.store.queue import QueueQueries
 from services.session.store.tables import (
     event_contents,
@@ -109,7 +110,9 @@ class TenantTransaction(TenantReads):
 
     async def append(self, head: Head, drafts: Sequence[EventDraft]) -> list[LogEvent]:
         """Appends events to the log."""
-        return await event_log.append(self._connection, head, drafts)
+        entries = await event_log.append(self._connection, head, drafts)
+        await add_facts(self._connection, head, drafts, entries)
+        return entries
 
     async def insert_turn(self, head: Head, new: NewTurn, first_sequence: int, last_sequence: int) -> None:
         """Creates a queued turn with the message that started it."""

@@ -25,7 +25,7 @@ from .conftest import answered
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
-SERVERS = {"postgres": "postgres", "valkey": "valkey-server", "envoy": "envoy"}
+SERVERS = {"postgres": "postgres", "valkey": "valkey-server", "kafka": "tansu", "envoy": "envoy"}
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +156,7 @@ async def test_status_names_what_serves(local: RunningSuite, client: httpx.Async
     status, output = await command(local, "status")
     assert status == 0, output
     assert output.count(" serving") == 4
+    assert output.count(" takes connections") == 1
 
 
 async def test_servers_are_told_no_secrets(local: RunningSuite, client: httpx.AsyncClient) -> None:

@@ -26,7 +26,7 @@ class Dying(KafkaPublisher):
 
 
 async def main(application_url: str, system_url: str, port: str) -> None:
-    broker = Broker((f"127.0.0.1:{port}",), local=True)
+    broker = Broker((f"127.0.0.1:{port}",), declare_topics=True, local=True)
     database = Database(application_url, system_url)
     await OutboxRelay("sample", database, Outbox(outbox), Dying(broker, [FACTS]), SystemClock()).run()
 

@@ -30,8 +30,8 @@ from services.kernel.kafka.relay import OutboxRelay
 from services.kernel.telemetry import registry
 from services.kernel.testing import a_caller
 from tests.integration.kernel.conftest import SCHEMA, Postgres, a_database
-from tests.integration.kernel.kafka_broker import LocalBroker, read
 from tests.integration.kernel.tables import FACTS, outbox
+from tests.kafka_broker import LocalBroker, read
 
 pytestmark = pytest.mark.integration
 _WRITER = OutboxWriter(outbox)

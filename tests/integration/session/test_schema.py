@@ -64,6 +64,7 @@ def test_the_queries_across_tenants() -> None:
         "fenced",
         "heads",
         "purge",
+        "purge_facts",
         "purge_request_ids",
         "release",
         "release_if_idle",

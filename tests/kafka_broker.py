@@ -23,7 +23,7 @@ class LocalBroker:
 
     @property
     def broker(self) -> Broker:
-        return Broker((f"127.0.0.1:{self.port}",), local=True)
+        return Broker((f"127.0.0.1:{self.port}",), declare_topics=True, local=True)
 
     async def start(self) -> None:
         self.process = subprocess.Popen(
