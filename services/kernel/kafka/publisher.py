@@ -14,16 +14,11 @@ from aiokafka.errors import KafkaConnectionError, KafkaError
 
 from services.kernel.db.outbox import OutboxMessage, PublishError
 from services.kernel.kafka.admin import declare
+from services.kernel.kafka.headers import EVENT_ID, MESSAGE_TYPE, ORGANIZATION_ID
 from services.kernel.kafka.settings import Broker
 from services.kernel.kafka.topics import Topic
 
 _log = structlog.get_logger(__name__)
-EVENT_ID: Final = "event-id"
-"""The header with the fact's id, as text: what a consumer knows repetitions by."""
-MESSAGE_TYPE: Final = "type"
-"""The header with the full name of the protobuf message."""
-ORGANIZATION_ID: Final = "organization-id"
-"""The header with the tenant."""
 REQUEST_SECONDS = 8.0
 """Less than what a relay waits for a batch: the client gives up before it is given up."""
 _CLOSE_SECONDS: Final = 2.0
