@@ -102,9 +102,13 @@ class KafkaPublisher:
 
 
 async def _stop(producer: AIOKafkaProducer) -> None:
-    # Asked to stop it sends first what it has, which to a broker that is gone takes long: nobody waits for that now.
+    # Asked to stop it sends first what it has, which to a broker that is gone takes long: nobody waits for that now. So
+    # connections and sender end before what is left is failed; in another order the sender stumbles over it.
+    with suppress(KafkaError, OSError, TimeoutError):
+        async with asyncio.timeout(_CLOSE_SECONDS):
+            await producer.client.close()
+            await producer._sender.close()
     producer._message_accumulator.fail_all(KafkaConnectionError("closed"))
-    await producer.client.close()
     with suppress(KafkaError, OSError, TimeoutError):
         async with asyncio.timeout(_CLOSE_SECONDS):
             await producer.stop()
