@@ -9,7 +9,7 @@ PYTHON := .venv/bin/python
 UV_VERSION := 0.13.9
 ARGS ?=
 
-.PHONY: help run test chaos soak lint fmt proto migrate bench env env-run
+.PHONY: help run test chaos soak kafka lint fmt proto migrate bench env env-run
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 14
@@ -25,6 +25,9 @@ chaos: env ## ten minutes of faults at random; ARGS="--seed N --minutes M" for o
 
 soak: env ## many starts, turns and streams, and what is held after them; ARGS="starts turns loss" for some
 	@$(PYTHON) -m tests.soak $(ARGS)
+
+kafka: env ## relay and consumers on a real Apache Kafka, fetched from its artifacts; needs java and mvn
+	@$(PYTHON) -m tests.apache_kafka $(ARGS)
 
 lint: env ## what CI checks before the tests
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports

@@ -1,0 +1,168 @@
+"""`python -m tests.apache_kafka [COMMAND…]`: runs a command with one Apache Kafka broker (KRaft) behind it.
+
+Needs Java 17 and Maven, which fetches the broker's artifacts once, into `build/`. The command, the tests marked `kafka`
+if left out, is told of the broker by the variables that services know, and of its process by `KAFKA_PID_FILE`: a broker
+that is killed is started again with all that it had. Ends with the command's status; with 3 where Kafka cannot be had.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from deploy.local.ports import free_port
+
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+CANNOT = 3
+_USER = "aiagent"
+_START_SECONDS = 90.0
+_PYTEST = [sys.executable, "-m", "pytest", "-q", "-m", "kafka", "tests/integration/kernel"]
+
+
+def artifacts() -> Path | None:
+    """The directory with the broker's jars; None where they cannot be had."""
+    java, maven = shutil.which("java"), shutil.which("mvn")
+    if java is None or maven is None:
+        print("Apache Kafka needs java and mvn")
+        return None
+    libraries = ROOT / "build" / "apache-kafka"
+    if not (libraries / "complete").exists():
+        fetched = subprocess.run(
+            [
+                *(maven, "-q", "-B", "-f", str(HERE / "pom.xml"), "dependency:copy-dependencies"),
+                *(f"-DoutputDirectory={libraries}", "-DincludeScope=runtime"),
+            ],
+            check=False,
+            timeout=600,
+        )
+        if fetched.returncode != 0:
+            print("Apache Kafka's artifacts cannot be had")
+            return None
+        (libraries / "complete").touch()
+    return libraries
+
+
+class ApacheKafka:
+    """One broker, which is its own controller, behind a user's name and password."""
+
+    def __init__(self, libraries: Path, directory: Path) -> None:
+        self._classpath = f"{libraries}/*"
+        self._directory = directory
+        self._configuration = directory / "server.properties"
+        self.port, controller = free_port(), free_port()
+        self.password = secrets.token_urlsafe(12)
+        self.pid_file = directory / "pid"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stopping = threading.Event()
+        login = "org.apache.kafka.common.security.plain.PlainLoginModule required"
+        self._configuration.write_text(
+            f"""process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller}
+listeners=CLIENTS://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{controller}
+controller.listener.names=CONTROLLER
+inter.broker.listener.name=CLIENTS
+listener.security.protocol.map=CLIENTS:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT
+sasl.enabled.mechanisms=PLAIN
+sasl.mechanism.inter.broker.protocol=PLAIN
+listener.name.clients.plain.sasl.jaas.config={login} \\
+  username="broker" password="{self.password}" user_broker="{self.password}" user_{_USER}="{self.password}";
+log.dirs={directory}/data
+auto.create.topics.enable=false
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=4
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+group.initial.rebalance.delay.ms=0
+"""
+        )
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What a service is told of it."""
+        return {
+            "AIAGENT_KAFKA_URL": f"kafka://127.0.0.1:{self.port}",
+            "AIAGENT_KAFKA_SECURITY": "SASL_PLAINTEXT",
+            "AIAGENT_KAFKA_SASL_MECHANISM": "PLAIN",
+            "AIAGENT_KAFKA_SASL_USERNAME": _USER,
+            "AIAGENT_KAFKA_SASL_PASSWORD": self.password,
+            "KAFKA_PID_FILE": str(self.pid_file),
+        }
+
+    def start(self) -> None:
+        """Starts it, and keeps it up."""
+        identity = base64.urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
+        subprocess.run(
+            [
+                *("java", "-cp", self._classpath, "kafka.tools.StorageTool", "format"),
+                *("-t", identity, "-c", str(self._configuration)),
+            ],
+            check=True,
+            capture_output=True,
+        )
+        self._spawn()
+        threading.Thread(target=self._keep, daemon=True).start()
+
+    def _spawn(self) -> None:
+        with (self._directory / "broker.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                ["java", "-Xmx512m", "-cp", self._classpath, "kafka.Kafka", str(self._configuration)],
+                stdout=log,
+                stderr=log,
+            )
+        deadline = time.monotonic() + _START_SECONDS
+        while time.monotonic() < deadline and self._process.poll() is None:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    self.pid_file.write_text(str(self._process.pid))
+                    return
+            time.sleep(0.1)
+        raise SystemExit(
+            f"Apache Kafka does not start: {(self._directory / 'broker.log').read_text()[-2000:]}"
+        )
+
+    def _keep(self) -> None:
+        while self._process is not None:
+            self._process.wait()
+            if self._stopping.is_set():
+                return
+            self._spawn()
+
+    def stop(self) -> None:
+        """Ends it."""
+        self._stopping.set()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+
+def main() -> int:
+    """Runs the command; returns its status."""
+    libraries = artifacts()
+    if libraries is None:
+        return CANNOT
+    directory = Path(tempfile.mkdtemp(prefix="aiagent-kafka-"))
+    broker = ApacheKafka(libraries, directory)
+    try:
+        broker.start()
+        print(f"Apache Kafka at {broker.variables['AIAGENT_KAFKA_URL']}", flush=True)
+        return subprocess.run(
+            sys.argv[1:] or _PYTEST, env={**os.environ, **broker.variables}, check=False
+        ).returncode
+    finally:
+        broker.stop()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
