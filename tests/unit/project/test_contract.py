@@ -37,6 +37,10 @@ KEPT_PATHS = {
     "GET /api/v1/sessions/{session_id}/messages",
     "GET /api/v1/sessions/{session_id}/tool-calls",
     "GET /api/v1/sessions/{session_id}/workdir/download",
+    "POST /api/v1/tasks",
+    "GET /api/v1/tasks",
+    "GET /api/v1/tasks/{task_id}",
+    "DELETE /api/v1/tasks/{task_id}",
 }
 
 
