@@ -21,10 +21,12 @@ from services.kernel.readiness import once_reached, watch_database
 from services.scheduler.api.servicer import SchedulerServicer
 from services.scheduler.domain.errors import DOMAIN
 from services.scheduler.gateways.auth import auth_channel, key_set
+from services.scheduler.gateways.rendering import TemplateProcesses
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.store.system_queries import HouseKeeping
 from services.scheduler.store.tables import SCHEMA
 from services.scheduler.store.tenant import TenantStore
+from services.scheduler.usecases.schedules import Schedules
 from services.scheduler.usecases.tasks import Tasks
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
@@ -40,13 +42,19 @@ class SchedulerService:
     name = "scheduler"
 
     def __init__(
-        self, server: KernelServer, database: Database, house: HouseKeeping, auth: grpc.aio.Channel
+        self,
+        server: KernelServer,
+        database: Database,
+        house: HouseKeeping,
+        auth: grpc.aio.Channel,
+        templates: TemplateProcesses,
     ) -> None:
         """Use `build`."""
         self._server = server
         self._database = database
         self._house = house
         self._auth = auth
+        self._templates = templates
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -80,7 +88,7 @@ class SchedulerService:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._server.stop()
-        await self._auth.close()
+        await asyncio.gather(self._auth.close(), self._templates.close())
         await self._database.close()
 
 
@@ -96,7 +104,8 @@ async def build(settings: SchedulerSettings) -> SchedulerService:
         application_name="aiagent/scheduler",
     )
     auth = auth_channel(settings.auth_targets)
-    servicer = SchedulerServicer(Tasks(TenantStore(database), Uuid7Source()))
+    store, ids, templates = TenantStore(database), Uuid7Source(), TemplateProcesses()
+    servicer = SchedulerServicer(Tasks(store, ids, templates), Schedules(store, ids))
     server = build_server(
         listen=settings.scheduler_listen,
         domain=DOMAIN,
@@ -106,7 +115,7 @@ async def build(settings: SchedulerSettings) -> SchedulerService:
         services=ServiceTokenVerifier(settings.trusted_keys(), "scheduler"),
         reflect=settings.reflection,
     )
-    return SchedulerService(server, database, HouseKeeping(database), auth)
+    return SchedulerService(server, database, HouseKeeping(database), auth, templates)
 
 
 async def migrate(settings: SchedulerSettings) -> str:

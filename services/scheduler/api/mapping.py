@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from google.protobuf import json_format
@@ -12,14 +12,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from aiagent.scheduler.v1 import scheduler_service_pb2 as pb
 from aiagent.scheduler.v1 import task_pb2
-from services.scheduler.domain.entities import (
-    RetryPolicy,
-    Task,
-    TaskContent,
-    TaskVariable,
-    VariableType,
-)
+from services.scheduler.domain.entities import Task, TaskContent, TaskVariable
 from services.scheduler.domain.errors import invalid_request
+from services.scheduler.domain.retries import RetryPolicy
+from services.scheduler.domain.variables import VariableType
 
 _TYPES = task_pb2.TaskVariable.Type
 _DEFAULTS = RetryPolicy()
@@ -38,7 +34,27 @@ def optional_timedelta(message: Message, field: str) -> timedelta | None:
     return value.ToTimedelta() if message.HasField(field) else None
 
 
-def _json(message: Message, field: str) -> Any:
+def optional_time(message: Message, name: str, field: str) -> datetime | None:
+    """Reads a time that may be missing; `field` is its path in the request.
+
+    Raises:
+        ServiceError: INVALID_ARGUMENT: it is outside of what can be stored.
+    """
+    if not message.HasField(name):
+        return None
+    stamp: Timestamp = getattr(message, name)
+    try:
+        return stamp.ToDatetime(UTC)
+    except (ValueError, OverflowError):
+        raise invalid_request(field, "must lie between the years 1 and 9999") from None
+
+
+def as_json(message: Message, field: str) -> Any:
+    """Reads a value as JSON; `field` is its path in the request.
+
+    Raises:
+        ServiceError: INVALID_ARGUMENT: JSON has no such number.
+    """
     try:
         return json_format.MessageToDict(message, preserving_proto_field_name=True)
     except (json_format.SerializeToJsonError, ValueError):
@@ -48,7 +64,7 @@ def _json(message: Message, field: str) -> Any:
 
 def sdk_options(message: Message) -> dict[str, Any]:
     """Reads agent options as the JSON that the session service takes."""
-    found: dict[str, Any] = _json(message, "sdk_options.output_schema")
+    found: dict[str, Any] = as_json(message, "sdk_options.output_schema")
     return found
 
 
@@ -59,7 +75,7 @@ def variable(message: task_pb2.TaskVariable, field: str) -> TaskVariable:
         type=VariableType(_TYPES.Name(message.type)) if message.type else VariableType.STRING,
         description=message.description,
         required=message.required,
-        default=_json(message.default_value, f"{field}.default_value"),
+        default=as_json(message.default_value, f"{field}.default_value"),
     )
 
 

@@ -5,51 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import StrEnum
 from typing import Any
 from uuid import UUID
+
+from services.scheduler.domain.retries import RetryPolicy
+from services.scheduler.domain.variables import Variable
 
 DEFAULT_RUN_TIMEOUT = timedelta(hours=1)
 
 
-class VariableType(StrEnum):
-    """What a variable's value may be."""
-
-    STRING = "STRING"
-    INTEGER = "INTEGER"
-    NUMBER = "NUMBER"
-    BOOLEAN = "BOOLEAN"
-    JSON = "JSON"
-
-
 @dataclass(frozen=True, slots=True)
-class TaskVariable:
-    """A variable of a prompt template; `default` is a JSON value, None for no default."""
+class TaskVariable(Variable):
+    """A variable of a task's prompt template, with what it is for."""
 
-    name: str
-    type: VariableType = VariableType.STRING
-    required: bool = False
-    default: Any = None
     description: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
-    """What follows an attempt that failed: another one, after a pause that grows with each.
-
-    Attributes:
-        maximum_attempts: Attempts of a run in all.
-        initial_interval: The pause before the second.
-        backoff_coefficient: By how much each pause is longer than the one before.
-        maximum_interval: The longest pause.
-        non_retryable_reasons: Failures after which no attempt follows.
-    """
-
-    maximum_attempts: int = 3
-    initial_interval: timedelta = timedelta(seconds=10)
-    backoff_coefficient: float = 2.0
-    maximum_interval: timedelta = timedelta(minutes=10)
-    non_retryable_reasons: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from services.kernel.errors import ErrorKind, FieldViolation, ServiceError, invalid_argument
+from services.kernel.errors import ErrorKind, FieldViolation, ServiceError
+from services.scheduler.domain.violations import DOMAIN, refuse
 
-DOMAIN = "scheduler.aiagent"
+__all__ = ["DOMAIN"]
 
 
 def _error(kind: ErrorKind, reason: str, message: str, **metadata: str) -> ServiceError:
@@ -15,17 +16,22 @@ def _error(kind: ErrorKind, reason: str, message: str, **metadata: str) -> Servi
 
 def invalid_request(field: str, description: str) -> ServiceError:
     """INVALID_ARGUMENT: a rule that the contract cannot state is broken by `field`."""
-    return invalid_argument(
-        "INVALID_REQUEST",
-        f"{field}: {description}",
-        domain=DOMAIN,
-        violations=(FieldViolation(field=field, description=description, reason="INVALID"),),
-    )
+    return refuse((FieldViolation(field=field, description=description, reason="INVALID"),))
 
 
 def task_not_found(task_id: UUID) -> ServiceError:
     """NOT_FOUND: there is no such task, or it is not the caller's. The two are the same answer."""
     return _error(ErrorKind.NOT_FOUND, "TASK_NOT_FOUND", "the task does not exist", task_id=str(task_id))
+
+
+def schedule_not_found(schedule_id: UUID) -> ServiceError:
+    """NOT_FOUND: there is no such schedule, or it is not the caller's. The two are the same answer."""
+    return _error(
+        ErrorKind.NOT_FOUND,
+        "SCHEDULE_NOT_FOUND",
+        "the schedule does not exist",
+        schedule_id=str(schedule_id),
+    )
 
 
 def etag_mismatch(what: str) -> ServiceError:

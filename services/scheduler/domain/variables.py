@@ -178,7 +178,7 @@ def check_declarations(variables: Sequence[Variable], path: str) -> list[FieldVi
             try:
                 _typed(variable.type, variable.default)
             except _ValueFault as fault:
-                found.append(FieldViolation(f"{field}.default", str(fault), fault.reason))
+                found.append(FieldViolation(f"{field}.default_value", str(fault), fault.reason))
     return found
 
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import timedelta
 from typing import Any
 
-from services.scheduler.domain.entities import RetryPolicy, Task, TaskContent, TaskVariable, VariableType
+from services.scheduler.domain.entities import Task, TaskContent, TaskVariable
+from services.scheduler.domain.overlap import OverlapPolicy
+from services.scheduler.domain.retries import RetryPolicy
+from services.scheduler.domain.schedules import Schedule, ScheduleContent, ScheduleState, Standing, Timing
+from services.scheduler.domain.variables import VariableType
+
+_TIMING = [field.name for field in fields(Timing)]
 
 
 def task_of(row: Any) -> Task:
@@ -33,7 +39,7 @@ def task_of(row: Any) -> Task:
     )
 
 
-def columns_of(content: TaskContent) -> dict[str, Any]:
+def task_columns(content: TaskContent) -> dict[str, Any]:
     """The columns of `tasks` that hold what the owner says."""
     policy = content.retry_policy
     return {
@@ -53,6 +59,50 @@ def columns_of(content: TaskContent) -> dict[str, Any]:
         },
         "max_concurrent_runs": content.max_concurrent_runs,
         "run_budget_usd": content.run_budget_usd,
+    }
+
+
+def schedule_of(row: Any) -> Schedule:
+    """Reads a row of `schedules`."""
+    return Schedule(
+        id=row.id,
+        organization_id=row.organization_id,
+        user_id=row.user_id,
+        task_id=row.task_id,
+        content=ScheduleContent(
+            name=row.name,
+            timing=Timing(**{name: getattr(row, name) for name in _TIMING}),
+            variables=row.variables,
+            overlap_policy=OverlapPolicy(row.overlap_policy),
+            catch_up_window=row.catch_up_window,
+            pause_on_failure=row.pause_on_failure,
+            remaining_runs=row.remaining_runs,
+        ),
+        standing=Standing(
+            state=ScheduleState(row.state),
+            handled_until=row.handled_until,
+            next_fire_time=row.next_fire_time,
+            next_due_time=row.next_due_time,
+        ),
+        note=row.note,
+        version=row.version,
+        create_time=row.create_time,
+        update_time=row.update_time,
+    )
+
+
+def schedule_columns(content: ScheduleContent, standing: Standing) -> dict[str, Any]:
+    """The columns of `schedules` that hold what the owner says, and where it stands."""
+    return {
+        **asdict(content.timing),
+        **asdict(standing),
+        "name": content.name,
+        "variables": dict(content.variables),
+        "overlap_policy": content.overlap_policy.value,
+        "catch_up_window": content.catch_up_window,
+        "pause_on_failure": content.pause_on_failure,
+        "remaining_runs": content.remaining_runs,
+        "state": standing.state.value,
     }
 
 

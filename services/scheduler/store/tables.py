@@ -58,5 +58,43 @@ tasks = sa.Table(
     sa.Index("tasks_deleted", "delete_time", postgresql_where=sa.text("delete_time IS NOT NULL")),
 )
 
+schedules = sa.Table(
+    "schedules",
+    metadata,
+    *_owned(),
+    sa.Column("task_id", _ID, sa.ForeignKey("scheduler.tasks.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("cron_expression", sa.Text),
+    sa.Column("interval", sa.Interval),
+    sa.Column("time_zone", sa.Text, nullable=False),
+    sa.Column("start_time", _TIME),
+    sa.Column("end_time", _TIME),
+    sa.Column("jitter", sa.Interval, nullable=False),
+    sa.Column("anchor", _TIME),
+    sa.Column("variables", JSONB, nullable=False),
+    sa.Column("overlap_policy", sa.Text, nullable=False),
+    sa.Column("catch_up_window", sa.Interval, nullable=False),
+    sa.Column("pause_on_failure", sa.Boolean, nullable=False),
+    sa.Column("remaining_runs", sa.BigInteger),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("note", sa.Text, nullable=False, server_default=""),
+    # Nominal times; `next_due_time` is the next one with its share of the jitter, by which fires are made.
+    sa.Column("handled_until", _TIME, nullable=False),
+    sa.Column("next_fire_time", _TIME),
+    sa.Column("next_due_time", _TIME),
+    *_versioned(),
+    sa.CheckConstraint("num_nonnulls(cron_expression, interval) = 1", name="schedules_times"),
+    sa.CheckConstraint(
+        "overlap_policy IN ('SKIP','BUFFER_ONE','BUFFER_ALL','CANCEL_OTHER','TERMINATE_OTHER','ALLOW_ALL')",
+        name="schedules_overlap_policy",
+    ),
+    sa.CheckConstraint("state IN ('ACTIVE','PAUSED','ENDED')", name="schedules_state"),
+    sa.CheckConstraint("(state = 'ACTIVE') = (next_due_time IS NOT NULL)", name="schedules_next"),
+    sa.CheckConstraint("remaining_runs >= 0", name="schedules_remaining_runs"),
+    sa.Index("schedules_by_owner", "organization_id", "user_id", "id"),
+    sa.Index("schedules_by_task", "task_id", "id"),
+    sa.Index("schedules_due", "next_due_time", postgresql_where=sa.text("state = 'ACTIVE'")),
+)
+
 outbox = outbox_table(metadata, SCHEMA)
 idempotency_keys = idempotency_table(metadata, SCHEMA)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import datetime
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -13,10 +14,11 @@ from services.kernel.db import Database
 from services.kernel.db.idempotency import KEPT_FOR, once
 from services.kernel.identity import Caller
 from services.scheduler.domain.entities import Task, TaskContent
-from services.scheduler.domain.errors import task_not_found
-from services.scheduler.store.rows import columns_of, task_of
-from services.scheduler.store.tables import idempotency_keys, tasks
-from services.scheduler.usecases.ports import TaskFilter
+from services.scheduler.domain.errors import schedule_not_found, task_not_found
+from services.scheduler.domain.schedules import Schedule, ScheduleContent, Standing
+from services.scheduler.store.rows import schedule_columns, schedule_of, task_columns, task_of
+from services.scheduler.store.tables import idempotency_keys, schedules, tasks
+from services.scheduler.usecases.ports import NewSchedule, ScheduleFilter, TaskFilter
 
 _NOW = sa.func.clock_timestamp()
 # Built once: building it for each call costs more than running it.
@@ -24,6 +26,10 @@ _TASK_BY_ID = sa.select(tasks).where(
     tasks.c.id == sa.bindparam("task_id", type_=tasks.c.id.type), tasks.c.delete_time.is_(None)
 )
 _LOCKED_TASK_BY_ID = _TASK_BY_ID.with_for_update()
+_SCHEDULE_BY_ID = sa.select(schedules).where(
+    schedules.c.id == sa.bindparam("schedule_id", type_=schedules.c.id.type)
+)
+_LOCKED_SCHEDULE_BY_ID = _SCHEDULE_BY_ID.with_for_update()
 
 
 class TenantTransaction:
@@ -57,7 +63,7 @@ class TenantTransaction:
                 id=task_id,
                 organization_id=self._caller.organization_id,
                 user_id=self._caller.user_id,
-                **columns_of(content),
+                **task_columns(content),
             )
         )
 
@@ -66,11 +72,12 @@ class TenantTransaction:
         await self._connection.execute(
             sa.update(tasks)
             .where(tasks.c.id == task_id)
-            .values(**columns_of(content), version=tasks.c.version + 1, update_time=_NOW)
+            .values(**task_columns(content), version=tasks.c.version + 1, update_time=_NOW)
         )
 
     async def mark_task_deleted(self, task_id: UUID) -> None:
-        """Makes a task invisible; its rows are removed later."""
+        """Makes a task invisible and removes its schedules; its other rows are removed later."""
+        await self._connection.execute(sa.delete(schedules).where(schedules.c.task_id == task_id))
         await self._connection.execute(sa.update(tasks).where(tasks.c.id == task_id).values(delete_time=_NOW))
 
     async def get_task(self, task_id: UUID, *, lock: bool = False) -> Task:
@@ -91,6 +98,63 @@ class TenantTransaction:
         if wanted.name_contains:
             query = query.where(tasks.c.name.icontains(wanted.name_contains, autoescape=True))
         return [task_of(row) for row in await self._connection.execute(query)]
+
+    async def insert_schedule(self, new: NewSchedule) -> None:
+        """Creates a schedule."""
+        await self._connection.execute(
+            sa.insert(schedules).values(
+                id=new.id,
+                organization_id=self._caller.organization_id,
+                user_id=new.user_id,
+                task_id=new.task_id,
+                **schedule_columns(new.content, new.standing),
+            )
+        )
+
+    async def update_schedule(
+        self, schedule_id: UUID, content: ScheduleContent, standing: Standing, note: str
+    ) -> None:
+        """Changes a schedule, and with it its version."""
+        await self._connection.execute(
+            sa.update(schedules)
+            .where(schedules.c.id == schedule_id)
+            .values(
+                **schedule_columns(content, standing),
+                note=note,
+                version=schedules.c.version + 1,
+                update_time=_NOW,
+            )
+        )
+
+    async def delete_schedule(self, schedule_id: UUID) -> None:
+        """Removes a schedule."""
+        await self._connection.execute(sa.delete(schedules).where(schedules.c.id == schedule_id))
+
+    async def get_schedule(self, schedule_id: UUID, *, lock: bool = False) -> Schedule:
+        """Returns a schedule; with `lock` nobody else changes it or makes its fires meanwhile."""
+        query = _LOCKED_SCHEDULE_BY_ID if lock else _SCHEDULE_BY_ID
+        row = (await self._connection.execute(query, {"schedule_id": schedule_id})).one_or_none()
+        if row is None:
+            raise schedule_not_found(schedule_id)
+        return schedule_of(row)
+
+    async def list_schedules(self, wanted: ScheduleFilter, before: UUID | None, limit: int) -> list[Schedule]:
+        """Returns schedules, the newest first."""
+        query = sa.select(schedules).order_by(schedules.c.id.desc()).limit(limit)
+        if wanted.user_id is not None:
+            query = query.where(schedules.c.user_id == wanted.user_id)
+        if wanted.task_id is not None:
+            query = query.where(schedules.c.task_id == wanted.task_id)
+        if wanted.states:
+            query = query.where(schedules.c.state.in_(wanted.states))
+        if before is not None:
+            query = query.where(schedules.c.id < before)
+        return [schedule_of(row) for row in await self._connection.execute(query)]
+
+    async def now(self) -> datetime:
+        """The database's time."""
+        moment: datetime = (await self._connection.execute(sa.select(_NOW))).scalar_one()
+        return moment
 
 
 class TenantStore:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 from uuid import UUID
 
 from services.kernel.identity import Caller
 from services.scheduler.domain.entities import Task, TaskContent
+from services.scheduler.domain.schedules import Schedule, ScheduleContent, Standing
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +20,26 @@ class TaskFilter:
 
     user_id: UUID | None = None
     name_contains: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleFilter:
+    """Which schedules to list; None and nothing mean any."""
+
+    user_id: UUID | None = None
+    task_id: UUID | None = None
+    states: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NewSchedule:
+    """A schedule to create, for the owner of its task."""
+
+    id: UUID
+    task_id: UUID
+    user_id: UUID
+    content: ScheduleContent
+    standing: Standing
 
 
 class SchedulerTransaction(Protocol):
@@ -38,13 +60,33 @@ class SchedulerTransaction(Protocol):
         """Changes a task, and with it its version."""
 
     async def mark_task_deleted(self, task_id: UUID) -> None:
-        """Makes a task invisible; its rows are removed later."""
+        """Makes a task invisible and removes its schedules; its other rows are removed later."""
 
     async def get_task(self, task_id: UUID, *, lock: bool = False) -> Task:
         """Returns a task; with `lock` nobody else changes it until the end of the transaction."""
 
     async def list_tasks(self, wanted: TaskFilter, before: UUID | None, limit: int) -> list[Task]:
         """Returns tasks, the newest first."""
+
+    async def insert_schedule(self, new: NewSchedule) -> None:
+        """Creates a schedule."""
+
+    async def update_schedule(
+        self, schedule_id: UUID, content: ScheduleContent, standing: Standing, note: str
+    ) -> None:
+        """Changes a schedule, and with it its version."""
+
+    async def delete_schedule(self, schedule_id: UUID) -> None:
+        """Removes a schedule."""
+
+    async def get_schedule(self, schedule_id: UUID, *, lock: bool = False) -> Schedule:
+        """Returns a schedule; with `lock` nobody else changes it or makes its fires meanwhile."""
+
+    async def list_schedules(self, wanted: ScheduleFilter, before: UUID | None, limit: int) -> list[Schedule]:
+        """Returns schedules, the newest first."""
+
+    async def now(self) -> datetime:
+        """The database's time."""
 
 
 class SchedulerStore(Protocol):

@@ -9,8 +9,9 @@ from uuid import UUID
 
 from services.kernel.identity import Caller
 from services.kernel.ids import IdSource
-from services.scheduler.domain.entities import Task, TaskContent
+from services.scheduler.domain.entities import Task, TaskContent, TaskVariable
 from services.scheduler.domain.errors import etag_mismatch, invalid_request
+from services.scheduler.domain.templates import Renderer, check_template
 from services.scheduler.domain.values import find_fault
 from services.scheduler.usecases.access import canonical, require_writer
 from services.scheduler.usecases.ports import SchedulerStore, TaskFilter
@@ -26,23 +27,36 @@ class UpdateTask:
     request_id: str
 
 
+_Template = tuple[str, tuple[TaskVariable, ...]]
+
+
+class _Unjudged(Exception):
+    """A change comes to a template that nobody has read yet; nothing was changed."""
+
+    def __init__(self, template: _Template) -> None:
+        super().__init__()
+        self.template = template
+
+
 class Tasks:
     """The use cases."""
 
-    def __init__(self, store: SchedulerStore, ids: IdSource) -> None:
-        """Args: store: the database; ids: names tasks."""
+    def __init__(self, store: SchedulerStore, ids: IdSource, renderer: Renderer) -> None:
+        """Args: store: the database; ids: names tasks; renderer: reads their templates."""
         self._store = store
         self._ids = ids
+        self._renderer = renderer
 
     async def create(self, caller: Caller, content: TaskContent, request_id: str) -> Task:
         """Creates a task.
 
         Raises:
             ServiceError: PERMISSION_DENIED with ROLE_NOT_ALLOWED; INVALID_ARGUMENT with INVALID_REQUEST or
-                REQUEST_ID_REUSED.
+                REQUEST_ID_REUSED; UNAVAILABLE with RENDERER_UNAVAILABLE.
         """
         require_writer(caller)
         _check(content)
+        await check_template(content.prompt_template, content.variables, self._renderer)
         task_id = self._ids.new_id()
         async with self._store.begin(caller) as transaction:
 
@@ -74,15 +88,28 @@ class Tasks:
 
         Raises:
             ServiceError: NOT_FOUND with TASK_NOT_FOUND; ABORTED with ETAG_MISMATCH; INVALID_ARGUMENT with
-                INVALID_REQUEST.
+                INVALID_REQUEST; UNAVAILABLE with RENDERER_UNAVAILABLE.
         """
         require_writer(caller)
+        judged = None
+        while True:
+            try:
+                return await self._update(caller, change, judged)
+            except _Unjudged as unjudged:
+                # A template is read outside of the transaction: it may take seconds, and connections are few.
+                await check_template(*unjudged.template, self._renderer)
+                judged = unjudged.template
+
+    async def _update(self, caller: Caller, change: UpdateTask, judged: _Template | None) -> Task:
         async with self._store.begin(caller) as transaction:
 
             async def run() -> bytes:
                 task = await transaction.get_task(change.task_id, lock=True)
                 _check_etag(task, change.etag)
                 content = replace(task.content, **change.values)
+                template = (content.prompt_template, content.variables)
+                if change.values.keys() & {"prompt_template", "variables"} and template != judged:
+                    raise _Unjudged(template)
                 _check(content)
                 await transaction.update_task(task.id, content)
                 return b""
@@ -109,21 +136,10 @@ class Tasks:
 
 
 def _check(content: TaskContent) -> None:
-    seen: set[str] = set()
-    for number, variable in enumerate(content.variables):
-        if variable.name in seen:
-            raise invalid_request(
-                f"variables[{number}].name", f"there is another variable {variable.name} before it"
-            )
-        seen.add(variable.name)
-    fault = find_fault([variable.default for variable in content.variables])
-    if fault is not None:
-        raise invalid_request("variables", fault)
     fault = find_fault(content.sdk_options.get("output_schema"))
     if fault is not None:
         raise invalid_request("sdk_options.output_schema", fault)
-    if content.retry_policy.maximum_interval < content.retry_policy.initial_interval:
-        raise invalid_request("retry_policy.maximum_interval", "must not be shorter than initial_interval")
+    content.retry_policy.check()
 
 
 def _check_etag(task: Task, etag: str) -> None:

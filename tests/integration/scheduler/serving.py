@@ -12,8 +12,8 @@ import grpc
 import sqlalchemy as sa
 
 from aiagent.auth.v1 import auth_service_pb2_grpc
+from aiagent.scheduler.v1 import schedule_pb2, task_pb2
 from aiagent.scheduler.v1 import scheduler_service_pb2 as pb
-from aiagent.scheduler.v1 import task_pb2
 from aiagent.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceStub
 from services.kernel.db import Database
 from services.kernel.grpc.authentication import PUBLIC
@@ -42,6 +42,13 @@ class Client:
         """Creates a task."""
         values = {"name": "a task", "prompt_template": "Look around.", **fields}
         created: task_pb2.Task = await self.CreateTask(pb.CreateTaskRequest(**values))
+        return created
+
+    async def schedule(self, task_id: str = "", **fields: Any) -> schedule_pb2.Schedule:
+        """Creates a schedule, of a new task by default, that fires at nine by default."""
+        task_id = task_id or (await self.task()).id
+        values = {"task_id": task_id, "spec": {"cron_expression": "0 9 * * *"}, **fields}
+        created: schedule_pb2.Schedule = await self.CreateSchedule(pb.CreateScheduleRequest(**values))
         return created
 
     async def get(self, task_id: str) -> task_pb2.Task:

@@ -19,7 +19,7 @@ from tests.integration.session.test_schema import OF_TENANT, functions, of_owner
 from .serving import Serving
 
 pytestmark = pytest.mark.integration
-OWNERS = {"tasks": "user_id", "idempotency_keys": "caller_id"}
+OWNERS = {"tasks": "user_id", "schedules": "user_id", "idempotency_keys": "caller_id"}
 """The tables in which users see their own rows, and admins all of the organization."""
 
 

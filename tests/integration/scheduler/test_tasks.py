@@ -47,7 +47,7 @@ def request(**changes: Any) -> pb.CreateTaskRequest:
 
 def change(task: task_pb2.Task, *paths: str, **fields: Any) -> pb.UpdateTaskRequest:
     made = json_format.ParseDict({"task_id": task.id, **fields}, pb.UpdateTaskRequest())
-    made.update_mask.paths.extend(paths or fields)
+    made.update_mask.paths.extend(paths or fields.keys() - MINE)
     return made
 
 
@@ -86,7 +86,8 @@ async def test_what_is_left_out_is_as_the_contract_says(api: Serving) -> None:
 @pytest.mark.parametrize("field", sorted(EVERYTHING))
 async def test_a_change_changes_what_it_names_alone(api: Serving, field: str) -> None:
     client = api.client()
-    before = await client.task(variables=[{"name": "x"}])
+    names = [{"name": "repository"}, {"name": "limit"}]
+    before = await client.task(variables=names)
     after = await client.UpdateTask(change(before, field, **EVERYTHING))
     assert shown(after) == {**shown(before), field: EVERYTHING[field]}
     assert after.etag != before.etag
@@ -130,11 +131,18 @@ NAN = {"numberValue": "NaN"}
         ({"name": " "}, "name"),
         ({"name": "a\0"}, "name"),
         ({"prompt_template": "\n"}, "prompt_template"),
+        ({"prompt_template": "{{ repository"}, "prompt_template"),
+        ({"prompt_template": "{{ other }}"}, "prompt_template"),
         ({"prompt_template": "x" * 65_537}, "prompt_template"),
         ({"variables": [{"name": "_st"}]}, "variables[0].name"),
         ({"variables": [{"name": "a"}, {"name": "b"}, {"name": "a"}]}, "variables[2].name"),
-        ({"variables": [{"name": "a", "default_value": "a\0"}]}, "variables"),
-        ({"variables": [{"name": "a", "default_value": "a" * 65_536}]}, "variables"),
+        ({"variables": [{"name": "loop"}]}, "variables[0].name"),
+        (
+            {"variables": [{"name": "a", "type": "INTEGER", "default_value": "x"}]},
+            "variables[0].default_value",
+        ),
+        ({"variables": [{"name": "a", "default_value": "a\0"}]}, "variables[0].default_value"),
+        ({"variables": [{"name": "a", "default_value": "a" * 65_537}]}, "variables[0].default_value"),
         ({"variables": [{"name": f"v{number}"} for number in range(101)]}, "variables"),
         ({"sdk_options": {"output_schema": {"description": "a\0"}}}, "sdk_options.output_schema"),
         ({"sdk_options": {"max_turns": -1}}, "sdk_options.max_turns"),
@@ -168,6 +176,20 @@ async def test_values_that_json_does_not_have_are_refused(api: Serving) -> None:
     schema = request()
     schema.sdk_options.output_schema["maximum"] = float("nan")
     assert await field_of(client.CreateTask(schema)) == "sdk_options.output_schema"
+
+
+async def test_a_template_and_its_variables_are_judged_together(api: Serving) -> None:
+    client = api.client()
+    task = await client.task(variables=[{"name": "a"}], prompt_template="{{ a }}")
+    assert await field_of(client.UpdateTask(change(task, prompt_template="{{ b }}"))) == "prompt_template"
+    assert await field_of(client.UpdateTask(change(task, variables=[{"name": "b"}]))) == "prompt_template"
+    both = change(task, prompt_template="{{ b }}", variables=[{"name": "b"}], request_id="both")
+    changed = await client.UpdateTask(both)
+    assert (changed.prompt_template, changed.variables[0].name) == ("{{ b }}", "b")
+    back = change(task, prompt_template="{{ a }}", variables=[{"name": "a"}])
+    await client.UpdateTask(back)
+    # Asked once more it answers with the task as it is, and judges nothing anew.
+    assert (await client.UpdateTask(both)).prompt_template == "{{ a }}"
 
 
 @pytest.mark.parametrize("field", ["name", "prompt_template", "run_timeout"])

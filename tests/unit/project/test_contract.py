@@ -14,7 +14,7 @@ from protos.openapi.operations import bindings
 pytestmark = pytest.mark.unit
 
 INTERNAL = {"ExecutorService", "TranscriptService"}
-READING = ("Get", "List", "Watch", "Read", "Wait", "Download")
+READING = ("Get", "List", "Watch", "Read", "Wait", "Download", "Preview")
 
 # Changes that need no request id, each with its reason.
 WITHOUT_REQUEST_ID = {

@@ -129,7 +129,7 @@ def test_declarations() -> None:
         ("task.variables[3].name", "NAME"),
         ("task.variables[4].name", "NAME"),
         ("task.variables[5].name", "DUPLICATE"),
-        ("task.variables[6].default", "WRONG_TYPE"),
+        ("task.variables[6].default_value", "WRONG_TYPE"),
     ]
     many = [Variable(f"v{number}", T.STRING) for number in range(101)]
     assert [violation.reason for violation in check_declarations(many, "variables")] == ["TOO_MANY"]

@@ -53,6 +53,14 @@ class ErrorReason(_message.Message):
         """The caller's role does not allow it: viewers read only.
         Example: {"reason": "ROLE_NOT_ALLOWED", "metadata": {"role": "VIEWER"}}.
         """
+        SCHEDULE_NOT_FOUND: ErrorReason._Reason.ValueType  # 6
+        """There is no such schedule, or it is not the caller's.
+        Example: {"reason": "SCHEDULE_NOT_FOUND", "metadata": {"schedule_id": "0198…"}}.
+        """
+        RENDERER_UNAVAILABLE: ErrorReason._Reason.ValueType  # 7
+        """No template can be read or rendered at the moment.
+        Example: {"reason": "RENDERER_UNAVAILABLE"}.
+        """
 
     class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
         """The reasons."""
@@ -78,6 +86,14 @@ class ErrorReason(_message.Message):
     ROLE_NOT_ALLOWED: ErrorReason.Reason.ValueType  # 5
     """The caller's role does not allow it: viewers read only.
     Example: {"reason": "ROLE_NOT_ALLOWED", "metadata": {"role": "VIEWER"}}.
+    """
+    SCHEDULE_NOT_FOUND: ErrorReason.Reason.ValueType  # 6
+    """There is no such schedule, or it is not the caller's.
+    Example: {"reason": "SCHEDULE_NOT_FOUND", "metadata": {"schedule_id": "0198…"}}.
+    """
+    RENDERER_UNAVAILABLE: ErrorReason.Reason.ValueType  # 7
+    """No template can be read or rendered at the moment.
+    Example: {"reason": "RENDERER_UNAVAILABLE"}.
     """
 
     def __init__(

@@ -22,6 +22,7 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from aiagent.scheduler.v1 import schedule_pb2 as aiagent_dot_scheduler_dot_v1_dot_schedule__pb2
 from aiagent.scheduler.v1 import task_pb2 as aiagent_dot_scheduler_dot_v1_dot_task__pb2
 from aiagent.session.v1 import agent_options_pb2 as aiagent_dot_session_dot_v1_dot_agent__options__pb2
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
@@ -29,9 +30,11 @@ from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
+from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,aiagent/scheduler/v1/scheduler_service.proto\x12\x14\x61iagent.scheduler.v1\x1a\x1f\x61iagent/scheduler/v1/task.proto\x1a&aiagent/session/v1/agent_options.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\"\xd7\x06\n\x11\x43reateTaskRequest\x12*\n\x04name\x18\x01 \x01(\tB\x16\xe2\x41\x01\x02\xbaH\x0fr\r\x10\x01\x18\xc8\x01\x32\x02\\S\xba\x01\x01\x00R\x04name\x12@\n\x0fprompt_template\x18\x02 \x01(\tB\x17\xe2\x41\x01\x02\xbaH\x10r\x0e\x10\x01\x18\x80\x80\x04\x32\x02\\S\xba\x01\x01\x00R\x0epromptTemplate\x12J\n\tvariables\x18\x03 \x03(\x0b\x32\".aiagent.scheduler.v1.TaskVariableB\x08\xbaH\x05\x92\x01\x02\x10\x64R\tvariables\x12\x41\n\x0bsdk_options\x18\x04 \x01(\x0b\x32 .aiagent.session.v1.AgentOptionsR\nsdkOptions\x12\x88\x01\n\x06labels\x18\x05 \x03(\x0b\x32\x33.aiagent.scheduler.v1.CreateTaskRequest.LabelsEntryB;\xbaH8\x9a\x01\x35\x10@\"&r$2\"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$*\tr\x07\x18\x80\x02\xba\x01\x01\x00R\x06labels\x12.\n\x08priority\x18\x06 \x01(\x05\x42\x12\xbaH\x0f\x1a\r\x18\x64(\x9c\xff\xff\xff\xff\xff\xff\xff\xff\x01R\x08priority\x12L\n\x0brun_timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n\"\x04\x08\x80\xf5$2\x02\x08\x01R\nrunTimeout\x12\x44\n\x0cretry_policy\x18\x08 \x01(\x0b\x32!.aiagent.scheduler.v1.RetryPolicyR\x0bretryPolicy\x12:\n\x13max_concurrent_runs\x18\t \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00R\x11maxConcurrentRuns\x12?\n\x0erun_budget_usd\x18\n \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x80\x84.A)\x00\x00\x00\x00\x00\x00\x00\x00@\x01R\x0crunBudgetUsd\x12>\n\nrequest_id\x18\x0e \x01(\tB\x1f\xbaH\x1cr\x1a\x32\x18^[A-Za-z0-9._:-]{0,128}$R\trequestId\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"7\n\x0eGetTaskRequest\x12%\n\x07task_id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01R\x06taskId\"\x97\x01\n\x10ListTasksRequest\x12\'\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00R\x08pageSize\x12\'\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\tpageToken\x12\x31\n\rname_contains\x18\x03 \x01(\tB\x0c\xbaH\tr\x07\x18\xc8\x01\xba\x01\x01\x00R\x0cnameContains\"m\n\x11ListTasksResponse\x12\x30\n\x05tasks\x18\x01 \x03(\x0b\x32\x1a.aiagent.scheduler.v1.TaskR\x05tasks\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xe6\x08\n\x11UpdateTaskRequest\x12%\n\x07task_id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01R\x06taskId\x12\'\n\x04name\x18\x02 \x01(\tB\x13\xbaH\x10r\x0b\x18\xc8\x01\x32\x02\\S\xba\x01\x01\x00\xd8\x01\x01R\x04name\x12=\n\x0fprompt_template\x18\x03 \x01(\tB\x14\xbaH\x11r\x0c\x18\x80\x80\x04\x32\x02\\S\xba\x01\x01\x00\xd8\x01\x01R\x0epromptTemplate\x12J\n\tvariables\x18\x04 \x03(\x0b\x32\".aiagent.scheduler.v1.TaskVariableB\x08\xbaH\x05\x92\x01\x02\x10\x64R\tvariables\x12\x41\n\x0bsdk_options\x18\x05 \x01(\x0b\x32 .aiagent.session.v1.AgentOptionsR\nsdkOptions\x12\x88\x01\n\x06labels\x18\x06 \x03(\x0b\x32\x33.aiagent.scheduler.v1.UpdateTaskRequest.LabelsEntryB;\xbaH8\x9a\x01\x35\x10@\"&r$2\"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$*\tr\x07\x18\x80\x02\xba\x01\x01\x00R\x06labels\x12.\n\x08priority\x18\x07 \x01(\x05\x42\x12\xbaH\x0f\x1a\r\x18\x64(\x9c\xff\xff\xff\xff\xff\xff\xff\xff\x01R\x08priority\x12L\n\x0brun_timeout\x18\x08 \x01(\x0b\x32\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n\"\x04\x08\x80\xf5$2\x02\x08\x01R\nrunTimeout\x12\x44\n\x0cretry_policy\x18\t \x01(\x0b\x32!.aiagent.scheduler.v1.RetryPolicyR\x0bretryPolicy\x12:\n\x13max_concurrent_runs\x18\n \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00R\x11maxConcurrentRuns\x12?\n\x0erun_budget_usd\x18\x0b \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x80\x84.A)\x00\x00\x00\x00\x00\x00\x00\x00@\x01R\x0crunBudgetUsd\x12\xce\x01\n\x0bupdate_mask\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x90\x01\xe2\x41\x01\x02\xbaH\x88\x01\xc8\x01\x01\xe2\x01\x81\x01\x12\x04name\x12\x0fprompt_template\x12\tvariables\x12\x0bsdk_options\x12\x06labels\x12\x08priority\x12\x0brun_timeout\x12\x0cretry_policy\x12\x13max_concurrent_runs\x12\x0erun_budget_usdR\nupdateMask\x12\x1b\n\x04\x65tag\x18\x10 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x04\x65tag\x12>\n\nrequest_id\x18\x11 \x01(\tB\x1f\xbaH\x1cr\x1a\x32\x18^[A-Za-z0-9._:-]{0,128}$R\trequestId\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\x97\x01\n\x11\x44\x65leteTaskRequest\x12%\n\x07task_id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01R\x06taskId\x12\x1b\n\x04\x65tag\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x04\x65tag\x12>\n\nrequest_id\x18\x03 \x01(\tB\x1f\xbaH\x1cr\x1a\x32\x18^[A-Za-z0-9._:-]{0,128}$R\trequestId\"\x14\n\x12\x44\x65leteTaskResponse2\xdc\x04\n\x10SchedulerService\x12k\n\nCreateTask\x12\'.aiagent.scheduler.v1.CreateTaskRequest\x1a\x1a.aiagent.scheduler.v1.Task\"\x18\x82\xd3\xe4\x93\x02\x12\"\r/api/v1/tasks:\x01*\x12l\n\x07GetTask\x12$.aiagent.scheduler.v1.GetTaskRequest\x1a\x1a.aiagent.scheduler.v1.Task\"\x1f\x82\xd3\xe4\x93\x02\x19\x12\x17/api/v1/tasks/{task_id}\x12s\n\tListTasks\x12&.aiagent.scheduler.v1.ListTasksRequest\x1a\'.aiagent.scheduler.v1.ListTasksResponse\"\x15\x82\xd3\xe4\x93\x02\x0f\x12\r/api/v1/tasks\x12u\n\nUpdateTask\x12\'.aiagent.scheduler.v1.UpdateTaskRequest\x1a\x1a.aiagent.scheduler.v1.Task\"\"\x82\xd3\xe4\x93\x02\x1c\x32\x17/api/v1/tasks/{task_id}:\x01*\x12\x80\x01\n\nDeleteTask\x12\'.aiagent.scheduler.v1.DeleteTaskRequest\x1a(.aiagent.scheduler.v1.DeleteTaskResponse\"\x1f\x82\xd3\xe4\x93\x02\x19*\x17/api/v1/tasks/{task_id}b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,aiagent/scheduler/v1/scheduler_service.proto\x12\x14\x61iagent.scheduler.v1\x1a#aiagent/scheduler/v1/schedule.proto\x1a\x1f\x61iagent/scheduler/v1/task.proto\x1a&aiagent/session/v1/agent_options.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd7\x06\n\x11\x43reateTaskRequest\x12*\n\x04name\x18\x01 \x01(\tB\x16\xe2\x41\x01\x02\xbaH\x0fr\r\x10\x01\x18\xc8\x01\x32\x02\\S\xba\x01\x01\x00R\x04name\x12@\n\x0fprompt_template\x18\x02 \x01(\tB\x17\xe2\x41\x01\x02\xbaH\x10r\x0e\x10\x01\x18\x80\x80\x04\x32\x02\\S\xba\x01\x01\x00R\x0epromptTemplate\x12J\n\tvariables\x18\x03 \x03(\x0b\x32\".aiagent.scheduler.v1.TaskVariableB\x08\xbaH\x05\x92\x01\x02\x10\x64R\tvariables\x12\x41\n\x0bsdk_options\x18\x04 \x01(\x0b\x32 .aiagent.session.v1.AgentOptionsR\nsdkOptions\x12\x88\x01\n\x06labels\x18\x05 \x03(\x0b\x32\x33.aiagent.scheduler.v1.CreateTaskRequest.LabelsEntryB;\xbaH8\x9a\x01\x35\x10@\"&r$2\"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$*\tr\x07\x18\x80\x02\xba\x01\x01\x00R\x06labels\x12.\n\x08priority\x18\x06 \x01(\x05\x42\x12\xbaH\x0f\x1a\r\x18\x64(\x9c\xff\xff\xff\xff\xff\xff\xff\xff\x01R\x08priority\x12L\n\x0brun_timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n\"\x04\x08\x80\xf5$2\x02\x08\x01R\nrunTimeout\x12\x44\n\x0cretry_policy\x18\x08 \x01(\x0b\x32!.aiagent.scheduler.v1.RetryPolicyR\x0bretryPolicy\x12:\n\x13max_concurrent_runs\x18\t \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00R\x11maxConcurrentRuns\x12?\n\x0erun_budget_usd\x18\n \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x80\x84.A)\x00\x00\x00\x00\x00\x00\x00\x00@\x01R\x0crunBudgetUsd\x12>\n\nrequest_id\x18\x0e \x01(\tB\x1f\xbaH\x1cr\x1a\x32\x18^[A-Za-z0-9._:-]{0,128}$R\trequestId\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"7\n\x0eGetTaskRequest\x12%\n\x07task_id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01R\x06taskId\"\x97\x01\n\x10ListTasksRequest\x12\'\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00R\x08pageSize\x12\'\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\tpageToken\x12\x31\n\rname_contains\x18\x03 \x01(\tB\x0c\xbaH\tr\x07\x18\xc8\x01\xba\x01\x01\x00R\x0cnameContains\"m\n\x11ListTasksResponse\x12\x30\n\x05tasks\x18\x01 \x03(\x0b\x32\x1a.aiagent.scheduler.v1.TaskR\x05tasks\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xe6\x08\n\x11UpdateTaskRequest\x12%\n\x07task_id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01R\x06taskId\x12\'\n\x04name\x18\x02 \x01(\tB\x13\xbaH\x10r\x0b\x18\xc8\x01\x32\x02\\S\xba\x01\x01\x00\xd8\x01\x01R\x04name\x12=\n\x0fprompt_template\x18\x03 \x01(\tB\x14\xbaH\x11r\x0c\x18\x80\x80\x04\x32\x02\\S\xba\x01\x01\x00\xd8\x01\x01R\x0epromptTemplate\x12J\n\tvariables\x18\x04 \x03(\x0b\x32\".aiagent.scheduler.v1.TaskVariableB\x08\xbaH\x05\x92\x01\x02\x10\x64R\tvariables\x12\x41\n\x0bsdk_options\x18\x05 \x01(\x0b\x32 .aiagent.session.v1.AgentOptionsR\nsdkOptions\x12\x88\x01\n\x06labels\x18\x06 \x03(\x0b\x32\x33.aiagent.scheduler.v1.UpdateTaskRequest.LabelsEntryB;\xbaH8\x9a\x01\x35\x10@\"&r$2\"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$*\tr\x07\x18\x80\x02\xba\x01\x01\x00R\x06labels\x12.\n\x08priority\x18\x07 \x01(\x05\x42\x12\xbaH\x0f\x1a\r\x18\x64(\x9c\xff\xff\xff\xff\xff\xff\xff\xff\x01R\x08priority\x12L\n\x0brun_timeout\x18\x08 \x01(\x0b\x32\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n\"\x04\x08\x80\xf5$2\x02\x08\x01R\nrunTimeout\x12\x44\n\x0cretry_policy\x18\t \x01(\x0b\x32!.aiagent.scheduler.v1.RetryPolicyR\x0bretryPolicy\x12:\n\x13max_concurrent_runs\x18\n \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00R\x11maxConcurrentRuns\x12?\n\x0erun_budget_usd\x18\x0b \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x80\x84.A)\x00\x00\x00\x00\x00\x00\x00\x00@\x01R\x0crunBudgetUsd\x12\xce\x01\n\x0bupdate_mask\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x90\x01\xe2\x41\x01\x02\xbaH\x88\x01\xc8\x01\x01\xe2\x01\x81\x01\x12\x04name\x12\x0fprompt_template\x12\tvariables\x12\x0bsdk_options\x12\x06labels\x12\x08priority\x12\x0brun_timeout\x12\x0cretry_policy\x12\x13max_concurrent_runs\x12\x0erun_budget_usdR\nupdateMask\x12\x1b\n\x04\x65tag\x18\x10 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x04\x65tag\x12>\n\nrequest_id\x18\x11 \x01(\tB\x1f\xbaH\x1cr\x1a\x32\x18^[A-Za-z0-9._:-]{0,128}$R\trequestId\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\x97\x01\n\x11\x44\x65leteTaskRequest\x12%\n\x07task_id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01R\x06taskId\x12\x1b\n\x04\x65tag\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x04\x65tag\x12>\n\nrequest_id\x18\x03 \x01(\tB\x1f\xbaH\x1cr\x1a\x32\x18^[A-Za-z0-9._:-]{0,128}$R\trequestId\"\x14\n\x12\x44\x65leteTaskResponse\"\xc8\x04\n\x15\x43reateScheduleRequest\x12%\n\x07task_id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01R\x06taskId\x12 \n\x04name\x18\x02 \x01(\tB\x0c\xbaH\tr\x07\x18\xc8\x01\xba\x01\x01\x00R\x04name\x12\x42\n\x04spec\x18\x03 \x01(\x0b\x32\".aiagent.scheduler.v1.ScheduleSpecB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01R\x04spec\x12\x35\n\tvariables\x18\x04 \x01(\x0b\x32\x17.google.protobuf.StructR\tvariables\x12]\n\x0eoverlap_policy\x18\x05 \x01(\x0e\x32,.aiagent.scheduler.v1.Schedule.OverlapPolicyB\x08\xbaH\x05\x82\x01\x02\x10\x01R\roverlapPolicy\x12T\n\x0f\x63\x61tch_up_window\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\x0b\"\x05\x08\x80\x8a\x8a\x0f\x32\x02\x08\nR\rcatchUpWindow\x12(\n\x10pause_on_failure\x18\x07 \x01(\x08R\x0epauseOnFailure\x12\x39\n\x0eremaining_runs\x18\x08 \x01(\x03\x42\r\xbaH\n\"\x08\x18\x80\x94\xeb\xdc\x03(\x01H\x00R\rremainingRuns\x88\x01\x01\x12>\n\nrequest_id\x18\x0b \x01(\tB\x1f\xbaH\x1cr\x1a\x32\x18^[A-Za-z0-9._:-]{0,128}$R\trequestIdB\x11\n\x0f_remaining_runs\"C\n\x12GetScheduleRequest\x12-\n\x0bschedule_id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01R\nscheduleId\"\xdf\x01\n\x14ListSchedulesRequest\x12\'\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00R\x08pageSize\x12\'\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\tpageToken\x12$\n\x07task_id\x18\x03 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01R\x06taskId\x12O\n\x06states\x18\x04 \x03(\x0e\x32$.aiagent.scheduler.v1.Schedule.StateB\x11\xbaH\x0e\x92\x01\x0b\x10\n\"\x07\x82\x01\x04\x10\x01 \x00R\x06states\"}\n\x15ListSchedulesResponse\x12<\n\tschedules\x18\x01 \x03(\x0b\x32\x1e.aiagent.scheduler.v1.ScheduleR\tschedules\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x88\x06\n\x15UpdateScheduleRequest\x12-\n\x0bschedule_id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01R\nscheduleId\x12 \n\x04name\x18\x02 \x01(\tB\x0c\xbaH\tr\x07\x18\xc8\x01\xba\x01\x01\x00R\x04name\x12\x36\n\x04spec\x18\x03 \x01(\x0b\x32\".aiagent.scheduler.v1.ScheduleSpecR\x04spec\x12\x35\n\tvariables\x18\x04 \x01(\x0b\x32\x17.google.protobuf.StructR\tvariables\x12]\n\x0eoverlap_policy\x18\x05 \x01(\x0e\x32,.aiagent.scheduler.v1.Schedule.OverlapPolicyB\x08\xbaH\x05\x82\x01\x02\x10\x01R\roverlapPolicy\x12T\n\x0f\x63\x61tch_up_window\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\x0b\"\x05\x08\x80\x8a\x8a\x0f\x32\x02\x08\nR\rcatchUpWindow\x12(\n\x10pause_on_failure\x18\x07 \x01(\x08R\x0epauseOnFailure\x12\x39\n\x0eremaining_runs\x18\x08 \x01(\x03\x42\r\xbaH\n\"\x08\x18\x80\x94\xeb\xdc\x03(\x01H\x00R\rremainingRuns\x88\x01\x01\x12\xa4\x01\n\x0bupdate_mask\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.FieldMaskBg\xe2\x41\x01\x02\xbaH`\xc8\x01\x01\xe2\x01Z\x12\x04name\x12\x04spec\x12\tvariables\x12\x0eoverlap_policy\x12\x0f\x63\x61tch_up_window\x12\x10pause_on_failure\x12\x0eremaining_runsR\nupdateMask\x12\x1b\n\x04\x65tag\x18\x0c \x01(\tB\x07\xbaH\x04r\x02\x18@R\x04\x65tag\x12>\n\nrequest_id\x18\r \x01(\tB\x1f\xbaH\x1cr\x1a\x32\x18^[A-Za-z0-9._:-]{0,128}$R\trequestIdB\x11\n\x0f_remaining_runs\"\xa3\x01\n\x15\x44\x65leteScheduleRequest\x12-\n\x0bschedule_id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01R\nscheduleId\x12\x1b\n\x04\x65tag\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x04\x65tag\x12>\n\nrequest_id\x18\x03 \x01(\tB\x1f\xbaH\x1cr\x1a\x32\x18^[A-Za-z0-9._:-]{0,128}$R\trequestId\"\x18\n\x16\x44\x65leteScheduleResponse\"\xa7\x01\n\x14PauseScheduleRequest\x12-\n\x0bschedule_id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01R\nscheduleId\x12 \n\x04note\x18\x02 \x01(\tB\x0c\xbaH\tr\x07\x18\xe8\x07\xba\x01\x01\x00R\x04note\x12>\n\nrequest_id\x18\x03 \x01(\tB\x1f\xbaH\x1cr\x1a\x32\x18^[A-Za-z0-9._:-]{0,128}$R\trequestId\"\xa8\x01\n\x15ResumeScheduleRequest\x12-\n\x0bschedule_id\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\xb0\x01\x01R\nscheduleId\x12 \n\x04note\x18\x02 \x01(\tB\x0c\xbaH\tr\x07\x18\xe8\x07\xba\x01\x01\x00R\x04note\x12>\n\nrequest_id\x18\x03 \x01(\tB\x1f\xbaH\x1cr\x1a\x32\x18^[A-Za-z0-9._:-]{0,128}$R\trequestId\"\xd1\x01\n\x16PreviewScheduleRequest\x12,\n\x0bschedule_id\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01R\nscheduleId\x12\x36\n\x04spec\x18\x02 \x01(\x0b\x32\".aiagent.scheduler.v1.ScheduleSpecR\x04spec\x12\x1f\n\x05\x63ount\x18\x03 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x00R\x05\x63ount\x12\x30\n\x05\x61\x66ter\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x05\x61\x66ter\"S\n\x17PreviewScheduleResponse\x12\x38\n\x05\x66ires\x18\x01 \x03(\x0b\x32\".aiagent.scheduler.v1.ScheduleFireR\x05\x66ires2\xe7\r\n\x10SchedulerService\x12k\n\nCreateTask\x12\'.aiagent.scheduler.v1.CreateTaskRequest\x1a\x1a.aiagent.scheduler.v1.Task\"\x18\x82\xd3\xe4\x93\x02\x12\"\r/api/v1/tasks:\x01*\x12l\n\x07GetTask\x12$.aiagent.scheduler.v1.GetTaskRequest\x1a\x1a.aiagent.scheduler.v1.Task\"\x1f\x82\xd3\xe4\x93\x02\x19\x12\x17/api/v1/tasks/{task_id}\x12s\n\tListTasks\x12&.aiagent.scheduler.v1.ListTasksRequest\x1a\'.aiagent.scheduler.v1.ListTasksResponse\"\x15\x82\xd3\xe4\x93\x02\x0f\x12\r/api/v1/tasks\x12u\n\nUpdateTask\x12\'.aiagent.scheduler.v1.UpdateTaskRequest\x1a\x1a.aiagent.scheduler.v1.Task\"\"\x82\xd3\xe4\x93\x02\x1c\x32\x17/api/v1/tasks/{task_id}:\x01*\x12\x80\x01\n\nDeleteTask\x12\'.aiagent.scheduler.v1.DeleteTaskRequest\x1a(.aiagent.scheduler.v1.DeleteTaskResponse\"\x1f\x82\xd3\xe4\x93\x02\x19*\x17/api/v1/tasks/{task_id}\x12{\n\x0e\x43reateSchedule\x12+.aiagent.scheduler.v1.CreateScheduleRequest\x1a\x1e.aiagent.scheduler.v1.Schedule\"\x1c\x82\xd3\xe4\x93\x02\x16\"\x11/api/v1/schedules:\x01*\x12\x80\x01\n\x0bGetSchedule\x12(.aiagent.scheduler.v1.GetScheduleRequest\x1a\x1e.aiagent.scheduler.v1.Schedule\"\'\x82\xd3\xe4\x93\x02!\x12\x1f/api/v1/schedules/{schedule_id}\x12\x83\x01\n\rListSchedules\x12*.aiagent.scheduler.v1.ListSchedulesRequest\x1a+.aiagent.scheduler.v1.ListSchedulesResponse\"\x19\x82\xd3\xe4\x93\x02\x13\x12\x11/api/v1/schedules\x12\x89\x01\n\x0eUpdateSchedule\x12+.aiagent.scheduler.v1.UpdateScheduleRequest\x1a\x1e.aiagent.scheduler.v1.Schedule\"*\x82\xd3\xe4\x93\x02$2\x1f/api/v1/schedules/{schedule_id}:\x01*\x12\x94\x01\n\x0e\x44\x65leteSchedule\x12+.aiagent.scheduler.v1.DeleteScheduleRequest\x1a,.aiagent.scheduler.v1.DeleteScheduleResponse\"\'\x82\xd3\xe4\x93\x02!*\x1f/api/v1/schedules/{schedule_id}\x12\x8d\x01\n\rPauseSchedule\x12*.aiagent.scheduler.v1.PauseScheduleRequest\x1a\x1e.aiagent.scheduler.v1.Schedule\"0\x82\xd3\xe4\x93\x02*\"%/api/v1/schedules/{schedule_id}/pause:\x01*\x12\x90\x01\n\x0eResumeSchedule\x12+.aiagent.scheduler.v1.ResumeScheduleRequest\x1a\x1e.aiagent.scheduler.v1.Schedule\"1\x82\xd3\xe4\x93\x02+\"&/api/v1/schedules/{schedule_id}/resume:\x01*\x12\xbc\x01\n\x0fPreviewSchedule\x12,.aiagent.scheduler.v1.PreviewScheduleRequest\x1a-.aiagent.scheduler.v1.PreviewScheduleResponse\"L\x82\xd3\xe4\x93\x02\x46\x12\'/api/v1/schedules/{schedule_id}/previewZ\x1b\x12\x19/api/v1/schedules/previewb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -98,6 +101,68 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETETASKREQUEST'].fields_by_name['etag']._serialized_options = b'\272H\004r\002\030@'
   _globals['_DELETETASKREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_DELETETASKREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\034r\0322\030^[A-Za-z0-9._:-]{0,128}$'
+  _globals['_CREATESCHEDULEREQUEST'].fields_by_name['task_id']._loaded_options = None
+  _globals['_CREATESCHEDULEREQUEST'].fields_by_name['task_id']._serialized_options = b'\342A\001\002\272H\005r\003\260\001\001'
+  _globals['_CREATESCHEDULEREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_CREATESCHEDULEREQUEST'].fields_by_name['name']._serialized_options = b'\272H\tr\007\030\310\001\272\001\001\000'
+  _globals['_CREATESCHEDULEREQUEST'].fields_by_name['spec']._loaded_options = None
+  _globals['_CREATESCHEDULEREQUEST'].fields_by_name['spec']._serialized_options = b'\342A\001\002\272H\003\310\001\001'
+  _globals['_CREATESCHEDULEREQUEST'].fields_by_name['overlap_policy']._loaded_options = None
+  _globals['_CREATESCHEDULEREQUEST'].fields_by_name['overlap_policy']._serialized_options = b'\272H\005\202\001\002\020\001'
+  _globals['_CREATESCHEDULEREQUEST'].fields_by_name['catch_up_window']._loaded_options = None
+  _globals['_CREATESCHEDULEREQUEST'].fields_by_name['catch_up_window']._serialized_options = b'\272H\016\252\001\013\"\005\010\200\212\212\0172\002\010\n'
+  _globals['_CREATESCHEDULEREQUEST'].fields_by_name['remaining_runs']._loaded_options = None
+  _globals['_CREATESCHEDULEREQUEST'].fields_by_name['remaining_runs']._serialized_options = b'\272H\n\"\010\030\200\224\353\334\003(\001'
+  _globals['_CREATESCHEDULEREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_CREATESCHEDULEREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\034r\0322\030^[A-Za-z0-9._:-]{0,128}$'
+  _globals['_GETSCHEDULEREQUEST'].fields_by_name['schedule_id']._loaded_options = None
+  _globals['_GETSCHEDULEREQUEST'].fields_by_name['schedule_id']._serialized_options = b'\342A\001\002\272H\005r\003\260\001\001'
+  _globals['_LISTSCHEDULESREQUEST'].fields_by_name['page_size']._loaded_options = None
+  _globals['_LISTSCHEDULESREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\007\032\005\030\350\007(\000'
+  _globals['_LISTSCHEDULESREQUEST'].fields_by_name['page_token']._loaded_options = None
+  _globals['_LISTSCHEDULESREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003\030\200\010'
+  _globals['_LISTSCHEDULESREQUEST'].fields_by_name['task_id']._loaded_options = None
+  _globals['_LISTSCHEDULESREQUEST'].fields_by_name['task_id']._serialized_options = b'\272H\010r\003\260\001\001\330\001\001'
+  _globals['_LISTSCHEDULESREQUEST'].fields_by_name['states']._loaded_options = None
+  _globals['_LISTSCHEDULESREQUEST'].fields_by_name['states']._serialized_options = b'\272H\016\222\001\013\020\n\"\007\202\001\004\020\001 \000'
+  _globals['_UPDATESCHEDULEREQUEST'].fields_by_name['schedule_id']._loaded_options = None
+  _globals['_UPDATESCHEDULEREQUEST'].fields_by_name['schedule_id']._serialized_options = b'\342A\001\002\272H\005r\003\260\001\001'
+  _globals['_UPDATESCHEDULEREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_UPDATESCHEDULEREQUEST'].fields_by_name['name']._serialized_options = b'\272H\tr\007\030\310\001\272\001\001\000'
+  _globals['_UPDATESCHEDULEREQUEST'].fields_by_name['overlap_policy']._loaded_options = None
+  _globals['_UPDATESCHEDULEREQUEST'].fields_by_name['overlap_policy']._serialized_options = b'\272H\005\202\001\002\020\001'
+  _globals['_UPDATESCHEDULEREQUEST'].fields_by_name['catch_up_window']._loaded_options = None
+  _globals['_UPDATESCHEDULEREQUEST'].fields_by_name['catch_up_window']._serialized_options = b'\272H\016\252\001\013\"\005\010\200\212\212\0172\002\010\n'
+  _globals['_UPDATESCHEDULEREQUEST'].fields_by_name['remaining_runs']._loaded_options = None
+  _globals['_UPDATESCHEDULEREQUEST'].fields_by_name['remaining_runs']._serialized_options = b'\272H\n\"\010\030\200\224\353\334\003(\001'
+  _globals['_UPDATESCHEDULEREQUEST'].fields_by_name['update_mask']._loaded_options = None
+  _globals['_UPDATESCHEDULEREQUEST'].fields_by_name['update_mask']._serialized_options = b'\342A\001\002\272H`\310\001\001\342\001Z\022\004name\022\004spec\022\tvariables\022\016overlap_policy\022\017catch_up_window\022\020pause_on_failure\022\016remaining_runs'
+  _globals['_UPDATESCHEDULEREQUEST'].fields_by_name['etag']._loaded_options = None
+  _globals['_UPDATESCHEDULEREQUEST'].fields_by_name['etag']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_UPDATESCHEDULEREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_UPDATESCHEDULEREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\034r\0322\030^[A-Za-z0-9._:-]{0,128}$'
+  _globals['_DELETESCHEDULEREQUEST'].fields_by_name['schedule_id']._loaded_options = None
+  _globals['_DELETESCHEDULEREQUEST'].fields_by_name['schedule_id']._serialized_options = b'\342A\001\002\272H\005r\003\260\001\001'
+  _globals['_DELETESCHEDULEREQUEST'].fields_by_name['etag']._loaded_options = None
+  _globals['_DELETESCHEDULEREQUEST'].fields_by_name['etag']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_DELETESCHEDULEREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_DELETESCHEDULEREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\034r\0322\030^[A-Za-z0-9._:-]{0,128}$'
+  _globals['_PAUSESCHEDULEREQUEST'].fields_by_name['schedule_id']._loaded_options = None
+  _globals['_PAUSESCHEDULEREQUEST'].fields_by_name['schedule_id']._serialized_options = b'\342A\001\002\272H\005r\003\260\001\001'
+  _globals['_PAUSESCHEDULEREQUEST'].fields_by_name['note']._loaded_options = None
+  _globals['_PAUSESCHEDULEREQUEST'].fields_by_name['note']._serialized_options = b'\272H\tr\007\030\350\007\272\001\001\000'
+  _globals['_PAUSESCHEDULEREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_PAUSESCHEDULEREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\034r\0322\030^[A-Za-z0-9._:-]{0,128}$'
+  _globals['_RESUMESCHEDULEREQUEST'].fields_by_name['schedule_id']._loaded_options = None
+  _globals['_RESUMESCHEDULEREQUEST'].fields_by_name['schedule_id']._serialized_options = b'\342A\001\002\272H\005r\003\260\001\001'
+  _globals['_RESUMESCHEDULEREQUEST'].fields_by_name['note']._loaded_options = None
+  _globals['_RESUMESCHEDULEREQUEST'].fields_by_name['note']._serialized_options = b'\272H\tr\007\030\350\007\272\001\001\000'
+  _globals['_RESUMESCHEDULEREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_RESUMESCHEDULEREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\034r\0322\030^[A-Za-z0-9._:-]{0,128}$'
+  _globals['_PREVIEWSCHEDULEREQUEST'].fields_by_name['schedule_id']._loaded_options = None
+  _globals['_PREVIEWSCHEDULEREQUEST'].fields_by_name['schedule_id']._serialized_options = b'\272H\010r\003\260\001\001\330\001\001'
+  _globals['_PREVIEWSCHEDULEREQUEST'].fields_by_name['count']._loaded_options = None
+  _globals['_PREVIEWSCHEDULEREQUEST'].fields_by_name['count']._serialized_options = b'\272H\006\032\004\030d(\000'
   _globals['_SCHEDULERSERVICE'].methods_by_name['CreateTask']._loaded_options = None
   _globals['_SCHEDULERSERVICE'].methods_by_name['CreateTask']._serialized_options = b'\202\323\344\223\002\022\"\r/api/v1/tasks:\001*'
   _globals['_SCHEDULERSERVICE'].methods_by_name['GetTask']._loaded_options = None
@@ -108,24 +173,62 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SCHEDULERSERVICE'].methods_by_name['UpdateTask']._serialized_options = b'\202\323\344\223\002\0342\027/api/v1/tasks/{task_id}:\001*'
   _globals['_SCHEDULERSERVICE'].methods_by_name['DeleteTask']._loaded_options = None
   _globals['_SCHEDULERSERVICE'].methods_by_name['DeleteTask']._serialized_options = b'\202\323\344\223\002\031*\027/api/v1/tasks/{task_id}'
-  _globals['_CREATETASKREQUEST']._serialized_start=302
-  _globals['_CREATETASKREQUEST']._serialized_end=1157
-  _globals['_CREATETASKREQUEST_LABELSENTRY']._serialized_start=1100
-  _globals['_CREATETASKREQUEST_LABELSENTRY']._serialized_end=1157
-  _globals['_GETTASKREQUEST']._serialized_start=1159
-  _globals['_GETTASKREQUEST']._serialized_end=1214
-  _globals['_LISTTASKSREQUEST']._serialized_start=1217
-  _globals['_LISTTASKSREQUEST']._serialized_end=1368
-  _globals['_LISTTASKSRESPONSE']._serialized_start=1370
-  _globals['_LISTTASKSRESPONSE']._serialized_end=1479
-  _globals['_UPDATETASKREQUEST']._serialized_start=1482
-  _globals['_UPDATETASKREQUEST']._serialized_end=2608
-  _globals['_UPDATETASKREQUEST_LABELSENTRY']._serialized_start=1100
-  _globals['_UPDATETASKREQUEST_LABELSENTRY']._serialized_end=1157
-  _globals['_DELETETASKREQUEST']._serialized_start=2611
-  _globals['_DELETETASKREQUEST']._serialized_end=2762
-  _globals['_DELETETASKRESPONSE']._serialized_start=2764
-  _globals['_DELETETASKRESPONSE']._serialized_end=2784
-  _globals['_SCHEDULERSERVICE']._serialized_start=2787
-  _globals['_SCHEDULERSERVICE']._serialized_end=3391
+  _globals['_SCHEDULERSERVICE'].methods_by_name['CreateSchedule']._loaded_options = None
+  _globals['_SCHEDULERSERVICE'].methods_by_name['CreateSchedule']._serialized_options = b'\202\323\344\223\002\026\"\021/api/v1/schedules:\001*'
+  _globals['_SCHEDULERSERVICE'].methods_by_name['GetSchedule']._loaded_options = None
+  _globals['_SCHEDULERSERVICE'].methods_by_name['GetSchedule']._serialized_options = b'\202\323\344\223\002!\022\037/api/v1/schedules/{schedule_id}'
+  _globals['_SCHEDULERSERVICE'].methods_by_name['ListSchedules']._loaded_options = None
+  _globals['_SCHEDULERSERVICE'].methods_by_name['ListSchedules']._serialized_options = b'\202\323\344\223\002\023\022\021/api/v1/schedules'
+  _globals['_SCHEDULERSERVICE'].methods_by_name['UpdateSchedule']._loaded_options = None
+  _globals['_SCHEDULERSERVICE'].methods_by_name['UpdateSchedule']._serialized_options = b'\202\323\344\223\002$2\037/api/v1/schedules/{schedule_id}:\001*'
+  _globals['_SCHEDULERSERVICE'].methods_by_name['DeleteSchedule']._loaded_options = None
+  _globals['_SCHEDULERSERVICE'].methods_by_name['DeleteSchedule']._serialized_options = b'\202\323\344\223\002!*\037/api/v1/schedules/{schedule_id}'
+  _globals['_SCHEDULERSERVICE'].methods_by_name['PauseSchedule']._loaded_options = None
+  _globals['_SCHEDULERSERVICE'].methods_by_name['PauseSchedule']._serialized_options = b'\202\323\344\223\002*\"%/api/v1/schedules/{schedule_id}/pause:\001*'
+  _globals['_SCHEDULERSERVICE'].methods_by_name['ResumeSchedule']._loaded_options = None
+  _globals['_SCHEDULERSERVICE'].methods_by_name['ResumeSchedule']._serialized_options = b'\202\323\344\223\002+\"&/api/v1/schedules/{schedule_id}/resume:\001*'
+  _globals['_SCHEDULERSERVICE'].methods_by_name['PreviewSchedule']._loaded_options = None
+  _globals['_SCHEDULERSERVICE'].methods_by_name['PreviewSchedule']._serialized_options = b'\202\323\344\223\002F\022\'/api/v1/schedules/{schedule_id}/previewZ\033\022\031/api/v1/schedules/preview'
+  _globals['_CREATETASKREQUEST']._serialized_start=402
+  _globals['_CREATETASKREQUEST']._serialized_end=1257
+  _globals['_CREATETASKREQUEST_LABELSENTRY']._serialized_start=1200
+  _globals['_CREATETASKREQUEST_LABELSENTRY']._serialized_end=1257
+  _globals['_GETTASKREQUEST']._serialized_start=1259
+  _globals['_GETTASKREQUEST']._serialized_end=1314
+  _globals['_LISTTASKSREQUEST']._serialized_start=1317
+  _globals['_LISTTASKSREQUEST']._serialized_end=1468
+  _globals['_LISTTASKSRESPONSE']._serialized_start=1470
+  _globals['_LISTTASKSRESPONSE']._serialized_end=1579
+  _globals['_UPDATETASKREQUEST']._serialized_start=1582
+  _globals['_UPDATETASKREQUEST']._serialized_end=2708
+  _globals['_UPDATETASKREQUEST_LABELSENTRY']._serialized_start=1200
+  _globals['_UPDATETASKREQUEST_LABELSENTRY']._serialized_end=1257
+  _globals['_DELETETASKREQUEST']._serialized_start=2711
+  _globals['_DELETETASKREQUEST']._serialized_end=2862
+  _globals['_DELETETASKRESPONSE']._serialized_start=2864
+  _globals['_DELETETASKRESPONSE']._serialized_end=2884
+  _globals['_CREATESCHEDULEREQUEST']._serialized_start=2887
+  _globals['_CREATESCHEDULEREQUEST']._serialized_end=3471
+  _globals['_GETSCHEDULEREQUEST']._serialized_start=3473
+  _globals['_GETSCHEDULEREQUEST']._serialized_end=3540
+  _globals['_LISTSCHEDULESREQUEST']._serialized_start=3543
+  _globals['_LISTSCHEDULESREQUEST']._serialized_end=3766
+  _globals['_LISTSCHEDULESRESPONSE']._serialized_start=3768
+  _globals['_LISTSCHEDULESRESPONSE']._serialized_end=3893
+  _globals['_UPDATESCHEDULEREQUEST']._serialized_start=3896
+  _globals['_UPDATESCHEDULEREQUEST']._serialized_end=4672
+  _globals['_DELETESCHEDULEREQUEST']._serialized_start=4675
+  _globals['_DELETESCHEDULEREQUEST']._serialized_end=4838
+  _globals['_DELETESCHEDULERESPONSE']._serialized_start=4840
+  _globals['_DELETESCHEDULERESPONSE']._serialized_end=4864
+  _globals['_PAUSESCHEDULEREQUEST']._serialized_start=4867
+  _globals['_PAUSESCHEDULEREQUEST']._serialized_end=5034
+  _globals['_RESUMESCHEDULEREQUEST']._serialized_start=5037
+  _globals['_RESUMESCHEDULEREQUEST']._serialized_end=5205
+  _globals['_PREVIEWSCHEDULEREQUEST']._serialized_start=5208
+  _globals['_PREVIEWSCHEDULEREQUEST']._serialized_end=5417
+  _globals['_PREVIEWSCHEDULERESPONSE']._serialized_start=5419
+  _globals['_PREVIEWSCHEDULERESPONSE']._serialized_end=5502
+  _globals['_SCHEDULERSERVICE']._serialized_start=5505
+  _globals['_SCHEDULERSERVICE']._serialized_end=7272
 # @@protoc_insertion_point(module_scope)

@@ -3,6 +3,7 @@
 isort:skip_file
 """
 
+from aiagent.scheduler.v1 import schedule_pb2 as _schedule_pb2
 from aiagent.scheduler.v1 import task_pb2 as _task_pb2
 from aiagent.session.v1 import agent_options_pb2 as _agent_options_pb2
 from collections import abc as _abc
@@ -10,6 +11,8 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
+from google.protobuf import struct_pb2 as _struct_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
@@ -354,3 +357,402 @@ class DeleteTaskResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteTaskResponse: _TypeAlias = DeleteTaskResponse  # noqa: Y015
+
+@_typing.final
+class CreateScheduleRequest(_message.Message):
+    """Request of CreateSchedule.
+
+    Example: {"task_id": "0198c7a0-5d1e-7c3a-9f00-3b1d2e4f5a6b", "name": "weekdays", "spec": {"cron_expression":
+    "30 9 * * mon-fri", "time_zone": "Europe/Berlin"}, "variables": {"repository": "core"}}.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    VARIABLES_FIELD_NUMBER: _builtins.int
+    OVERLAP_POLICY_FIELD_NUMBER: _builtins.int
+    CATCH_UP_WINDOW_FIELD_NUMBER: _builtins.int
+    PAUSE_ON_FAILURE_FIELD_NUMBER: _builtins.int
+    REMAINING_RUNS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """The task to run, a UUID."""
+    name: _builtins.str
+    """What to call it; may be empty."""
+    overlap_policy: _schedule_pb2.Schedule.OverlapPolicy.ValueType
+    """What a fire does while a run of an earlier one is open."""
+    pause_on_failure: _builtins.bool
+    """Whether a run that fails for good pauses it."""
+    remaining_runs: _builtins.int
+    """How many runs it may make; no limit if left out."""
+    request_id: _builtins.str
+    """Makes a repeated call answer as the first did (AIP-155); kept for 24 hours."""
+    @_builtins.property
+    def spec(self) -> _schedule_pb2.ScheduleSpec:
+        """When it fires: at least once from now on."""
+
+    @_builtins.property
+    def variables(self) -> _struct_pb2.Struct:
+        """The values of the task's variables, by name."""
+
+    @_builtins.property
+    def catch_up_window(self) -> _duration_pb2.Duration:
+        """How late a fire may be made: 10 s to 366 days; 24 hours if left out."""
+
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        spec: _schedule_pb2.ScheduleSpec | None = ...,
+        variables: _struct_pb2.Struct | None = ...,
+        overlap_policy: _schedule_pb2.Schedule.OverlapPolicy.ValueType = ...,
+        catch_up_window: _duration_pb2.Duration | None = ...,
+        pause_on_failure: _builtins.bool = ...,
+        remaining_runs: _builtins.int | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_remaining_runs", b"_remaining_runs", "catch_up_window", b"catch_up_window", "remaining_runs", b"remaining_runs", "spec", b"spec", "variables", b"variables"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_remaining_runs", b"_remaining_runs", "catch_up_window", b"catch_up_window", "name", b"name", "overlap_policy", b"overlap_policy", "pause_on_failure", b"pause_on_failure", "remaining_runs", b"remaining_runs", "request_id", b"request_id", "spec", b"spec", "task_id", b"task_id", "variables", b"variables"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__remaining_runs: _TypeAlias = _typing.Literal["remaining_runs"]  # noqa: Y015
+    _WhichOneofArgType__remaining_runs: _TypeAlias = _typing.Literal["_remaining_runs", b"_remaining_runs"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__remaining_runs) -> _WhichOneofReturnType__remaining_runs | None: ...
+
+Global___CreateScheduleRequest: _TypeAlias = CreateScheduleRequest  # noqa: Y015
+
+@_typing.final
+class GetScheduleRequest(_message.Message):
+    """Request of GetSchedule."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCHEDULE_ID_FIELD_NUMBER: _builtins.int
+    schedule_id: _builtins.str
+    """The schedule, a UUID."""
+    def __init__(
+        self,
+        *,
+        schedule_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["schedule_id", b"schedule_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetScheduleRequest: _TypeAlias = GetScheduleRequest  # noqa: Y015
+
+@_typing.final
+class ListSchedulesRequest(_message.Message):
+    """Request of ListSchedules."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """Schedules on a page, 1 to 1,000; 50 if left out."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before, of a call with the same filters."""
+    task_id: _builtins.str
+    """Only schedules of this task, a UUID."""
+    @_builtins.property
+    def states(self) -> _containers.RepeatedScalarFieldContainer[_schedule_pb2.Schedule.State.ValueType]:
+        """Only schedules in one of these states."""
+
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        task_id: _builtins.str = ...,
+        states: _abc.Iterable[_schedule_pb2.Schedule.State.ValueType] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "states", b"states", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSchedulesRequest: _TypeAlias = ListSchedulesRequest  # noqa: Y015
+
+@_typing.final
+class ListSchedulesResponse(_message.Message):
+    """Response of ListSchedules."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCHEDULES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page; empty on the last."""
+    @_builtins.property
+    def schedules(self) -> _containers.RepeatedCompositeFieldContainer[_schedule_pb2.Schedule]:
+        """The schedules."""
+
+    def __init__(
+        self,
+        *,
+        schedules: _abc.Iterable[_schedule_pb2.Schedule] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "schedules", b"schedules"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSchedulesResponse: _TypeAlias = ListSchedulesResponse  # noqa: Y015
+
+@_typing.final
+class UpdateScheduleRequest(_message.Message):
+    """Request of UpdateSchedule.
+
+    Example: {"spec": {"interval": "3600s"}, "update_mask": "spec"}.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCHEDULE_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    VARIABLES_FIELD_NUMBER: _builtins.int
+    OVERLAP_POLICY_FIELD_NUMBER: _builtins.int
+    CATCH_UP_WINDOW_FIELD_NUMBER: _builtins.int
+    PAUSE_ON_FAILURE_FIELD_NUMBER: _builtins.int
+    REMAINING_RUNS_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    schedule_id: _builtins.str
+    """The schedule, a UUID."""
+    name: _builtins.str
+    """The new name."""
+    overlap_policy: _schedule_pb2.Schedule.OverlapPolicy.ValueType
+    """The new overlap policy."""
+    pause_on_failure: _builtins.bool
+    """Whether a run that fails for good pauses it."""
+    remaining_runs: _builtins.int
+    """How many runs it may make from now on; no limit if it is named by the mask and left out."""
+    etag: _builtins.str
+    """The version to change; empty for whichever is current."""
+    request_id: _builtins.str
+    """Makes a repeated call answer as the first did (AIP-155); kept for 24 hours."""
+    @_builtins.property
+    def spec(self) -> _schedule_pb2.ScheduleSpec:
+        """When it fires from now on, as a whole: at least once."""
+
+    @_builtins.property
+    def variables(self) -> _struct_pb2.Struct:
+        """The new values of the task's variables, as a whole."""
+
+    @_builtins.property
+    def catch_up_window(self) -> _duration_pb2.Duration:
+        """The new catch-up window."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Which of the fields above to change (AIP-134)."""
+
+    def __init__(
+        self,
+        *,
+        schedule_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        spec: _schedule_pb2.ScheduleSpec | None = ...,
+        variables: _struct_pb2.Struct | None = ...,
+        overlap_policy: _schedule_pb2.Schedule.OverlapPolicy.ValueType = ...,
+        catch_up_window: _duration_pb2.Duration | None = ...,
+        pause_on_failure: _builtins.bool = ...,
+        remaining_runs: _builtins.int | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_remaining_runs", b"_remaining_runs", "catch_up_window", b"catch_up_window", "remaining_runs", b"remaining_runs", "spec", b"spec", "update_mask", b"update_mask", "variables", b"variables"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_remaining_runs", b"_remaining_runs", "catch_up_window", b"catch_up_window", "etag", b"etag", "name", b"name", "overlap_policy", b"overlap_policy", "pause_on_failure", b"pause_on_failure", "remaining_runs", b"remaining_runs", "request_id", b"request_id", "schedule_id", b"schedule_id", "spec", b"spec", "update_mask", b"update_mask", "variables", b"variables"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__remaining_runs: _TypeAlias = _typing.Literal["remaining_runs"]  # noqa: Y015
+    _WhichOneofArgType__remaining_runs: _TypeAlias = _typing.Literal["_remaining_runs", b"_remaining_runs"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__remaining_runs) -> _WhichOneofReturnType__remaining_runs | None: ...
+
+Global___UpdateScheduleRequest: _TypeAlias = UpdateScheduleRequest  # noqa: Y015
+
+@_typing.final
+class DeleteScheduleRequest(_message.Message):
+    """Request of DeleteSchedule."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCHEDULE_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    schedule_id: _builtins.str
+    """The schedule, a UUID."""
+    etag: _builtins.str
+    """The version to delete; empty for whichever is current."""
+    request_id: _builtins.str
+    """Makes a repeated call answer as the first did (AIP-155); kept for 24 hours."""
+    def __init__(
+        self,
+        *,
+        schedule_id: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "request_id", b"request_id", "schedule_id", b"schedule_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteScheduleRequest: _TypeAlias = DeleteScheduleRequest  # noqa: Y015
+
+@_typing.final
+class DeleteScheduleResponse(_message.Message):
+    """Response of DeleteSchedule."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteScheduleResponse: _TypeAlias = DeleteScheduleResponse  # noqa: Y015
+
+@_typing.final
+class PauseScheduleRequest(_message.Message):
+    """Request of PauseSchedule.
+
+    Example: {"note": "The repository is being moved."}.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCHEDULE_ID_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    schedule_id: _builtins.str
+    """The schedule, a UUID."""
+    note: _builtins.str
+    """Why, for whoever wonders; may be empty."""
+    request_id: _builtins.str
+    """Makes a repeated call answer as the first did (AIP-155); kept for 24 hours."""
+    def __init__(
+        self,
+        *,
+        schedule_id: _builtins.str = ...,
+        note: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["note", b"note", "request_id", b"request_id", "schedule_id", b"schedule_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseScheduleRequest: _TypeAlias = PauseScheduleRequest  # noqa: Y015
+
+@_typing.final
+class ResumeScheduleRequest(_message.Message):
+    """Request of ResumeSchedule."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCHEDULE_ID_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    schedule_id: _builtins.str
+    """The schedule, a UUID."""
+    note: _builtins.str
+    """Why, for whoever wonders; may be empty."""
+    request_id: _builtins.str
+    """Makes a repeated call answer as the first did (AIP-155); kept for 24 hours."""
+    def __init__(
+        self,
+        *,
+        schedule_id: _builtins.str = ...,
+        note: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["note", b"note", "request_id", b"request_id", "schedule_id", b"schedule_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeScheduleRequest: _TypeAlias = ResumeScheduleRequest  # noqa: Y015
+
+@_typing.final
+class PreviewScheduleRequest(_message.Message):
+    """Request of PreviewSchedule: of a schedule that is kept, or of a spec."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCHEDULE_ID_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    schedule_id: _builtins.str
+    """The schedule, a UUID."""
+    count: _builtins.int
+    """How many fires to tell, at most 100; 10 if left out."""
+    @_builtins.property
+    def spec(self) -> _schedule_pb2.ScheduleSpec:
+        """When it would fire."""
+
+    @_builtins.property
+    def after(self) -> _timestamp_pb2.Timestamp:
+        """Fires after this time; after now if left out."""
+
+    def __init__(
+        self,
+        *,
+        schedule_id: _builtins.str = ...,
+        spec: _schedule_pb2.ScheduleSpec | None = ...,
+        count: _builtins.int = ...,
+        after: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "count", b"count", "schedule_id", b"schedule_id", "spec", b"spec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewScheduleRequest: _TypeAlias = PreviewScheduleRequest  # noqa: Y015
+
+@_typing.final
+class PreviewScheduleResponse(_message.Message):
+    """Response of PreviewSchedule."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def fires(self) -> _containers.RepeatedCompositeFieldContainer[_schedule_pb2.ScheduleFire]:
+        """The next fires, in order; fewer than asked for when no more are left."""
+
+    def __init__(
+        self,
+        *,
+        fires: _abc.Iterable[_schedule_pb2.ScheduleFire] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fires", b"fires"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewScheduleResponse: _TypeAlias = PreviewScheduleResponse  # noqa: Y015

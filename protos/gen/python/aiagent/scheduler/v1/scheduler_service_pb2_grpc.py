@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from aiagent.scheduler.v1 import schedule_pb2 as aiagent_dot_scheduler_dot_v1_dot_schedule__pb2
 from aiagent.scheduler.v1 import scheduler_service_pb2 as aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2
 from aiagent.scheduler.v1 import task_pb2 as aiagent_dot_scheduler_dot_v1_dot_task__pb2
 
@@ -27,7 +28,7 @@ if _version_not_supported:
 
 
 class SchedulerServiceStub:
-    """Tasks: work for agents that is done again and again, also while nobody watches.
+    """Tasks, work for agents that is done again and again, and the schedules by which they run.
 
     What belongs to another organization or owner is answered as what does not exist: NOT_FOUND. Callers with the role
     VIEWER read only: PERMISSION_DENIED with ROLE_NOT_ALLOWED.
@@ -64,17 +65,59 @@ class SchedulerServiceStub:
                 request_serializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.DeleteTaskRequest.SerializeToString,
                 response_deserializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.DeleteTaskResponse.FromString,
                 _registered_method=True)
+        self.CreateSchedule = channel.unary_unary(
+                '/aiagent.scheduler.v1.SchedulerService/CreateSchedule',
+                request_serializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.CreateScheduleRequest.SerializeToString,
+                response_deserializer=aiagent_dot_scheduler_dot_v1_dot_schedule__pb2.Schedule.FromString,
+                _registered_method=True)
+        self.GetSchedule = channel.unary_unary(
+                '/aiagent.scheduler.v1.SchedulerService/GetSchedule',
+                request_serializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.GetScheduleRequest.SerializeToString,
+                response_deserializer=aiagent_dot_scheduler_dot_v1_dot_schedule__pb2.Schedule.FromString,
+                _registered_method=True)
+        self.ListSchedules = channel.unary_unary(
+                '/aiagent.scheduler.v1.SchedulerService/ListSchedules',
+                request_serializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListSchedulesRequest.SerializeToString,
+                response_deserializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListSchedulesResponse.FromString,
+                _registered_method=True)
+        self.UpdateSchedule = channel.unary_unary(
+                '/aiagent.scheduler.v1.SchedulerService/UpdateSchedule',
+                request_serializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.UpdateScheduleRequest.SerializeToString,
+                response_deserializer=aiagent_dot_scheduler_dot_v1_dot_schedule__pb2.Schedule.FromString,
+                _registered_method=True)
+        self.DeleteSchedule = channel.unary_unary(
+                '/aiagent.scheduler.v1.SchedulerService/DeleteSchedule',
+                request_serializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.DeleteScheduleRequest.SerializeToString,
+                response_deserializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.DeleteScheduleResponse.FromString,
+                _registered_method=True)
+        self.PauseSchedule = channel.unary_unary(
+                '/aiagent.scheduler.v1.SchedulerService/PauseSchedule',
+                request_serializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.PauseScheduleRequest.SerializeToString,
+                response_deserializer=aiagent_dot_scheduler_dot_v1_dot_schedule__pb2.Schedule.FromString,
+                _registered_method=True)
+        self.ResumeSchedule = channel.unary_unary(
+                '/aiagent.scheduler.v1.SchedulerService/ResumeSchedule',
+                request_serializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ResumeScheduleRequest.SerializeToString,
+                response_deserializer=aiagent_dot_scheduler_dot_v1_dot_schedule__pb2.Schedule.FromString,
+                _registered_method=True)
+        self.PreviewSchedule = channel.unary_unary(
+                '/aiagent.scheduler.v1.SchedulerService/PreviewSchedule',
+                request_serializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.PreviewScheduleRequest.SerializeToString,
+                response_deserializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.PreviewScheduleResponse.FromString,
+                _registered_method=True)
 
 
 class SchedulerServiceServicer:
-    """Tasks: work for agents that is done again and again, also while nobody watches.
+    """Tasks, work for agents that is done again and again, and the schedules by which they run.
 
     What belongs to another organization or owner is answered as what does not exist: NOT_FOUND. Callers with the role
     VIEWER read only: PERMISSION_DENIED with ROLE_NOT_ALLOWED.
     """
 
     def CreateTask(self, request, context):
-        """Creates a task.
+        """Creates a task. A template that cannot be read, or uses what is not among its variables, is refused.
+
+        Errors: UNAVAILABLE with RENDERER_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -99,16 +142,87 @@ class SchedulerServiceServicer:
     def UpdateTask(self, request, context):
         """Changes a task. Runs that have begun go on as they began.
 
-        Errors: NOT_FOUND with TASK_NOT_FOUND; ABORTED with ETAG_MISMATCH.
+        Errors: NOT_FOUND with TASK_NOT_FOUND; ABORTED with ETAG_MISMATCH; UNAVAILABLE with RENDERER_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteTask(self, request, context):
-        """Deletes a task. Deleting it again is NOT_FOUND, unless by the same `request_id`.
+        """Deletes a task with its schedules. Deleting it again is NOT_FOUND, unless by the same `request_id`.
 
         Errors: NOT_FOUND with TASK_NOT_FOUND; ABORTED with ETAG_MISMATCH.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateSchedule(self, request, context):
+        """Creates a schedule of a task.
+
+        Errors: NOT_FOUND with TASK_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSchedule(self, request, context):
+        """Returns a schedule.
+
+        Errors: NOT_FOUND with SCHEDULE_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSchedules(self, request, context):
+        """Lists the caller's schedules, the newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateSchedule(self, request, context):
+        """Changes a schedule. With a new `spec`, fires that were missed by the old one are not made.
+
+        Errors: NOT_FOUND with SCHEDULE_NOT_FOUND; ABORTED with ETAG_MISMATCH.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteSchedule(self, request, context):
+        """Deletes a schedule. Deleting it again is NOT_FOUND, unless by the same `request_id`.
+
+        Errors: NOT_FOUND with SCHEDULE_NOT_FOUND; ABORTED with ETAG_MISMATCH.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseSchedule(self, request, context):
+        """Keeps a schedule from firing until it is resumed. Pausing one that is paused replaces the note.
+
+        Errors: NOT_FOUND with SCHEDULE_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeSchedule(self, request, context):
+        """Lets a schedule fire again, from its next fire on: what it missed while it was paused is not made. Resuming one that
+        is not paused replaces the note.
+
+        Errors: NOT_FOUND with SCHEDULE_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PreviewSchedule(self, request, context):
+        """Tells when a schedule fires next, or would if it were kept, or resumed.
+
+        Errors: NOT_FOUND with SCHEDULE_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -142,6 +256,46 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     request_deserializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.DeleteTaskRequest.FromString,
                     response_serializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.DeleteTaskResponse.SerializeToString,
             ),
+            'CreateSchedule': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateSchedule,
+                    request_deserializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.CreateScheduleRequest.FromString,
+                    response_serializer=aiagent_dot_scheduler_dot_v1_dot_schedule__pb2.Schedule.SerializeToString,
+            ),
+            'GetSchedule': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSchedule,
+                    request_deserializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.GetScheduleRequest.FromString,
+                    response_serializer=aiagent_dot_scheduler_dot_v1_dot_schedule__pb2.Schedule.SerializeToString,
+            ),
+            'ListSchedules': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSchedules,
+                    request_deserializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListSchedulesRequest.FromString,
+                    response_serializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListSchedulesResponse.SerializeToString,
+            ),
+            'UpdateSchedule': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateSchedule,
+                    request_deserializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.UpdateScheduleRequest.FromString,
+                    response_serializer=aiagent_dot_scheduler_dot_v1_dot_schedule__pb2.Schedule.SerializeToString,
+            ),
+            'DeleteSchedule': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteSchedule,
+                    request_deserializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.DeleteScheduleRequest.FromString,
+                    response_serializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.DeleteScheduleResponse.SerializeToString,
+            ),
+            'PauseSchedule': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseSchedule,
+                    request_deserializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.PauseScheduleRequest.FromString,
+                    response_serializer=aiagent_dot_scheduler_dot_v1_dot_schedule__pb2.Schedule.SerializeToString,
+            ),
+            'ResumeSchedule': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeSchedule,
+                    request_deserializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ResumeScheduleRequest.FromString,
+                    response_serializer=aiagent_dot_scheduler_dot_v1_dot_schedule__pb2.Schedule.SerializeToString,
+            ),
+            'PreviewSchedule': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreviewSchedule,
+                    request_deserializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.PreviewScheduleRequest.FromString,
+                    response_serializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.PreviewScheduleResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'aiagent.scheduler.v1.SchedulerService', rpc_method_handlers)
@@ -151,7 +305,7 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SchedulerService:
-    """Tasks: work for agents that is done again and again, also while nobody watches.
+    """Tasks, work for agents that is done again and again, and the schedules by which they run.
 
     What belongs to another organization or owner is answered as what does not exist: NOT_FOUND. Callers with the role
     VIEWER read only: PERMISSION_DENIED with ROLE_NOT_ALLOWED.
@@ -282,6 +436,222 @@ class SchedulerService:
             '/aiagent.scheduler.v1.SchedulerService/DeleteTask',
             aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.DeleteTaskRequest.SerializeToString,
             aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.DeleteTaskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateSchedule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aiagent.scheduler.v1.SchedulerService/CreateSchedule',
+            aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.CreateScheduleRequest.SerializeToString,
+            aiagent_dot_scheduler_dot_v1_dot_schedule__pb2.Schedule.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSchedule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aiagent.scheduler.v1.SchedulerService/GetSchedule',
+            aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.GetScheduleRequest.SerializeToString,
+            aiagent_dot_scheduler_dot_v1_dot_schedule__pb2.Schedule.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSchedules(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aiagent.scheduler.v1.SchedulerService/ListSchedules',
+            aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListSchedulesRequest.SerializeToString,
+            aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListSchedulesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateSchedule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aiagent.scheduler.v1.SchedulerService/UpdateSchedule',
+            aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.UpdateScheduleRequest.SerializeToString,
+            aiagent_dot_scheduler_dot_v1_dot_schedule__pb2.Schedule.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteSchedule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aiagent.scheduler.v1.SchedulerService/DeleteSchedule',
+            aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.DeleteScheduleRequest.SerializeToString,
+            aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.DeleteScheduleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseSchedule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aiagent.scheduler.v1.SchedulerService/PauseSchedule',
+            aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.PauseScheduleRequest.SerializeToString,
+            aiagent_dot_scheduler_dot_v1_dot_schedule__pb2.Schedule.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeSchedule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aiagent.scheduler.v1.SchedulerService/ResumeSchedule',
+            aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ResumeScheduleRequest.SerializeToString,
+            aiagent_dot_scheduler_dot_v1_dot_schedule__pb2.Schedule.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreviewSchedule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aiagent.scheduler.v1.SchedulerService/PreviewSchedule',
+            aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.PreviewScheduleRequest.SerializeToString,
+            aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.PreviewScheduleResponse.FromString,
             options,
             channel_credentials,
             insecure,

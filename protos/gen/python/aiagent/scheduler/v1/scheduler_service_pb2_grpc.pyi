@@ -3,6 +3,7 @@
 isort:skip_file
 """
 
+from aiagent.scheduler.v1 import schedule_pb2 as _schedule_pb2
 from aiagent.scheduler.v1 import scheduler_service_pb2 as _scheduler_service_pb2
 from aiagent.scheduler.v1 import task_pb2 as _task_pb2
 from collections import abc as _abc
@@ -28,7 +29,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class SchedulerServiceStub:
-    """Tasks: work for agents that is done again and again, also while nobody watches.
+    """Tasks, work for agents that is done again and again, and the schedules by which they run.
 
     What belongs to another organization or owner is answered as what does not exist: NOT_FOUND. Callers with the role
     VIEWER read only: PERMISSION_DENIED with ROLE_NOT_ALLOWED.
@@ -39,7 +40,10 @@ class SchedulerServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SchedulerServiceAsyncStub: ...
     CreateTask: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.CreateTaskRequest, _task_pb2.Task]
-    """Creates a task."""
+    """Creates a task. A template that cannot be read, or uses what is not among its variables, is refused.
+
+    Errors: UNAVAILABLE with RENDERER_UNAVAILABLE.
+    """
     GetTask: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.GetTaskRequest, _task_pb2.Task]
     """Returns a task.
 
@@ -50,17 +54,55 @@ class SchedulerServiceStub:
     UpdateTask: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.UpdateTaskRequest, _task_pb2.Task]
     """Changes a task. Runs that have begun go on as they began.
 
-    Errors: NOT_FOUND with TASK_NOT_FOUND; ABORTED with ETAG_MISMATCH.
+    Errors: NOT_FOUND with TASK_NOT_FOUND; ABORTED with ETAG_MISMATCH; UNAVAILABLE with RENDERER_UNAVAILABLE.
     """
     DeleteTask: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.DeleteTaskRequest, _scheduler_service_pb2.DeleteTaskResponse]
-    """Deletes a task. Deleting it again is NOT_FOUND, unless by the same `request_id`.
+    """Deletes a task with its schedules. Deleting it again is NOT_FOUND, unless by the same `request_id`.
 
     Errors: NOT_FOUND with TASK_NOT_FOUND; ABORTED with ETAG_MISMATCH.
+    """
+    CreateSchedule: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.CreateScheduleRequest, _schedule_pb2.Schedule]
+    """Creates a schedule of a task.
+
+    Errors: NOT_FOUND with TASK_NOT_FOUND.
+    """
+    GetSchedule: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.GetScheduleRequest, _schedule_pb2.Schedule]
+    """Returns a schedule.
+
+    Errors: NOT_FOUND with SCHEDULE_NOT_FOUND.
+    """
+    ListSchedules: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.ListSchedulesRequest, _scheduler_service_pb2.ListSchedulesResponse]
+    """Lists the caller's schedules, the newest first."""
+    UpdateSchedule: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.UpdateScheduleRequest, _schedule_pb2.Schedule]
+    """Changes a schedule. With a new `spec`, fires that were missed by the old one are not made.
+
+    Errors: NOT_FOUND with SCHEDULE_NOT_FOUND; ABORTED with ETAG_MISMATCH.
+    """
+    DeleteSchedule: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.DeleteScheduleRequest, _scheduler_service_pb2.DeleteScheduleResponse]
+    """Deletes a schedule. Deleting it again is NOT_FOUND, unless by the same `request_id`.
+
+    Errors: NOT_FOUND with SCHEDULE_NOT_FOUND; ABORTED with ETAG_MISMATCH.
+    """
+    PauseSchedule: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.PauseScheduleRequest, _schedule_pb2.Schedule]
+    """Keeps a schedule from firing until it is resumed. Pausing one that is paused replaces the note.
+
+    Errors: NOT_FOUND with SCHEDULE_NOT_FOUND.
+    """
+    ResumeSchedule: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.ResumeScheduleRequest, _schedule_pb2.Schedule]
+    """Lets a schedule fire again, from its next fire on: what it missed while it was paused is not made. Resuming one that
+    is not paused replaces the note.
+
+    Errors: NOT_FOUND with SCHEDULE_NOT_FOUND.
+    """
+    PreviewSchedule: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.PreviewScheduleRequest, _scheduler_service_pb2.PreviewScheduleResponse]
+    """Tells when a schedule fires next, or would if it were kept, or resumed.
+
+    Errors: NOT_FOUND with SCHEDULE_NOT_FOUND.
     """
 
 @_typing.type_check_only
 class SchedulerServiceAsyncStub(SchedulerServiceStub):
-    """Tasks: work for agents that is done again and again, also while nobody watches.
+    """Tasks, work for agents that is done again and again, and the schedules by which they run.
 
     What belongs to another organization or owner is answered as what does not exist: NOT_FOUND. Callers with the role
     VIEWER read only: PERMISSION_DENIED with ROLE_NOT_ALLOWED.
@@ -68,7 +110,10 @@ class SchedulerServiceAsyncStub(SchedulerServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateTask: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.CreateTaskRequest, _task_pb2.Task]  # type: ignore[assignment]
-    """Creates a task."""
+    """Creates a task. A template that cannot be read, or uses what is not among its variables, is refused.
+
+    Errors: UNAVAILABLE with RENDERER_UNAVAILABLE.
+    """
     GetTask: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.GetTaskRequest, _task_pb2.Task]  # type: ignore[assignment]
     """Returns a task.
 
@@ -79,16 +124,54 @@ class SchedulerServiceAsyncStub(SchedulerServiceStub):
     UpdateTask: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.UpdateTaskRequest, _task_pb2.Task]  # type: ignore[assignment]
     """Changes a task. Runs that have begun go on as they began.
 
-    Errors: NOT_FOUND with TASK_NOT_FOUND; ABORTED with ETAG_MISMATCH.
+    Errors: NOT_FOUND with TASK_NOT_FOUND; ABORTED with ETAG_MISMATCH; UNAVAILABLE with RENDERER_UNAVAILABLE.
     """
     DeleteTask: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.DeleteTaskRequest, _scheduler_service_pb2.DeleteTaskResponse]  # type: ignore[assignment]
-    """Deletes a task. Deleting it again is NOT_FOUND, unless by the same `request_id`.
+    """Deletes a task with its schedules. Deleting it again is NOT_FOUND, unless by the same `request_id`.
 
     Errors: NOT_FOUND with TASK_NOT_FOUND; ABORTED with ETAG_MISMATCH.
+    """
+    CreateSchedule: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.CreateScheduleRequest, _schedule_pb2.Schedule]  # type: ignore[assignment]
+    """Creates a schedule of a task.
+
+    Errors: NOT_FOUND with TASK_NOT_FOUND.
+    """
+    GetSchedule: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.GetScheduleRequest, _schedule_pb2.Schedule]  # type: ignore[assignment]
+    """Returns a schedule.
+
+    Errors: NOT_FOUND with SCHEDULE_NOT_FOUND.
+    """
+    ListSchedules: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.ListSchedulesRequest, _scheduler_service_pb2.ListSchedulesResponse]  # type: ignore[assignment]
+    """Lists the caller's schedules, the newest first."""
+    UpdateSchedule: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.UpdateScheduleRequest, _schedule_pb2.Schedule]  # type: ignore[assignment]
+    """Changes a schedule. With a new `spec`, fires that were missed by the old one are not made.
+
+    Errors: NOT_FOUND with SCHEDULE_NOT_FOUND; ABORTED with ETAG_MISMATCH.
+    """
+    DeleteSchedule: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.DeleteScheduleRequest, _scheduler_service_pb2.DeleteScheduleResponse]  # type: ignore[assignment]
+    """Deletes a schedule. Deleting it again is NOT_FOUND, unless by the same `request_id`.
+
+    Errors: NOT_FOUND with SCHEDULE_NOT_FOUND; ABORTED with ETAG_MISMATCH.
+    """
+    PauseSchedule: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.PauseScheduleRequest, _schedule_pb2.Schedule]  # type: ignore[assignment]
+    """Keeps a schedule from firing until it is resumed. Pausing one that is paused replaces the note.
+
+    Errors: NOT_FOUND with SCHEDULE_NOT_FOUND.
+    """
+    ResumeSchedule: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.ResumeScheduleRequest, _schedule_pb2.Schedule]  # type: ignore[assignment]
+    """Lets a schedule fire again, from its next fire on: what it missed while it was paused is not made. Resuming one that
+    is not paused replaces the note.
+
+    Errors: NOT_FOUND with SCHEDULE_NOT_FOUND.
+    """
+    PreviewSchedule: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.PreviewScheduleRequest, _scheduler_service_pb2.PreviewScheduleResponse]  # type: ignore[assignment]
+    """Tells when a schedule fires next, or would if it were kept, or resumed.
+
+    Errors: NOT_FOUND with SCHEDULE_NOT_FOUND.
     """
 
 class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Tasks: work for agents that is done again and again, also while nobody watches.
+    """Tasks, work for agents that is done again and again, and the schedules by which they run.
 
     What belongs to another organization or owner is answered as what does not exist: NOT_FOUND. Callers with the role
     VIEWER read only: PERMISSION_DENIED with ROLE_NOT_ALLOWED.
@@ -100,7 +183,10 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _scheduler_service_pb2.CreateTaskRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_task_pb2.Task, _abc.Awaitable[_task_pb2.Task]]:
-        """Creates a task."""
+        """Creates a task. A template that cannot be read, or uses what is not among its variables, is refused.
+
+        Errors: UNAVAILABLE with RENDERER_UNAVAILABLE.
+        """
 
     @_abc_1.abstractmethod
     def GetTask(
@@ -129,7 +215,7 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_task_pb2.Task, _abc.Awaitable[_task_pb2.Task]]:
         """Changes a task. Runs that have begun go on as they began.
 
-        Errors: NOT_FOUND with TASK_NOT_FOUND; ABORTED with ETAG_MISMATCH.
+        Errors: NOT_FOUND with TASK_NOT_FOUND; ABORTED with ETAG_MISMATCH; UNAVAILABLE with RENDERER_UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod
@@ -138,9 +224,95 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _scheduler_service_pb2.DeleteTaskRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_scheduler_service_pb2.DeleteTaskResponse, _abc.Awaitable[_scheduler_service_pb2.DeleteTaskResponse]]:
-        """Deletes a task. Deleting it again is NOT_FOUND, unless by the same `request_id`.
+        """Deletes a task with its schedules. Deleting it again is NOT_FOUND, unless by the same `request_id`.
 
         Errors: NOT_FOUND with TASK_NOT_FOUND; ABORTED with ETAG_MISMATCH.
+        """
+
+    @_abc_1.abstractmethod
+    def CreateSchedule(
+        self,
+        request: _scheduler_service_pb2.CreateScheduleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_schedule_pb2.Schedule, _abc.Awaitable[_schedule_pb2.Schedule]]:
+        """Creates a schedule of a task.
+
+        Errors: NOT_FOUND with TASK_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def GetSchedule(
+        self,
+        request: _scheduler_service_pb2.GetScheduleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_schedule_pb2.Schedule, _abc.Awaitable[_schedule_pb2.Schedule]]:
+        """Returns a schedule.
+
+        Errors: NOT_FOUND with SCHEDULE_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ListSchedules(
+        self,
+        request: _scheduler_service_pb2.ListSchedulesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scheduler_service_pb2.ListSchedulesResponse, _abc.Awaitable[_scheduler_service_pb2.ListSchedulesResponse]]:
+        """Lists the caller's schedules, the newest first."""
+
+    @_abc_1.abstractmethod
+    def UpdateSchedule(
+        self,
+        request: _scheduler_service_pb2.UpdateScheduleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_schedule_pb2.Schedule, _abc.Awaitable[_schedule_pb2.Schedule]]:
+        """Changes a schedule. With a new `spec`, fires that were missed by the old one are not made.
+
+        Errors: NOT_FOUND with SCHEDULE_NOT_FOUND; ABORTED with ETAG_MISMATCH.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteSchedule(
+        self,
+        request: _scheduler_service_pb2.DeleteScheduleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scheduler_service_pb2.DeleteScheduleResponse, _abc.Awaitable[_scheduler_service_pb2.DeleteScheduleResponse]]:
+        """Deletes a schedule. Deleting it again is NOT_FOUND, unless by the same `request_id`.
+
+        Errors: NOT_FOUND with SCHEDULE_NOT_FOUND; ABORTED with ETAG_MISMATCH.
+        """
+
+    @_abc_1.abstractmethod
+    def PauseSchedule(
+        self,
+        request: _scheduler_service_pb2.PauseScheduleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_schedule_pb2.Schedule, _abc.Awaitable[_schedule_pb2.Schedule]]:
+        """Keeps a schedule from firing until it is resumed. Pausing one that is paused replaces the note.
+
+        Errors: NOT_FOUND with SCHEDULE_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeSchedule(
+        self,
+        request: _scheduler_service_pb2.ResumeScheduleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_schedule_pb2.Schedule, _abc.Awaitable[_schedule_pb2.Schedule]]:
+        """Lets a schedule fire again, from its next fire on: what it missed while it was paused is not made. Resuming one that
+        is not paused replaces the note.
+
+        Errors: NOT_FOUND with SCHEDULE_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def PreviewSchedule(
+        self,
+        request: _scheduler_service_pb2.PreviewScheduleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scheduler_service_pb2.PreviewScheduleResponse, _abc.Awaitable[_scheduler_service_pb2.PreviewScheduleResponse]]:
+        """Tells when a schedule fires next, or would if it were kept, or resumed.
+
+        Errors: NOT_FOUND with SCHEDULE_NOT_FOUND.
         """
 
 def add_SchedulerServiceServicer_to_server(servicer: SchedulerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
