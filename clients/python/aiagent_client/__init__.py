@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from aiagent.auth.v1.user_pb2 import User
     from aiagent.events.v1.session_event_pb2 import SessionEvent
+    from aiagent.scheduler.v1.schedule_pb2 import Schedule, ScheduleFire, ScheduleSpec
     from aiagent.scheduler.v1.task_pb2 import RetryPolicy, Task, TaskVariable
     from aiagent.session.v1.agent_options_pb2 import AgentOptions
     from aiagent.session.v1.session_pb2 import Message, PermissionRequest, Session, ToolCall, Turn
@@ -82,6 +83,9 @@ __all__ = [
     "PermissionRequest",
     "ResourceExhaustedError",
     "RetryPolicy",
+    "Schedule",
+    "ScheduleFire",
+    "ScheduleSpec",
     "Session",
     "SessionEvent",
     "StreamError",
@@ -104,6 +108,11 @@ __all__ = [
 _HOMES = {
     "aiagent.auth.v1.user_pb2": ("User",),
     "aiagent.events.v1.session_event_pb2": ("SessionEvent",),
+    "aiagent.scheduler.v1.schedule_pb2": (
+        "Schedule",
+        "ScheduleFire",
+        "ScheduleSpec",
+    ),
     "aiagent.scheduler.v1.task_pb2": (
         "RetryPolicy",
         "Task",

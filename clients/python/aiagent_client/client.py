@@ -11,6 +11,7 @@ from aiagent_client.authentication import Auth
 from aiagent_client.connection import DEFAULT_TIMEOUT, DEFAULT_URL, Connection, open_channel, parse_url
 from aiagent_client.credentials import CredentialsStore, MemoryCredentials
 from aiagent_client.permissions import Permissions
+from aiagent_client.schedules import Schedules
 from aiagent_client.sessions import Sessions
 from aiagent_client.tasks import Tasks
 from aiagent_client.tokens import FixedToken, RenewedTokens
@@ -49,6 +50,7 @@ class Client:
         self.permissions = Permissions(self._connection)
         self.workspaces = Workspaces(self._connection)
         self.tasks = Tasks(self._connection)
+        self.schedules = Schedules(self._connection)
         if token is not None:
             self._connection.tokens = FixedToken(token)
         else:

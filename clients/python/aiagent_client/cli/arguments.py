@@ -94,6 +94,19 @@ def variables(option: str, given: Sequence[str] | None) -> list[TaskVariable]:
     return found
 
 
+def values(option: str, given: Sequence[str] | None) -> dict[str, Any]:
+    """Returns values of variables that were given as NAME=TEXT or NAME:=JSON."""
+    found: dict[str, Any] = {}
+    for text in given or []:
+        name, sign, value = text.partition("=")
+        if not sign or not name.removesuffix(":"):
+            raise typer.BadParameter(
+                f"a value looks like NAME=TEXT or NAME:=JSON, not {text!r}", param_hint=option
+            )
+        found[name.removesuffix(":")] = _value(option, "JSON", value) if name.endswith(":") else value
+    return found
+
+
 def _value(option: str, kind: str, text: str) -> Any:
     if kind == "STRING":
         return text

@@ -1,4 +1,4 @@
-"""Finding what a person named: a session, a task or a question, by id, part of an id, or name."""
+"""Finding what a person named: a session, a task, a schedule or a question, by id, part of an id, or name."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
+from aiagent.scheduler.v1.schedule_pb2 import Schedule
 from aiagent.scheduler.v1.task_pb2 import Task
 from aiagent.session.v1.session_pb2 import PermissionRequest, Session
 from aiagent_client.cli.failures import FailedError, UsageError
@@ -15,7 +16,7 @@ from aiagent_client.cli.text import one_line
 from aiagent_client.client import Client
 
 _PART: Final = re.compile(r"[0-9a-fA-F-]{4,35}")
-# How many sessions or tasks, the newest first, are looked through for a part of an id or a name.
+# How many sessions, tasks or schedules, the newest first, are looked through for a part of an id or a name.
 _SEARCHED: Final = 5_000
 
 
@@ -49,7 +50,17 @@ async def task_id(client: Client, text: str) -> str:
     return await _find("task", text, client.tasks.list(page_size=1000), shown)
 
 
-async def _find[Kind: (Session, Task)](
+async def schedule_id(client: Client, text: str) -> str:
+    """Returns the id of the schedule that is meant. Raises as `session_id`."""
+
+    def shown(schedule: Schedule) -> str:
+        state = word(Schedule.State, schedule.state).plain
+        return f"{one_line(schedule.name, 40)}  {state}, created {local_time(schedule.create_time)}".strip()
+
+    return await _find("schedule", text, client.schedules.list(page_size=1000), shown)
+
+
+async def _find[Kind: (Session, Task, Schedule)](
     noun: str, text: str, there: AsyncIterator[Kind], show: Callable[[Kind], str]
 ) -> str:
     text = text.strip()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 import typer
@@ -17,7 +16,7 @@ from aiagent_client.cli.context import Invocation, Output
 from aiagent_client.cli.failures import UsageError
 from aiagent_client.cli.lookup import task_id
 from aiagent_client.cli.output import facts, local_time, plain, table, when, word
-from aiagent_client.cli.text import count_of, duration, money, one_line, plain_numbers
+from aiagent_client.cli.text import count_of, duration, json_text, money, one_line
 from aiagent_client.client import Client
 
 TaskArgument = Annotated[
@@ -389,4 +388,4 @@ def _variable(variable: TaskVariable) -> Text:
 
 
 def _default(variable: TaskVariable) -> str:
-    return json.dumps(plain_numbers(MessageToDict(variable.default_value)), ensure_ascii=False)
+    return json_text(MessageToDict(variable.default_value))
