@@ -99,6 +99,34 @@ def test_what_is_missed_is_counted_from_the_start() -> None:
     assert step(spec, DAY, 10 * MINUTE).missed == 50
 
 
+@pytest.mark.parametrize("jitter", [timedelta(), 20 * MINUTE])
+@pytest.mark.parametrize(
+    ("expression", "start"),
+    [
+        ("*/15 * * * *", datetime(2026, 10, 24, 22, tzinfo=UTC)),
+        ("*/15 * * * *", datetime(2026, 3, 28, 22, tzinfo=UTC)),
+        ("5,35 1-3 * * *", datetime(2026, 10, 24, 22, tzinfo=UTC)),
+        ("5,35 1-3 * * *", datetime(2026, 3, 28, 22, tzinfo=UTC)),
+    ],
+)
+def test_what_a_preview_lists_is_what_fires(expression: str, start: datetime, jitter: timedelta) -> None:
+    end = start + 30 * HOUR
+    spec = read_spec(cron_expression=expression, time_zone="Europe/Berlin", end_time=end, jitter=jitter)
+    for limit in (RunLimit(7), RunLimit()):
+        now, handled, left, fires = start, start, limit, []
+        while True:
+            found = step(spec, DAY, MIN_WINDOW, now=now, handled_until=handled, limit=1, remaining=left)
+            fires += made(found)
+            left = left.after(len(found.fires))
+            assert found.missed == 0
+            if found.next_fire is None:
+                break
+            # A tick comes when the next one is due.
+            handled, now = found.handled_until, found.next_fire.due_time
+        assert fires == spec.preview(start, 1000, limit)
+        assert len(fires) > 6
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     jitter=st.integers(0, 3000),
