@@ -78,10 +78,11 @@ def take_step(
         remaining: how many runs the schedule may still make.
     """
     remaining = RunLimit() if remaining is None else remaining
-    candidate = _first_within(spec, schedule_id, handled_until, now - window)
-    missed, more = 0, False
-    if not remaining.exhausted:
-        missed, more = _count(spec, handled_until, now if candidate is None else min(candidate, now))
+    candidate, missed, more = spec.next_after(handled_until), 0, False
+    if candidate is not None and candidate < now - window:
+        candidate = _first_within(spec, schedule_id, handled_until, now - window)
+        if not remaining.exhausted:
+            missed, more = _count(spec, handled_until, now if candidate is None else min(candidate, now))
     fires: list[Fire] = []
     while candidate is not None and len(fires) < remaining.cut(limit):
         due = spec.due_time(schedule_id, candidate)

@@ -19,7 +19,7 @@ from services.scheduler.gateways.rendering import RenderLimits, TemplateProcesse
 from services.scheduler.gateways.rendering_process import build_environment
 
 pytestmark = pytest.mark.integration
-LIMITS = RenderLimits(cpu_seconds=0.15, memory_bytes=64 * 1024 * 1024, characters=100_000)
+LIMITS = RenderLimits(cpu_seconds=0.3, memory_bytes=64 * 1024 * 1024, characters=100_000)
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +205,21 @@ async def test_a_lost_process_is_started_again() -> None:
     # It may be used again.
     assert await renderer.render("{{ 3 }}", {}) == "3"
     await renderer.close()
+
+
+async def test_processes_may_be_started_before_they_are_needed() -> None:
+    renderer = TemplateProcesses(size=2, limits=LIMITS)
+    try:
+        await renderer.start()
+        started = set(renderer._all)
+        assert len(started) == 2
+        await renderer.start()
+        assert await asyncio.gather(*(renderer.render("{{ x }}", {"x": number}) for number in range(9))) == [
+            str(number) for number in range(9)
+        ]
+        assert renderer._all == started
+    finally:
+        await renderer.close()
 
 
 async def test_without_its_program_the_renderer_is_unavailable(
