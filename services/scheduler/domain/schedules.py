@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from enum import StrEnum
@@ -161,29 +161,15 @@ def standing_of(schedule_id: UUID, content: ScheduleContent, handled_until: date
     return Standing(ScheduleState.ACTIVE, handled_until, fire, spec.due_time(str(schedule_id), fire))
 
 
-def preview(
-    timing: Timing,
-    after: datetime,
-    count: int,
-    *,
-    schedule_id: UUID | None = None,
-    remaining: int | None = None,
-) -> list[ShownFire]:
-    """The next fires later than an instant.
+def following(timing: Timing, after: datetime, *, schedule_id: UUID | None = None) -> Iterator[ShownFire]:
+    """The fires later than an instant, one after another; possibly without end.
 
     Args:
         timing: when the schedule fires.
         after: the instant.
-        count: how many at most.
         schedule_id: of a schedule that is kept, whose jitter is known; else fires are shown without.
-        remaining: how many runs it may still make; None for no limit.
     """
     spec = timing.spec()
-    return [
-        ShownFire(
-            fire,
-            timing.local_time(fire),
-            spec.due_time(str(schedule_id), fire) if schedule_id is not None else fire,
-        )
-        for fire in spec.preview(after, count, RunLimit(remaining))
-    ]
+    for fire in spec.following(after):
+        due = spec.due_time(str(schedule_id), fire) if schedule_id is not None else fire
+        yield ShownFire(fire, timing.local_time(fire), due)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ from services.kernel.identity import Caller
 from services.kernel.ids import IdSource
 from services.scheduler.domain.entities import Task
 from services.scheduler.domain.errors import etag_mismatch, invalid_request
+from services.scheduler.domain.fires import RunLimit
 from services.scheduler.domain.schedules import (
     Schedule,
     ScheduleContent,
@@ -19,7 +21,7 @@ from services.scheduler.domain.schedules import (
     ShownFire,
     Standing,
     Timing,
-    preview,
+    following,
     standing_of,
 )
 from services.scheduler.domain.variables import read_values
@@ -199,13 +201,17 @@ class Schedules:
             schedule = await transaction.get_schedule(of) if isinstance(of, UUID) else None
             after = after or await transaction.now()
         if schedule is not None:
-            content = schedule.content
-            return preview(
-                content.timing, after, count, schedule_id=schedule.id, remaining=content.remaining_runs
-            )
+            of, count = schedule.content.timing, RunLimit(schedule.content.remaining_runs).cut(count)
         if not isinstance(of, Timing):
             raise AssertionError("a schedule or a timing")
-        return preview(of, after, count)
+        fires: list[ShownFire] = []
+        for fire in following(of, after, schedule_id=schedule.id if schedule is not None else None):
+            if len(fires) == count:
+                break
+            fires.append(fire)
+            # A rare one takes milliseconds to be found: nobody else has to wait for all of them.
+            await asyncio.sleep(0)
+        return fires
 
     async def _change(
         self,
