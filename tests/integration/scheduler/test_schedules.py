@@ -159,6 +159,9 @@ async def test_paused_it_has_no_next_fire_and_resumed_none_that_it_missed(api: S
     renamed = await client.UpdateSchedule(change(schedule, spec={"interval": "2s"}, remaining_runs="3"))
     assert (state(renamed), renamed.HasField("next_fire_time")) == ("PAUSED", False)
     begun = datetime.now(UTC)
+    async with api.database.system() as connection:
+        long_ago = schedules.update().where(schedules.c.task_id == schedule.task_id)
+        await connection.execute(long_ago.values(handled_until=begun - timedelta(hours=1)))
     resumed = await move(client, schedule, "Resume", note="back")
     assert (state(resumed), resumed.note) == ("ACTIVE", "back")
     assert resumed.next_fire_time.ToDatetime(UTC) > begun - timedelta(seconds=1)
