@@ -80,6 +80,14 @@ async def session_database(databases: Copy) -> AsyncIterator[Database]:
     await database.close()
 
 
+@pytest.fixture(scope="module")
+async def scheduler_database(databases: Copy) -> AsyncIterator[Database]:
+    """The scheduler service's view of the module's database."""
+    database = databases.open("scheduler")
+    yield database
+    await database.close()
+
+
 @pytest.fixture(scope="session")
 async def suite() -> AsyncIterator[RunningSuite]:
     """The whole suite with the offline model, as `make run` starts it."""

@@ -254,6 +254,8 @@ def _transcoder() -> GrpcJsonTranscoder:
         ),
         convert_grpc_status=True,
         case_insensitive_enum_parsing=True,
+        # As forms write a blank: a cron expression is full of them.
+        query_param_unescape_plus=True,
         max_request_body_size=MAX_BODY_BYTES,
         max_response_body_size=2 * MAX_BODY_BYTES,
         request_validation_options=GrpcJsonTranscoderRequestValidationOptions(

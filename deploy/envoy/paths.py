@@ -21,7 +21,7 @@ def path_names(descriptors: Path) -> str:
     """
     contract = descriptor_pb2.FileDescriptorSet.FromString(descriptors.read_bytes())
     # The template with the fewest variables first: a fixed word is told from one that a variable would take.
-    found = sorted({template for template in _templates(contract) if _VARIABLE.search(template)})
+    found = sorted(set(filter(None, _templates(contract))))
     found.sort(key=lambda template: len(_VARIABLE.findall(template)))
     lines = [
         f'  {{"{_pattern(template)}", {{{", ".join(f'"{name}"' for name in _VARIABLE.findall(template))}}}}},'

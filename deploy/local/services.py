@@ -25,7 +25,7 @@ from services.kernel.grpc import open_channel
 from services.kernel.identity import ServiceTokenSigner
 from services.kernel.identity.keys import private_key_from_text
 
-NAMES = ("auth", "executor", "session")
+NAMES = ("auth", "executor", "session", "scheduler")
 """In the order in which they start."""
 _CHECK = "/grpc.health.v1.Health/Check"
 

@@ -16,7 +16,7 @@ from typing import IO, Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 SERVICES = ("auth", "session", "executor", "scheduler", "reports")
-SCHEMAS = ("auth", "session")
+SCHEMAS = ("auth", "session", "scheduler")
 ROLES = ("owner", "application", "system")
 _LOOKS = 3
 _LOOK_SECONDS = 0.05

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import structlog
 
-from deploy.envoy.config import LOCAL_ORIGINS, EnvoySettings, render
+from deploy.envoy.config import LOCAL_ORIGINS, SERVICES, EnvoySettings, render
 from deploy.local import services
 from deploy.local.children import Child, sweep
 from deploy.local.console import Facts, Progress, banner
@@ -137,7 +137,7 @@ class Suite:
         settings = EnvoySettings(
             host=self.settings.http_host,
             port=self.settings.http_port,
-            endpoints={name: plan.targets(name) for name in ("auth", "session")},
+            endpoints={name: plan.targets(name) for name in SERVICES},
             admin_socket=short_path(self._run / "envoy.sock"),
             origins=(*LOCAL_ORIGINS, *self.settings.origins),
         )

@@ -10,7 +10,7 @@ import psutil
 
 from .records import Leftover
 
-SUPERVISED = ("session", "executor", "auth", "valkey", "postgres", "envoy")
+SUPERVISED = ("session", "executor", "auth", "scheduler", "valkey", "postgres", "envoy")
 """What the supervisor starts again, by kind."""
 _SERVERS = {"valkey-server": "valkey", "postgres": "postgres", "envoy": "envoy"}
 

@@ -95,7 +95,7 @@ async def look(suite: RunningSuite) -> dict[str, Holding]:
     return held
 
 
-SERVICES = frozenset({"auth-1", "executor-1", "session-1", "session-2", ALL})
+SERVICES = frozenset({"auth-1", "executor-1", "scheduler-1", "session-1", "session-2", ALL})
 SLACK = {"descriptors": 12, "threads": 6, "tasks": 12}
 """By how much these may differ between two looks: pools open connections and threads when they are needed."""
 OWN_KIB_PER_TURN = 8.0

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from aiagent.auth.v1.user_pb2 import User
     from aiagent.events.v1.session_event_pb2 import SessionEvent
+    from aiagent.scheduler.v1.schedule_pb2 import Schedule, ScheduleFire, ScheduleSpec
+    from aiagent.scheduler.v1.task_pb2 import RetryPolicy, Task, TaskVariable
     from aiagent.session.v1.agent_options_pb2 import AgentOptions
     from aiagent.session.v1.session_pb2 import Message, PermissionRequest, Session, ToolCall, Turn
     from aiagent.session.v1.session_service_pb2 import TextDelta, WatchCursor, WhenBusy
@@ -80,9 +82,15 @@ __all__ = [
     "PermissionDeniedError",
     "PermissionRequest",
     "ResourceExhaustedError",
+    "RetryPolicy",
+    "Schedule",
+    "ScheduleFire",
+    "ScheduleSpec",
     "Session",
     "SessionEvent",
     "StreamError",
+    "Task",
+    "TaskVariable",
     "TextDelta",
     "ToolCall",
     "Turn",
@@ -100,6 +108,16 @@ __all__ = [
 _HOMES = {
     "aiagent.auth.v1.user_pb2": ("User",),
     "aiagent.events.v1.session_event_pb2": ("SessionEvent",),
+    "aiagent.scheduler.v1.schedule_pb2": (
+        "Schedule",
+        "ScheduleFire",
+        "ScheduleSpec",
+    ),
+    "aiagent.scheduler.v1.task_pb2": (
+        "RetryPolicy",
+        "Task",
+        "TaskVariable",
+    ),
     "aiagent.session.v1.agent_options_pb2": ("AgentOptions",),
     "aiagent.session.v1.session_pb2": (
         "Message",

@@ -11,7 +11,9 @@ from aiagent_client.authentication import Auth
 from aiagent_client.connection import DEFAULT_TIMEOUT, DEFAULT_URL, Connection, open_channel, parse_url
 from aiagent_client.credentials import CredentialsStore, MemoryCredentials
 from aiagent_client.permissions import Permissions
+from aiagent_client.schedules import Schedules
 from aiagent_client.sessions import Sessions
+from aiagent_client.tasks import Tasks
 from aiagent_client.tokens import FixedToken, RenewedTokens
 from aiagent_client.workspaces import Workspaces
 
@@ -47,6 +49,8 @@ class Client:
         self.sessions = Sessions(self._connection)
         self.permissions = Permissions(self._connection)
         self.workspaces = Workspaces(self._connection)
+        self.tasks = Tasks(self._connection)
+        self.schedules = Schedules(self._connection)
         if token is not None:
             self._connection.tokens = FixedToken(token)
         else:

@@ -27,6 +27,8 @@ _WORDS: Final = {
     " a letter or digit",
     r"^[A-Za-z0-9_-]{1,64}$": "must have 1 to 64 characters, of letters, digits and _ -",
     r"^[A-Za-z_][A-Za-z0-9_]{0,127}$": "must be the name of an environment variable",
+    r"^[A-Za-z][A-Za-z0-9_]{0,63}$": "must have 1 to 64 characters, of letters, digits and _, the first a letter",
+    r"^[A-Z][A-Z0-9_]{0,63}$": "must have 1 to 64 characters, of capital letters, digits and _, the first a letter",
     r"^[^\x00\r\n]*$": "must have no line breaks and no NUL",
 }
 """What the patterns of the contracts say, in words: nobody should have to read an expression in an error."""

@@ -108,6 +108,8 @@ class SessionServicer(SessionServiceServicer):
         """Changes a session."""
         values: dict[str, Any] = {}
         for field in request.update_mask.paths:
+            if "." in field:
+                raise invalid_request("update_mask", f"{field}: names a part; fields are changed as a whole")
             if field == "sdk_options":
                 values[field] = _options(request.sdk_options)
             elif field == "labels":

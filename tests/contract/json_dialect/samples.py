@@ -12,6 +12,12 @@ _TEXTS = {
     "url": "https://example.org/mcp",
     "update_mask": "name",
 }
+# What the rules of one field accept.
+_VALUES: dict[str, object] = {
+    "aiagent.scheduler.v1.TaskVariable.name": "a_name",
+    "aiagent.scheduler.v1.RetryPolicy.backoff_coefficient": 1.5,
+    "aiagent.scheduler.v1.RetryPolicy.non_retryable_reasons": "A_REASON",
+}
 _NUMBERS = {
     FieldDescriptor.CPPTYPE_INT32: 7,
     FieldDescriptor.CPPTYPE_INT64: 2**53 + 1,
@@ -36,6 +42,8 @@ def sample(descriptor: Descriptor, depth: int = 6) -> Message:
             message.paths.extend(["name", "sdk_options"])
         case "google.protobuf.Struct":
             message.update({"type": "object", "limits": [1, 2.5, None, True]})
+        case "google.protobuf.Value":
+            message.struct_value.update({"list": [1, 2.5, None, True]})
         case "google.api.HttpBody":
             message.content_type = "application/octet-stream"
             message.data = bytes(range(256))
@@ -68,6 +76,8 @@ def _fill(message: Message, field: FieldDescriptor, depth: int) -> None:
 
 
 def _scalar(field: FieldDescriptor) -> object:
+    if field.full_name in _VALUES:
+        return _VALUES[field.full_name]
     if field.type == FieldDescriptor.TYPE_BYTES:
         return b"\x00\xff"
     if field.cpp_type != FieldDescriptor.CPPTYPE_STRING:

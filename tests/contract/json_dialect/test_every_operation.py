@@ -70,7 +70,8 @@ async def test_operation(
     )
     request = sample(method.input_type)
     values = json_format.MessageToDict(request, preserving_proto_field_name=True)
-    parameters = operation.get("parameters", [])
+    # Of the members of a oneof, a request has one.
+    parameters = [item for item in operation.get("parameters", []) if pick(values, item["name"]) is not None]
     in_path = {item["name"] for item in parameters if item["in"] == "path"}
     in_query = {item["name"] for item in parameters if item["in"] == "query"}
     for item in parameters:

@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
 from aiagent.auth.v1 import auth_service_pb2
-from deploy.envoy.config import EnvoySettings, render
+from deploy.envoy.config import SERVICES, EnvoySettings, render
 from deploy.local.ports import free_port
 from deploy.local.servers import Envoy
 from deploy.local.state import StateDirectory, write_private
@@ -61,7 +61,7 @@ class Edge:
         settings = EnvoySettings(
             host="127.0.0.1",
             port=free_port(),
-            endpoints={"auth": [self._upstream], "session": [self._upstream]},
+            endpoints={name: [self._upstream] for name in SERVICES},
             admin_socket=state.path / "run" / "edge.sock",
             origins=(r"https://console\.example\.com",),
         )

@@ -239,6 +239,21 @@ class TestPaths:
         assert answer.status_code == 400
         assert answer.json()["details"][1]["field_violations"][0]["field"] == "turn_id"
 
+    async def test_a_fixed_word_is_no_value(self, edge: Edge, client: httpx.AsyncClient) -> None:
+        path = f"/api/v1/schedules/preview?schedule_id={UUID}"
+        answer = await client.get(path, headers=bearer(edge))
+        assert answer.status_code == 200, answer.text
+        assert edge.services.received["PreviewSchedule"][0].schedule_id == UUID  # type: ignore[attr-defined]
+
+    @pytest.mark.parametrize("blank", ["+", "%20"])
+    async def test_a_blank_is_written_in_two_ways(
+        self, blank: str, edge: Edge, client: httpx.AsyncClient
+    ) -> None:
+        path = f"/api/v1/schedules/preview?spec.cron_expression=*/5{blank}9%2D17{blank}*{blank}*{blank}*"
+        assert (await client.get(path, headers=bearer(edge))).status_code == 200
+        [received] = edge.services.received["PreviewSchedule"]
+        assert received.spec.cron_expression == "*/5 9-17 * * *"  # type: ignore[attr-defined]
+
     async def test_nor_does_the_body(self, edge: Edge, client: httpx.AsyncClient) -> None:
         answer = await client.post(
             f"{SESSION}/messages", headers=bearer(edge), json={"message": "hello", "session_id": OTHER}

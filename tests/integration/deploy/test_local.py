@@ -155,7 +155,7 @@ async def test_what_cannot_be_used_is_one_line(local: RunningSuite, variable: st
 async def test_status_names_what_serves(local: RunningSuite, client: httpx.AsyncClient) -> None:
     status, output = await command(local, "status")
     assert status == 0, output
-    assert output.count(" serving") == 4
+    assert output.count(" serving") == 5
     assert output.count(" takes connections") == 1
 
 
@@ -218,7 +218,7 @@ async def test_replicas_in_processes_of_their_own(tmp_path: Path) -> None:
     await running.start()
     try:
         status, output = await command(running, "status")
-        assert (status, output.count(" serving")) == (0, 5), output
+        assert (status, output.count(" serving")) == (0, 6), output
         family = running.processes()
         [session] = [
             process

@@ -23,6 +23,8 @@ from services.kernel import readiness
 from services.kernel.db.migrations import upgrade
 from services.kernel.grpc import error_from_rpc
 from services.kernel.identity.keys import generate_private_key, private_key_to_text
+from services.scheduler import bootstrap as scheduler
+from services.scheduler.settings import SchedulerSettings
 from services.session import bootstrap as session
 from services.session.settings import SessionSettings
 from tests.conftest import ROOT
@@ -30,7 +32,7 @@ from tests.integration.auth.harness import an_encryption_key
 
 pytestmark = pytest.mark.integration
 STATES = health_pb2.HealthCheckResponse
-SCHEMAS = ("auth", "session")
+SCHEMAS = ("auth", "session", "scheduler")
 
 
 @pytest.fixture
@@ -65,6 +67,15 @@ async def build(name: str, postgres: Postgres, directory: Path) -> Any:
                 state_dir=directory,
             ),
             announce=lambda *_: None,
+        )
+    if name == "scheduler":
+        return await scheduler.build(
+            SchedulerSettings(
+                _env_file=None,
+                scheduler_listen="127.0.0.1:0",
+                scheduler_database_url=postgres.url("scheduler_application"),
+                scheduler_system_database_url=postgres.url("scheduler_system"),
+            )
         )
     return await session.build(
         SessionSettings(

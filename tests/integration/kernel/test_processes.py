@@ -24,7 +24,7 @@ from deploy.local.ports import free_port
 from services.kernel.grpc import error_from_rpc
 
 pytestmark = pytest.mark.integration
-SERVICES = ("auth", "executor", "session")
+SERVICES = ("auth", "executor", "scheduler", "session")
 NOWHERE = "postgresql://somebody:hush@127.0.0.1:9/nothing"
 STATES = health_pb2.HealthCheckResponse
 
@@ -106,7 +106,7 @@ async def test_each_service_tells_its_metrics(name: str, tmp_path: Path) -> None
         assert await service.end() == 0
 
 
-@pytest.mark.parametrize("name", ["auth", "session"])
+@pytest.mark.parametrize("name", ["auth", "scheduler", "session"])
 async def test_without_its_database_it_waits_and_is_not_ready(name: str, tmp_path: Path) -> None:
     async with running(name, tmp_path) as service:
         first = await service.line("waiting for the database")

@@ -54,3 +54,14 @@ async def test_a_schema_that_no_turn_could_keep_is_refused(api: Serving, schema:
     )
     assert (await refusal(client.sessions.UpdateSession(change))).reason == "INVALID_REQUEST"
     assert (await client.get(session.id)).etag == session.etag
+
+
+async def test_a_mask_names_whole_fields(api: Serving) -> None:
+    client = api.client()
+    session = await client.session(sdk_options={"model": "a-model"})
+    change = pb.UpdateSessionRequest(
+        session_id=session.id, sdk_options={"model": "another"}, update_mask={"paths": ["sdk_options.model"]}
+    )
+    error = await refusal(client.sessions.UpdateSession(change))
+    assert (error.reason, error.violations[0].field) == ("INVALID_REQUEST", "update_mask")
+    assert (await client.get(session.id)).etag == session.etag

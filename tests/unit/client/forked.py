@@ -25,7 +25,7 @@ _MOST_SECONDS = 90
 def serve(listener: socket.socket) -> None:
     """Forks a process for each request until its starter is gone; runs in a process of its own, without threads."""
     # Imported once, so that no command has to. gRPC is not used before the fork, only loaded.
-    from aiagent_client.cli import auth, config, main, sessions  # noqa: F401
+    from aiagent_client.cli import auth, config, main, schedules, sessions, tasks  # noqa: F401
 
     starter = os.getppid()
     listener.settimeout(1.0)

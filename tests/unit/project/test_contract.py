@@ -14,7 +14,7 @@ from protos.openapi.operations import bindings
 pytestmark = pytest.mark.unit
 
 INTERNAL = {"ExecutorService", "TranscriptService"}
-READING = ("Get", "List", "Watch", "Read", "Wait", "Download")
+READING = ("Get", "List", "Watch", "Read", "Wait", "Download", "Preview")
 
 # Changes that need no request id, each with its reason.
 WITHOUT_REQUEST_ID = {
@@ -37,6 +37,10 @@ KEPT_PATHS = {
     "GET /api/v1/sessions/{session_id}/messages",
     "GET /api/v1/sessions/{session_id}/tool-calls",
     "GET /api/v1/sessions/{session_id}/workdir/download",
+    "POST /api/v1/tasks",
+    "GET /api/v1/tasks",
+    "GET /api/v1/tasks/{task_id}",
+    "DELETE /api/v1/tasks/{task_id}",
 }
 
 

@@ -6,16 +6,18 @@ import pytest
 
 from aiagent.auth.v1 import error_reason_pb2 as auth
 from aiagent.executor.v1 import error_reason_pb2 as executor
+from aiagent.scheduler.v1 import error_reason_pb2 as scheduler
 from aiagent.session.v1 import error_reason_pb2 as session
 from deploy.local.settings import LocalSettings
 from services.auth.settings import AuthSettings
 from services.executor.settings import ExecutorSettings
+from services.scheduler.settings import SchedulerSettings
 from services.session.settings import SessionSettings
 
 from .test_files import ROOT, tracked
 
 pytestmark = pytest.mark.unit
-SETTINGS = (LocalSettings, AuthSettings, SessionSettings, ExecutorSettings)
+SETTINGS = (LocalSettings, AuthSettings, SessionSettings, ExecutorSettings, SchedulerSettings)
 REASON = r'"([A-Z]+(?:_[A-Z]+)*)"'
 # An attempt that was lost so is followed by another one; the turn ends with ATTEMPTS_EXHAUSTED.
 LOSES_AN_ATTEMPT_ONLY = {"EXECUTOR_LOST"}
@@ -36,7 +38,8 @@ def written(pattern: str, *places: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("heading", "enum"), [("Auth", auth), ("Sessions", session), ("Executors", executor)]
+    ("heading", "enum"),
+    [("Auth", auth), ("Sessions", session), ("Tasks", scheduler), ("Executors", executor)],
 )
 def test_each_reason_of_a_service_is_listed(heading: str, enum: object) -> None:
     names = set(enum.ErrorReason.Reason.keys()) - {"REASON_UNSPECIFIED"}  # type: ignore[attr-defined]

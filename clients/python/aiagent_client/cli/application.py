@@ -66,6 +66,8 @@ def _add(name: str, text: str) -> None:
 
 _add("auth", "Accounts and logins.")
 _add("sessions", "Sessions: conversations with an agent, and their directories.")
+_add("tasks", "Tasks: work for agents that is done again and again.")
+_add("schedules", "Schedules: when tasks run by themselves.")
 _add("config", "Which server to use.")
 
 

@@ -53,6 +53,25 @@ class WhenBusyName(StrEnum):
     interrupt = "interrupt"
 
 
+class OverlapName(StrEnum):
+    """What a fire of a schedule does while a run of an earlier one is open."""
+
+    skip = "skip"
+    buffer_one = "buffer-one"
+    buffer_all = "buffer-all"
+    cancel_other = "cancel-other"
+    terminate_other = "terminate-other"
+    allow_all = "allow-all"
+
+
+class ScheduleStateName(StrEnum):
+    """States of a schedule."""
+
+    active = "active"
+    paused = "paused"
+    ended = "ended"
+
+
 def number_of(kind: Any, word: str) -> Any:
     """Returns a protobuf enum's number for an option's word."""
     return kind.Value(word.upper().replace("-", "_"))

@@ -1,11 +1,14 @@
-"""Finding what a person named: a session or a question, by id, part of an id, or name."""
+"""Finding what a person named: a session, a task, a schedule or a question, by id, part of an id, or name."""
 
 from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 
+from aiagent.scheduler.v1.schedule_pb2 import Schedule
+from aiagent.scheduler.v1.task_pb2 import Task
 from aiagent.session.v1.session_pb2 import PermissionRequest, Session
 from aiagent_client.cli.failures import FailedError, UsageError
 from aiagent_client.cli.output import local_time, word
@@ -13,7 +16,7 @@ from aiagent_client.cli.text import one_line
 from aiagent_client.client import Client
 
 _PART: Final = re.compile(r"[0-9a-fA-F-]{4,35}")
-# How many sessions, the newest first, are looked through for a part of an id or a name.
+# How many sessions, tasks or schedules, the newest first, are looked through for a part of an id or a name.
 _SEARCHED: Final = 5_000
 
 
@@ -30,23 +33,50 @@ async def session_id(client: Client, text: str) -> str:
 
     Raises FailedError when there is none, UsageError when there are several.
     """
+
+    def shown(session: Session) -> str:
+        state = word(Session.State, session.state).plain
+        return f"{one_line(session.name, 40)}  {state}, created {local_time(session.create_time)}".strip()
+
+    return await _find("session", text, client.sessions.list(page_size=1000), shown)
+
+
+async def task_id(client: Client, text: str) -> str:
+    """Returns the id of the task that is meant. Raises as `session_id`."""
+
+    def shown(task: Task) -> str:
+        return f"{one_line(task.name, 40)}  created {local_time(task.create_time)}"
+
+    return await _find("task", text, client.tasks.list(page_size=1000), shown)
+
+
+async def schedule_id(client: Client, text: str) -> str:
+    """Returns the id of the schedule that is meant. Raises as `session_id`."""
+
+    def shown(schedule: Schedule) -> str:
+        state = word(Schedule.State, schedule.state).plain
+        return f"{one_line(schedule.name, 40)}  {state}, created {local_time(schedule.create_time)}".strip()
+
+    return await _find("schedule", text, client.schedules.list(page_size=1000), shown)
+
+
+async def _find[Kind: (Session, Task, Schedule)](
+    noun: str, text: str, there: AsyncIterator[Kind], show: Callable[[Kind], str]
+) -> str:
     text = text.strip()
     if is_id(text):
         return text.lower()
     if not text:
-        raise UsageError("name a session")
+        raise UsageError(f"name a {noun}")
     found: dict[str, str] = {}
     seen = 0
-    async for session in client.sessions.list(page_size=1000):
-        if session.name == text or _matches(session.id, text):
-            state = word(Session.State, session.state).plain
-            found[session.id] = (
-                f"{one_line(session.name, 40)}  {state}, created {local_time(session.create_time)}".strip()
-            )
+    async for one in there:
+        if one.name == text or _matches(one.id, text):
+            found[one.id] = show(one)
         seen += 1
         if seen >= _SEARCHED:
             break
-    return _only(found, f"session {text!r}")
+    return _only(found, f"{noun} {text!r}")
 
 
 async def pending_request(client: Client, session: str, text: str) -> PermissionRequest:

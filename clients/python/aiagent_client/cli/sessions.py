@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
@@ -12,6 +11,7 @@ from rich.text import Text
 from aiagent.session.v1.agent_options_pb2 import AgentOptions
 from aiagent.session.v1.session_pb2 import PermissionRequest, Session
 from aiagent_client.cli import answers, files, history, talking
+from aiagent_client.cli.arguments import labels, rules, text_or_file
 from aiagent_client.cli.choices import ModeName, PermissionModeName, StateName, number_of
 from aiagent_client.cli.context import Invocation, Output, SessionArgument
 from aiagent_client.cli.failures import UsageError
@@ -20,9 +20,6 @@ from aiagent_client.cli.output import facts, local_time, plain, table, when, wor
 from aiagent_client.cli.text import count_of, duration, main_argument, money, one_line
 from aiagent_client.client import Client
 from aiagent_client.errors import ClientError
-
-# Of a rule, only its form: which tools there are and what their patterns may be, the server knows.
-_RULE: Final = re.compile(r"[^\s()]+(\(.*\))?")
 
 app = typer.Typer(no_args_is_help=True, help="Sessions: conversations with an agent, and their directories.")
 
@@ -85,22 +82,22 @@ def create(
       ID=$(ai-agent sessions create -o json | jq -r .id)
     """
     invocation = Invocation.of(context, output)
-    allowed, disallowed = _rules("--allowed-tool", allowed_tool), _rules("--disallowed-tool", disallowed_tool)
+    allowed = rules("--allowed-tool", allowed_tool)
+    disallowed = rules("--disallowed-tool", disallowed_tool)
 
     async def work(client: Client) -> None:
         options = AgentOptions(
             model=model,
-            system_prompt=_text_or_file(system_prompt),
+            system_prompt=text_or_file(system_prompt),
             allowed_tools=allowed,
             disallowed_tools=disallowed,
             permission_mode=number_of(AgentOptions.PermissionMode, permission_mode),
             max_turns=max_turns,
             max_budget_usd=max_budget_usd,
         )
-        labels = dict(_label(text) for text in label or [])
         with invocation.busy("creating the session"):
             session = await client.sessions.create(
-                name=name, mode=number_of(Session.Mode, mode), sdk_options=options, labels=labels
+                name=name, mode=number_of(Session.Mode, mode), sdk_options=options, labels=labels(label)
             )
         if directory is not None:
             try:
@@ -305,28 +302,3 @@ def _session(session: Session, questions: list[PermissionRequest]) -> Any:
             ("asks", f"{request.tool_use.tool_name} {one_line(main_argument(request.tool_use), 100)}")
         )
     return facts(rows)
-
-
-def _rules(option: str, given: list[str] | None) -> list[str]:
-    for text in given or []:
-        if not _RULE.fullmatch(text.strip()):
-            raise typer.BadParameter(
-                f"a tool's rule looks like Tool or 'Tool(pattern)', not {text!r}", param_hint=option
-            )
-    return given or []
-
-
-def _text_or_file(text: str) -> str:
-    if not text.startswith("@"):
-        return text
-    try:
-        return Path(text[1:]).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {text[1:]}: {error}") from error
-
-
-def _label(text: str) -> tuple[str, str]:
-    key, found, value = text.partition("=")
-    if not found or not key:
-        raise UsageError(f"a label looks like KEY=VALUE, not {text!r}")
-    return key, value

@@ -91,6 +91,11 @@ def plain_numbers(value: Any) -> Any:
     return value
 
 
+def json_text(value: Any) -> str:
+    """Returns a value of a protobuf Struct as people write it: JSON, with whole numbers as such."""
+    return json.dumps(plain_numbers(value), ensure_ascii=False)
+
+
 def summary_of(content: Content, width: int) -> str:
     """Returns a tool result's first line, and how much more there is."""
     lines = [line for line in safe(content.text).split("\n") if line.strip()]

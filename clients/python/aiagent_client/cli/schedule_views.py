@@ -1,0 +1,86 @@
+"""How schedules are shown to people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.timestamp_pb2 import Timestamp
+from rich.text import Text
+
+from aiagent.scheduler.v1.schedule_pb2 import Schedule, ScheduleFire, ScheduleSpec
+from aiagent_client.cli.output import facts, local_time, plain, table, word
+from aiagent_client.cli.text import duration, json_text
+
+
+def _when(spec: ScheduleSpec) -> str:
+    if spec.HasField("interval"):
+        return f"every {duration(spec.interval.ToMilliseconds())}"
+    return f"{spec.cron_expression} ({spec.time_zone})"
+
+
+def rows_of(found: Sequence[Schedule]) -> Any:
+    """Returns schedules as a table."""
+    return table(
+        [
+            ("ID", {"no_wrap": True, "min_width": 36}),
+            ("NAME", {"no_wrap": True}),
+            ("STATE", {"no_wrap": True}),
+            ("WHEN", {"no_wrap": True}),
+            ("NEXT", {"no_wrap": True}),
+        ],
+        [
+            (
+                schedule.id,
+                plain(schedule.name, 30),
+                word(Schedule.State, schedule.state),
+                plain(_when(schedule.spec), 50),
+                local_time(schedule.next_fire_time),
+            )
+            for schedule in found
+        ],
+    )
+
+
+def facts_of(schedule: Schedule) -> Any:
+    """Returns all about one schedule."""
+    spec = schedule.spec
+    rows: list[tuple[str, Text | str]] = [
+        ("id", schedule.id),
+        ("name", plain(schedule.name)),
+        ("task", schedule.task_id),
+        ("state", word(Schedule.State, schedule.state)),
+        ("note", plain(schedule.note, 400)),
+        ("when", plain(_when(spec))),
+        ("next fire", local_time(schedule.next_fire_time)),
+        ("start", _optional(spec, "start_time")),
+        ("end", _optional(spec, "end_time")),
+        ("jitter", duration(spec.jitter.ToMilliseconds()) if spec.HasField("jitter") else ""),
+        ("variables", plain(_variables(schedule))),
+        ("overlap", word(Schedule.OverlapPolicy, schedule.overlap_policy)),
+        ("catch-up", duration(schedule.catch_up_window.ToMilliseconds())),
+        ("on failure", "pauses" if schedule.pause_on_failure else ""),
+        ("runs left", str(schedule.remaining_runs) if schedule.HasField("remaining_runs") else ""),
+        ("created", local_time(schedule.create_time)),
+        ("changed", local_time(schedule.update_time)),
+    ]
+    return facts(rows)
+
+
+def _optional(spec: ScheduleSpec, field: str) -> str:
+    moment: Timestamp = getattr(spec, field)
+    return local_time(moment) if spec.HasField(field) else ""  # type: ignore[arg-type]
+
+
+def _variables(schedule: Schedule) -> str:
+    given: dict[str, Any] = MessageToDict(schedule.variables)
+    return ", ".join(f"{name}={json_text(value)}" for name, value in sorted(given.items()))
+
+
+def fires_of(fires: Sequence[ScheduleFire]) -> Any:
+    """Returns fires that are to come as a table."""
+    return table(
+        [("IN ITS ZONE", {"no_wrap": True}), ("HERE", {"no_wrap": True})],
+        [(fire.local_time, local_time(fire.fire_time)) for fire in fires],
+    )

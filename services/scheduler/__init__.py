@@ -1,0 +1,1 @@
+"""The scheduler service: tasks, their schedules, and runs in the background."""

@@ -1,0 +1,1 @@
+"""The scheduler's gRPC interface: maps, calls one use case, maps back."""

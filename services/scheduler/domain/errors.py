@@ -1,0 +1,44 @@
+"""The errors of the scheduler, one constructor for each reason of `aiagent.scheduler.v1.ErrorReason`."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from services.kernel.errors import ErrorKind, FieldViolation, ServiceError
+from services.scheduler.domain.violations import DOMAIN, refuse
+
+__all__ = ["DOMAIN"]
+
+
+def _error(kind: ErrorKind, reason: str, message: str, **metadata: str) -> ServiceError:
+    return ServiceError(kind, reason=reason, domain=DOMAIN, message=message, metadata=metadata)
+
+
+def invalid_request(field: str, description: str) -> ServiceError:
+    """INVALID_ARGUMENT: a rule that the contract cannot state is broken by `field`."""
+    return refuse((FieldViolation(field=field, description=description, reason="INVALID"),))
+
+
+def task_not_found(task_id: UUID) -> ServiceError:
+    """NOT_FOUND: there is no such task, or it is not the caller's. The two are the same answer."""
+    return _error(ErrorKind.NOT_FOUND, "TASK_NOT_FOUND", "the task does not exist", task_id=str(task_id))
+
+
+def schedule_not_found(schedule_id: UUID) -> ServiceError:
+    """NOT_FOUND: there is no such schedule, or it is not the caller's. The two are the same answer."""
+    return _error(
+        ErrorKind.NOT_FOUND,
+        "SCHEDULE_NOT_FOUND",
+        "the schedule does not exist",
+        schedule_id=str(schedule_id),
+    )
+
+
+def etag_mismatch(what: str) -> ServiceError:
+    """ABORTED: the etag sent is not that of the current version of `what`, a word."""
+    return _error(ErrorKind.ABORTED, "ETAG_MISMATCH", f"the {what} has changed; read it again")
+
+
+def role_not_allowed(role: str) -> ServiceError:
+    """PERMISSION_DENIED: viewers read only."""
+    return _error(ErrorKind.PERMISSION_DENIED, "ROLE_NOT_ALLOWED", f"the role {role} reads only", role=role)

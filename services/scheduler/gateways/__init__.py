@@ -1,0 +1,1 @@
+"""The scheduler service's adapters to what lies outside it."""

@@ -1,0 +1,17 @@
+"""The scheduler service's settings."""
+
+from __future__ import annotations
+
+from pydantic import SecretStr
+
+from services.kernel.settings import KernelSettings
+
+
+class SchedulerSettings(KernelSettings):
+    """Read from the environment (prefix `AIAGENT_`), then from `.env`."""
+
+    scheduler_listen: str = "127.0.0.1:50054"
+    scheduler_database_url: SecretStr
+    scheduler_system_database_url: SecretStr
+    scheduler_owner_database_url: SecretStr | None = None
+    auth_targets: str = "127.0.0.1:50051"

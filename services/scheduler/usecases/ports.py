@@ -1,0 +1,96 @@
+"""The ports of the use cases: what they need of the outside, as protocols that adapters fulfil."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+from uuid import UUID
+
+from services.kernel.identity import Caller
+from services.scheduler.domain.entities import Task, TaskContent
+from services.scheduler.domain.schedules import Schedule, ScheduleContent, Standing
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFilter:
+    """Which tasks to list; `user_id` None means all that the caller may see."""
+
+    user_id: UUID | None = None
+    name_contains: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleFilter:
+    """Which schedules to list; None and nothing mean any."""
+
+    user_id: UUID | None = None
+    task_id: UUID | None = None
+    states: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NewSchedule:
+    """A schedule to create, for the owner of its task."""
+
+    id: UUID
+    task_id: UUID
+    user_id: UUID
+    content: ScheduleContent
+    standing: Standing
+
+
+class SchedulerTransaction(Protocol):
+    """A caller's transaction: it sees what the caller may see, and commits when its block ends without an error.
+
+    What is not there and what is not the caller's is answered alike: NOT_FOUND.
+    """
+
+    async def once(
+        self, method: str, request_id: str, request: bytes, run: Callable[[], Awaitable[bytes]]
+    ) -> bytes:
+        """Does a mutation once for each request id, known for 24 hours; see `kernel.db.idempotency.once`."""
+
+    async def insert_task(self, task_id: UUID, content: TaskContent) -> None:
+        """Creates a task of the caller's."""
+
+    async def update_task(self, task_id: UUID, content: TaskContent) -> None:
+        """Changes a task, and with it its version."""
+
+    async def mark_task_deleted(self, task_id: UUID) -> None:
+        """Makes a task invisible and removes its schedules; its other rows are removed later."""
+
+    async def get_task(self, task_id: UUID, *, lock: bool = False) -> Task:
+        """Returns a task; with `lock` nobody else changes it until the end of the transaction."""
+
+    async def list_tasks(self, wanted: TaskFilter, before: UUID | None, limit: int) -> list[Task]:
+        """Returns tasks, the newest first."""
+
+    async def insert_schedule(self, new: NewSchedule) -> None:
+        """Creates a schedule."""
+
+    async def update_schedule(
+        self, schedule_id: UUID, content: ScheduleContent, standing: Standing, note: str
+    ) -> None:
+        """Changes a schedule, and with it its version."""
+
+    async def delete_schedule(self, schedule_id: UUID) -> None:
+        """Removes a schedule."""
+
+    async def get_schedule(self, schedule_id: UUID, *, lock: bool = False) -> Schedule:
+        """Returns a schedule; with `lock` nobody else changes it or makes its fires meanwhile."""
+
+    async def list_schedules(self, wanted: ScheduleFilter, before: UUID | None, limit: int) -> list[Schedule]:
+        """Returns schedules, the newest first."""
+
+    async def now(self) -> datetime:
+        """The database's time."""
+
+
+class SchedulerStore(Protocol):
+    """The database as use cases see it."""
+
+    def begin(self, caller: Caller) -> AbstractAsyncContextManager[SchedulerTransaction]:
+        """Opens a caller's transaction."""

@@ -1,0 +1,61 @@
+"""Every reason of `ErrorReason`, as a client meets it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from aiagent.scheduler.v1 import error_reason_pb2
+from aiagent.scheduler.v1 import scheduler_service_pb2 as pb
+from services.kernel.errors import ServiceError
+from services.scheduler.gateways import rendering
+from tests.databases import Copy
+from tests.integration.scheduler.serving import serving
+from tests.integration.session.serving import refusal
+
+pytestmark = pytest.mark.contract
+REASONS = set(error_reason_pb2.ErrorReason.Reason.keys()) - {"REASON_UNSPECIFIED"}
+
+
+async def test_each_reason_arrives(databases: Copy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    met: dict[str, ServiceError] = {}
+
+    async def meet(call: Any) -> None:
+        error = await refusal(call)
+        assert error.domain == "scheduler.aiagent"
+        met[error.reason] = error
+
+    async with serving(databases) as api:
+        client = api.client()
+        task = await client.task(request_id="once")
+        nowhere = str(uuid4())
+        await meet(client.CreateTask(pb.CreateTaskRequest()))
+        await meet(client.task(name="another", request_id="once"))
+        await meet(client.get(nowhere))
+        assert met["TASK_NOT_FOUND"].metadata["task_id"] == nowhere
+        await meet(client.GetSchedule(pb.GetScheduleRequest(schedule_id=nowhere)))
+        assert met["SCHEDULE_NOT_FOUND"].metadata["schedule_id"] == nowhere
+        await meet(client.DeleteTask(pb.DeleteTaskRequest(task_id=task.id, etag='"0"')))
+        await meet(api.demoted(client).task())
+        assert met["ROLE_NOT_ALLOWED"].metadata["role"] == "VIEWER"
+        # Its processes do not come up.
+        monkeypatch.setattr(rendering, "_PROGRAM", tmp_path / "nothing.py")
+        await meet(client.task(prompt_template="{{ 1 }}"))
+
+    assert met.keys() == REASONS
+    assert {reason: error.kind.value for reason, error in met.items()} == {
+        "INVALID_REQUEST": "INVALID_ARGUMENT",
+        "REQUEST_ID_REUSED": "INVALID_ARGUMENT",
+        "TASK_NOT_FOUND": "NOT_FOUND",
+        "SCHEDULE_NOT_FOUND": "NOT_FOUND",
+        "ETAG_MISMATCH": "ABORTED",
+        "RENDERER_UNAVAILABLE": "UNAVAILABLE",
+        "ROLE_NOT_ALLOWED": "PERMISSION_DENIED",
+    }
+    assert {reason for reason, error in met.items() if error.violations} == {
+        "INVALID_REQUEST",
+        "REQUEST_ID_REUSED",
+    }

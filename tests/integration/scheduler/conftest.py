@@ -1,0 +1,18 @@
+"""The scheduler service for tests of its API."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.databases import Copy
+
+from .serving import Serving, serving
+
+
+@pytest.fixture(scope="module")
+async def api(databases: Copy) -> AsyncIterator[Serving]:
+    """A service for the tests of a module, which bring people of their own."""
+    async with serving(databases) as running:
+        yield running

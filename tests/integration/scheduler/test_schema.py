@@ -1,0 +1,163 @@
+"""The schema that migrations build: as declared, with tenants apart; and who may look across them."""
+
+from __future__ import annotations
+
+import inspect
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+
+from aiagent.scheduler.v1 import schedule_pb2
+from aiagent.scheduler.v1 import scheduler_service_pb2 as pb
+from services.kernel.db import Database
+from services.scheduler.store import system_queries
+from services.scheduler.store.tables import idempotency_keys, metadata, run_attempts, runs, tasks
+from tests.integration.session.test_schema import OF_TENANT, functions, of_owner
+
+from .serving import Serving
+
+pytestmark = pytest.mark.integration
+OWNERS = {"tasks": "user_id", "schedules": "user_id", "runs": "user_id", "idempotency_keys": "caller_id"}
+"""The tables in which users see their own rows, and admins all of the organization."""
+FIRE = datetime(2030, 1, 1, 9, tzinfo=UTC)
+
+
+def test_the_queries_across_tenants() -> None:
+    # Whoever adds one thinks about what it reaches: row-level security does not stand behind it.
+    classes = inspect.getmembers(system_queries, inspect.isclass)
+    own = [kind for _, kind in classes if kind.__module__ == system_queries.__name__]
+    assert {kind.__name__: functions(kind) for kind in own} == {"HouseKeeping": {"purge"}}
+    assert functions(system_queries) == set()
+
+
+async def test_migrations_build_what_is_declared(scheduler_database: Database) -> None:
+    def differences(connection: sa.Connection) -> list[object]:
+        options = {"include_schemas": True, "compare_type": True, "compare_server_default": True}
+        options["include_name"] = lambda name, kind, _: kind != "schema" or name == "scheduler"
+        options["version_table_schema"] = "scheduler"
+        found: list[object] = compare_metadata(MigrationContext.configure(connection, opts=options), metadata)
+        return found
+
+    query = (
+        "SELECT conname FROM pg_constraint WHERE contype = 'c' AND connamespace = 'scheduler'::regnamespace"
+    )
+    async with scheduler_database.system() as connection:
+        assert await connection.run_sync(differences) == []
+        checks = set((await connection.execute(sa.text(query))).scalars())
+    assert checks == {
+        constraint.name
+        for table in metadata.tables.values()
+        for constraint in table.constraints
+        if isinstance(constraint, sa.CheckConstraint)
+    }
+
+
+async def test_every_table_forces_row_level_security(scheduler_database: Database) -> None:
+    query = (
+        "SELECT relname, relrowsecurity AND relforcerowsecurity AS forced FROM pg_class"
+        " WHERE relkind = 'r' AND relnamespace = 'scheduler'::regnamespace"
+    )
+    async with scheduler_database.system() as connection:
+        rows = (await connection.execute(sa.text(query))).all()
+    assert {row.relname for row in rows if not row.forced} == {"alembic_version"}
+    assert len(rows) == len(metadata.tables) + 1
+
+
+async def test_the_application_sees_and_writes_rows_of_its_tenant_only(scheduler_database: Database) -> None:
+    query = (
+        "SELECT tablename, qual, coalesce(with_check, qual) AS with_check FROM pg_policies"
+        " WHERE schemaname = 'scheduler' AND roles && '{scheduler_application,public}'"
+    )
+    async with scheduler_database.system() as connection:
+        rows = (await connection.execute(sa.text(query))).all()
+    # One for each table: of several, any one is enough.
+    names = sorted(row.tablename for row in rows)
+    assert names == sorted(table.name for table in metadata.tables.values())
+    for row in rows:
+        owner = OWNERS.get(row.tablename)
+        assert row.qual == (f"({OF_TENANT} AND {of_owner(owner)})" if owner else OF_TENANT), row.tablename
+        assert row.with_check == row.qual, row.tablename
+
+
+async def test_what_is_deleted_goes(api: Serving) -> None:
+    client = api.client()
+    kept, gone = await client.task(request_id="kept"), await client.task(request_id="gone")
+    await client.DeleteTask(pb.DeleteTaskRequest(task_id=gone.id))
+    async with api.database.system() as connection:
+        old = sa.func.clock_timestamp() - timedelta(seconds=1)
+        await connection.execute(
+            sa.update(idempotency_keys).where(idempotency_keys.c.request_id == "gone").values(expire_time=old)
+        )
+    assert await system_queries.HouseKeeping(api.database).purge() == 2
+    assert [str(row["id"]) for row in await api.rows(tasks)] == [kept.id]
+    assert [row["request_id"] for row in await api.rows(idempotency_keys)] == ["kept"]
+    assert await system_queries.HouseKeeping(api.database).purge() == 0
+
+
+async def a_run(api: Serving, schedule: schedule_pb2.Schedule, **values: Any) -> UUID:
+    """Puts a run of a schedule's fire there, as a tick does."""
+    run_id = uuid4()
+    row = {
+        "id": run_id,
+        "organization_id": UUID(schedule.organization_id),
+        "user_id": UUID(schedule.user_id),
+        "task_id": UUID(schedule.task_id),
+        "schedule_id": UUID(schedule.id),
+        "fire_time": FIRE,
+        "due_time": FIRE,
+        "available_time": FIRE,
+        "state": "QUEUED",
+        "priority": 0,
+        "variables": {},
+        **values,
+    }
+    async with api.database.system() as connection:
+        await connection.execute(sa.insert(runs).values(row))
+    return run_id
+
+
+async def test_a_fire_makes_one_run(api: Serving) -> None:
+    client = api.client()
+    schedule = await client.schedule()
+    await a_run(api, schedule)
+    with pytest.raises(sa.exc.IntegrityError, match="runs_once"):
+        await a_run(api, schedule)
+    await a_run(api, schedule, fire_time=FIRE + timedelta(seconds=1))
+    await a_run(api, await client.schedule(schedule.task_id))
+    backfill = uuid4()
+    await a_run(api, schedule, backfill_id=backfill)
+    with pytest.raises(sa.exc.IntegrityError, match="runs_once"):
+        await a_run(api, schedule, backfill_id=backfill)
+    # Those that somebody asks for have no fire.
+    for _ in range(2):
+        await a_run(api, schedule, schedule_id=None, fire_time=None)
+    with pytest.raises(sa.exc.IntegrityError, match="runs_fire"):
+        await a_run(api, schedule, fire_time=None)
+
+
+async def test_a_run_outlives_its_schedule_and_an_open_one_its_deleted_task(api: Serving) -> None:
+    client = api.client()
+    schedule = await client.schedule()
+    run_id = await a_run(api, schedule)
+    async with api.database.system() as connection:
+        attempt = {"run_id": run_id, "number": 1, "state": "RUNNING"}
+        organization_id = UUID(schedule.organization_id)
+        await connection.execute(sa.insert(run_attempts).values(**attempt, organization_id=organization_id))
+    await client.DeleteTask(pb.DeleteTaskRequest(task_id=schedule.task_id))
+
+    async def left() -> list[dict[str, Any]]:
+        await system_queries.HouseKeeping(api.database).purge()
+        return [row for row in await api.rows(runs) if row["id"] == run_id]
+
+    (row,) = await left()
+    assert (row["schedule_id"], row["fire_time"]) == (None, FIRE)
+    async with api.database.system() as connection:
+        ended = sa.update(runs).where(runs.c.id == run_id)
+        await connection.execute(ended.values(state="CANCELLED", end_time=FIRE))
+    assert await left() == []
+    assert [row for row in await api.rows(run_attempts) if row["run_id"] == run_id] == []
