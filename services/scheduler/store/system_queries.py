@@ -6,10 +6,9 @@ import sqlalchemy as sa
 
 from services.kernel.db import Database
 from services.kernel.db.idempotency import purge_expired
-from services.scheduler.store.tables import idempotency_keys, runs, tasks
+from services.scheduler.store.tables import idempotency_keys, tasks
 
 _PURGED_AT_ONCE = 100
-_UNDER_WAY = sa.exists().where(runs.c.task_id == tasks.c.id, runs.c.end_time.is_(None))
 
 
 class HouseKeeping:
@@ -20,11 +19,11 @@ class HouseKeeping:
         self._database = database
 
     async def purge(self) -> int:
-        """Deletes expired request ids and deleted tasks without open runs, a bounded number; returns how many."""
+        """Deletes expired request ids and deleted tasks, a bounded number; returns how many."""
         async with self._database.system() as connection:
             found = (
                 sa.select(tasks.c.id)
-                .where(tasks.c.delete_time.is_not(None), sa.not_(_UNDER_WAY))
+                .where(tasks.c.delete_time.is_not(None))
                 .limit(_PURGED_AT_ONCE)
                 .with_for_update(skip_locked=True)
             )
