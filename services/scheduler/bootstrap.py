@@ -13,21 +13,32 @@ from aiagent.scheduler.v1.scheduler_service_pb2_grpc import add_SchedulerService
 from services.kernel.clock import SystemClock
 from services.kernel.context import detached
 from services.kernel.db import Database
-from services.kernel.grpc import USER, KernelServer, MethodPolicy, build_server
+from services.kernel.grpc import (
+    USER,
+    KernelServer,
+    MethodPolicy,
+    build_server,
+    open_channel,
+    replicas,
+)
 from services.kernel.housekeeping import keep_house
-from services.kernel.identity import JwksVerifier, ServiceTokenVerifier
-from services.kernel.ids import Uuid7Source
+from services.kernel.identity import JwksVerifier, ServiceTokenSigner, ServiceTokenVerifier
+from services.kernel.ids import Uuid7Source, new_id
 from services.kernel.readiness import once_reached, watch_database
+from services.kernel.settings import targets
 from services.scheduler.api.servicer import SchedulerServicer
 from services.scheduler.domain.errors import DOMAIN
 from services.scheduler.gateways.auth import auth_channel, key_set
 from services.scheduler.gateways.rendering import TemplateProcesses
+from services.scheduler.gateways.sessions import SessionGateway
 from services.scheduler.settings import SchedulerSettings
-from services.scheduler.store.system_queries import HouseKeeping
+from services.scheduler.store.system_queries import HouseKeeping, RunQueries
 from services.scheduler.store.tables import SCHEMA
 from services.scheduler.store.tenant import TenantStore
+from services.scheduler.usecases.runs import Runs
 from services.scheduler.usecases.schedules import Schedules
 from services.scheduler.usecases.tasks import Tasks
+from services.scheduler.usecases.worker import RunWorker
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
 _SERVICE = scheduler_service_pb2.DESCRIPTOR.services_by_name["SchedulerService"]
@@ -46,15 +57,17 @@ class SchedulerService:
         server: KernelServer,
         database: Database,
         house: HouseKeeping,
-        auth: grpc.aio.Channel,
+        channels: list[grpc.aio.Channel],
         templates: TemplateProcesses,
+        worker: RunWorker,
     ) -> None:
         """Use `build`."""
         self._server = server
         self._database = database
         self._house = house
-        self._auth = auth
+        self._channels = channels
         self._templates = templates
+        self._worker = worker
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -72,6 +85,7 @@ class SchedulerService:
         await self._server.open()
         await once_reached(self._database.check, clock)
         await self._server.start()
+        await self._worker.start()
         for name, work in (
             ("scheduler-housekeeping", keep_house(self._house.purge, clock)),
             ("scheduler-readiness", watch_database(self._database.check, self._server.health, clock)),
@@ -79,16 +93,17 @@ class SchedulerService:
             self._tasks.append(asyncio.create_task(work, name=name, context=detached()))
 
     async def drain(self, grace_seconds: float) -> None:
-        """Lets calls end."""
-        await self._server.drain_calls(grace_seconds)
+        """Lets calls end, and gives runs back for another worker, or the next start, to go on with."""
+        await asyncio.gather(self._server.drain_calls(grace_seconds), self._worker.drain())
 
     async def stop(self) -> None:
         """Closes everything."""
+        await self._worker.drain()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._server.stop()
-        await asyncio.gather(self._auth.close(), self._templates.close())
+        await asyncio.gather(*(channel.close() for channel in self._channels), self._templates.close())
         await self._database.close()
 
 
@@ -105,7 +120,23 @@ async def build(settings: SchedulerSettings) -> SchedulerService:
     )
     auth = auth_channel(settings.auth_targets)
     store, ids, templates = TenantStore(database), Uuid7Source(), TemplateProcesses()
-    servicer = SchedulerServicer(Tasks(store, ids, templates), Schedules(store, ids))
+    session = open_channel(
+        replicas(targets(settings.session_targets)),
+        signer=ServiceTokenSigner("scheduler", settings.private_key()),
+        audience="session",
+        forward_caller=True,
+        balanced=True,
+    )
+    worker = RunWorker(
+        RunQueries(database),
+        SessionGateway(session),
+        holder=str(new_id()),
+        clock=SystemClock(),
+        places=settings.scheduler_worker_places,
+    )
+    servicer = SchedulerServicer(
+        Tasks(store, ids, templates), Schedules(store, ids), Runs(store, ids, templates, worker)
+    )
     server = build_server(
         listen=settings.scheduler_listen,
         domain=DOMAIN,
@@ -115,7 +146,7 @@ async def build(settings: SchedulerSettings) -> SchedulerService:
         services=ServiceTokenVerifier(settings.trusted_keys(), "scheduler"),
         reflect=settings.reflection,
     )
-    return SchedulerService(server, database, HouseKeeping(database), auth, templates)
+    return SchedulerService(server, database, HouseKeeping(database), [auth, session], templates, worker)
 
 
 async def migrate(settings: SchedulerSettings) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import SecretStr
+from pydantic import Field, SecretStr
 
 from services.kernel.settings import KernelSettings
 
@@ -15,3 +15,10 @@ class SchedulerSettings(KernelSettings):
     scheduler_system_database_url: SecretStr
     scheduler_owner_database_url: SecretStr | None = None
     auth_targets: str = "127.0.0.1:50051"
+    session_targets: str = "127.0.0.1:50052"
+    scheduler_worker_places: int = Field(
+        default=20,
+        ge=0,
+        le=1000,
+        description="How many runs of tasks this process carries at once; 0 for none.",
+    )

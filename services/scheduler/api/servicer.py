@@ -7,16 +7,17 @@ from dataclasses import fields
 from typing import Any
 from uuid import UUID
 
-from aiagent.scheduler.v1 import schedule_pb2, task_pb2
+from aiagent.scheduler.v1 import run_pb2, schedule_pb2, task_pb2
 from aiagent.scheduler.v1 import scheduler_service_pb2 as pb
 from aiagent.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceServicer
 from services.kernel.context import current_caller
-from services.scheduler.api import mapping, schedule_mapping
+from services.scheduler.api import mapping, run_mapping, schedule_mapping
 from services.scheduler.api.pages import page
 from services.scheduler.domain.entities import DEFAULT_RUN_TIMEOUT, TaskContent
 from services.scheduler.domain.errors import invalid_request
 from services.scheduler.domain.schedules import DEFAULT_CATCH_UP_WINDOW, ScheduleContent
-from services.scheduler.usecases.ports import ScheduleFilter, TaskFilter
+from services.scheduler.usecases.ports import RunFilter, ScheduleFilter, TaskFilter
+from services.scheduler.usecases.runs import Runs
 from services.scheduler.usecases.schedules import Schedules, UpdateSchedule
 from services.scheduler.usecases.tasks import Tasks, UpdateTask
 
@@ -38,10 +39,11 @@ def _changes(request: Any, read: Callable[[Any, str], Any], never_empty: Collect
 class SchedulerServicer(SchedulerServiceServicer):
     """The methods of `aiagent.scheduler.v1.SchedulerService`."""
 
-    def __init__(self, tasks: Tasks, schedules: Schedules) -> None:
+    def __init__(self, tasks: Tasks, schedules: Schedules, runs: Runs) -> None:
         """Args: the use cases."""
         self._tasks = tasks
         self._schedules = schedules
+        self._runs = runs
 
     async def CreateTask(self, request: pb.CreateTaskRequest, context: Any) -> task_pb2.Task:
         """Creates a task."""
@@ -164,3 +166,43 @@ class SchedulerServicer(SchedulerServiceServicer):
             mapping.optional_time(request, "after", "after"),
         )
         return pb.PreviewScheduleResponse(fires=map(schedule_mapping.fire, fires))
+
+    async def RunTask(self, request: pb.RunTaskRequest, context: Any) -> run_pb2.TaskRun:
+        """Runs a task now."""
+        made = await self._runs.run(
+            current_caller(),
+            UUID(request.task_id),
+            mapping.as_json(request.variables, "variables"),
+            request.request_id,
+        )
+        return run_mapping.run(made.run, made.attempts)
+
+    async def GetTaskRun(self, request: pb.GetTaskRunRequest, context: Any) -> run_pb2.TaskRun:
+        """Returns a run."""
+        found = await self._runs.get(current_caller(), UUID(request.task_run_id))
+        return run_mapping.run(found.run, found.attempts)
+
+    async def ListTaskRuns(self, request: pb.ListTaskRunsRequest, context: Any) -> pb.ListTaskRunsResponse:
+        """Lists the caller's runs."""
+        caller = current_caller()
+        wanted = RunFilter(
+            user_id=caller.user_id,
+            task_id=UUID(request.task_id) if request.task_id else None,
+            states=tuple(run_pb2.TaskRun.State.Name(state) for state in request.states),
+        )
+        runs, token = await page(
+            caller,
+            ("ListTaskRuns", wanted),
+            request.page_size,
+            request.page_token,
+            UUID,
+            lambda before, limit: self._runs.list_page(caller, wanted, before, limit),
+            lambda row: row.id,
+            run_mapping.run,
+        )
+        return pb.ListTaskRunsResponse(task_runs=runs, next_page_token=token)
+
+    async def CancelTaskRun(self, request: pb.CancelTaskRunRequest, context: Any) -> run_pb2.TaskRun:
+        """Asks for the end of a run."""
+        found = await self._runs.cancel(current_caller(), UUID(request.task_run_id), request.request_id)
+        return run_mapping.run(found.run, found.attempts)

@@ -42,3 +42,15 @@ def etag_mismatch(what: str) -> ServiceError:
 def role_not_allowed(role: str) -> ServiceError:
     """PERMISSION_DENIED: viewers read only."""
     return _error(ErrorKind.PERMISSION_DENIED, "ROLE_NOT_ALLOWED", f"the role {role} reads only", role=role)
+
+
+def run_not_found(run_id: UUID) -> ServiceError:
+    """NOT_FOUND: there is no such run, or it is not the caller's. The two are the same answer."""
+    return _error(
+        ErrorKind.NOT_FOUND, "TASK_RUN_NOT_FOUND", "the run does not exist", task_run_id=str(run_id)
+    )
+
+
+def run_ended(state: str) -> ServiceError:
+    """FAILED_PRECONDITION: the run is over."""
+    return _error(ErrorKind.FAILED_PRECONDITION, "TASK_RUN_ENDED", f"the run is {state}", state=state)

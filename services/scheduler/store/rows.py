@@ -29,7 +29,7 @@ def task_of(row: Any) -> Task:
             labels=row.labels,
             priority=row.priority,
             run_timeout=row.run_timeout,
-            retry_policy=_retry_policy_of(row.retry_policy),
+            retry_policy=retry_policy_of(row.retry_policy),
             max_concurrent_runs=row.max_concurrent_runs,
             run_budget_usd=float(row.run_budget_usd),
         ),
@@ -41,7 +41,6 @@ def task_of(row: Any) -> Task:
 
 def task_columns(content: TaskContent) -> dict[str, Any]:
     """The columns of `tasks` that hold what the owner says."""
-    policy = content.retry_policy
     return {
         "name": content.name,
         "prompt_template": content.prompt_template,
@@ -50,13 +49,7 @@ def task_columns(content: TaskContent) -> dict[str, Any]:
         "labels": dict(content.labels),
         "priority": content.priority,
         "run_timeout": content.run_timeout,
-        "retry_policy": {
-            "maximum_attempts": policy.maximum_attempts,
-            "initial_interval_seconds": policy.initial_interval.total_seconds(),
-            "backoff_coefficient": policy.backoff_coefficient,
-            "maximum_interval_seconds": policy.maximum_interval.total_seconds(),
-            "non_retryable_reasons": sorted(policy.non_retryable_reasons),
-        },
+        "retry_policy": retry_policy_column(content.retry_policy),
         "max_concurrent_runs": content.max_concurrent_runs,
         "run_budget_usd": content.run_budget_usd,
     }
@@ -110,7 +103,19 @@ def _variable_of(kept: dict[str, Any]) -> TaskVariable:
     return TaskVariable(**{**kept, "type": VariableType(kept["type"])})
 
 
-def _retry_policy_of(kept: dict[str, Any]) -> RetryPolicy:
+def retry_policy_column(policy: RetryPolicy) -> dict[str, Any]:
+    """Writes a policy as JSON."""
+    return {
+        "maximum_attempts": policy.maximum_attempts,
+        "initial_interval_seconds": policy.initial_interval.total_seconds(),
+        "backoff_coefficient": policy.backoff_coefficient,
+        "maximum_interval_seconds": policy.maximum_interval.total_seconds(),
+        "non_retryable_reasons": sorted(policy.non_retryable_reasons),
+    }
+
+
+def retry_policy_of(kept: dict[str, Any]) -> RetryPolicy:
+    """Reads what `retry_policy_column` wrote."""
     return RetryPolicy(
         maximum_attempts=kept["maximum_attempts"],
         initial_interval=timedelta(seconds=kept["initial_interval_seconds"]),

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import timedelta
+from uuid import UUID
+
 import sqlalchemy as sa
 
 from services.kernel.db import Database
 from services.kernel.db.idempotency import purge_expired
-from services.scheduler.store.tables import idempotency_keys, tasks
+from services.scheduler.domain.runs import Claim, Outcome
+from services.scheduler.domain.states import RunState
+from services.scheduler.store import claims
+from services.scheduler.store.tables import idempotency_keys, runs, tasks
+from services.scheduler.usecases.worker.ports import Renewal
 
 _PURGED_AT_ONCE = 100
 
@@ -21,11 +29,51 @@ class HouseKeeping:
     async def purge(self) -> int:
         """Deletes expired request ids and deleted tasks, a bounded number; returns how many."""
         async with self._database.system() as connection:
+            under_way = sa.select(runs.c.task_id).where(runs.c.state == RunState.RUNNING.value)
             found = (
                 sa.select(tasks.c.id)
-                .where(tasks.c.delete_time.is_not(None))
+                .where(tasks.c.delete_time.is_not(None), tasks.c.id.not_in(under_way))
                 .limit(_PURGED_AT_ONCE)
                 .with_for_update(skip_locked=True)
             )
             removed = await connection.execute(sa.delete(tasks).where(tasks.c.id.in_(found)))
             return removed.rowcount + await purge_expired(connection, idempotency_keys)
+
+
+class RunQueries:
+    """See `usecases.worker.ports.RunQueue`."""
+
+    def __init__(self, database: Database, *, lease_life: timedelta = claims.LEASE_LIFE) -> None:
+        """Args: database: the scheduler schema; lease_life: how long a lease lives without being renewed."""
+        self._database = database
+        self._lease_life = lease_life
+
+    async def claim(self, holder: str, limit: int) -> list[Claim]:
+        """Takes over runs whose worker died, then takes runs that wait."""
+        async with self._database.system() as connection:
+            return await claims.claim(connection, holder, limit, self._lease_life)
+
+    async def renew(self, held: Sequence[Claim]) -> Renewal:
+        """Renews leases, on a connection of its own."""
+        async with self._database.dedicated_system() as connection:
+            return await claims.renew(connection, held, self._lease_life)
+
+    async def note_session(self, claim: Claim, session_id: UUID) -> None:
+        """Records the session of the attempt."""
+        async with self._database.system() as connection:
+            await claims.note_session(connection, claim, session_id)
+
+    async def note_turn(self, claim: Claim, turn_id: UUID) -> None:
+        """Records the turn of the attempt."""
+        async with self._database.system() as connection:
+            await claims.note_turn(connection, claim, turn_id)
+
+    async def end(self, claim: Claim, outcome: Outcome, pause: timedelta | None) -> RunState:
+        """Records how the attempt ended; with a pause the run is queued again where its time allows."""
+        async with self._database.system() as connection:
+            return await claims.end(connection, claim, outcome, pause)
+
+    async def release(self, held: Sequence[Claim]) -> None:
+        """Gives leases back."""
+        async with self._database.system() as connection:
+            await claims.release(connection, held)

@@ -8,7 +8,6 @@ from datetime import datetime
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.kernel.db import Database
 from services.kernel.db.idempotency import KEPT_FOR, once
@@ -18,6 +17,7 @@ from services.scheduler.domain.errors import schedule_not_found, task_not_found
 from services.scheduler.domain.schedules import Schedule, ScheduleContent, Standing
 from services.scheduler.store.rows import schedule_columns, schedule_of, task_columns, task_of
 from services.scheduler.store.tables import idempotency_keys, schedules, tasks
+from services.scheduler.store.tenant_runs import TenantRuns
 from services.scheduler.usecases.ports import NewSchedule, ScheduleFilter, TaskFilter
 
 _NOW = sa.func.clock_timestamp()
@@ -32,13 +32,8 @@ _SCHEDULE_BY_ID = sa.select(schedules).where(
 _LOCKED_SCHEDULE_BY_ID = _SCHEDULE_BY_ID.with_for_update()
 
 
-class TenantTransaction:
+class TenantTransaction(TenantRuns):
     """See `usecases.ports.SchedulerTransaction`."""
-
-    def __init__(self, connection: AsyncConnection, caller: Caller) -> None:
-        """Args: connection: a tenant's transaction; caller: whose."""
-        self._connection = connection
-        self._caller = caller
 
     async def once(
         self, method: str, request_id: str, request: bytes, run: Callable[[], Awaitable[bytes]]
@@ -76,9 +71,10 @@ class TenantTransaction:
         )
 
     async def mark_task_deleted(self, task_id: UUID) -> None:
-        """Makes a task invisible and removes its schedules; its other rows are removed later."""
+        """Makes a task invisible, removes its schedules and cancels its runs; its other rows are removed later."""
         await self._connection.execute(sa.delete(schedules).where(schedules.c.task_id == task_id))
         await self._connection.execute(sa.update(tasks).where(tasks.c.id == task_id).values(delete_time=_NOW))
+        await self.cancel_runs_of(task_id)
 
     async def get_task(self, task_id: UUID, *, lock: bool = False) -> Task:
         """Returns a task; with `lock` nobody else changes it until the end of the transaction."""

@@ -11,6 +11,7 @@ from uuid import UUID
 
 from services.kernel.identity import Caller
 from services.scheduler.domain.entities import Task, TaskContent
+from services.scheduler.domain.runs import Run, RunAttempt, RunContent
 from services.scheduler.domain.schedules import Schedule, ScheduleContent, Standing
 
 
@@ -40,6 +41,25 @@ class NewSchedule:
     user_id: UUID
     content: ScheduleContent
     standing: Standing
+
+
+@dataclass(frozen=True, slots=True)
+class RunFilter:
+    """Which runs to list; None and nothing mean any."""
+
+    user_id: UUID | None = None
+    task_id: UUID | None = None
+    states: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NewRun:
+    """A run to make, for the owner of its task, to be claimed at once."""
+
+    id: UUID
+    task_id: UUID
+    user_id: UUID
+    content: RunContent
 
 
 class SchedulerTransaction(Protocol):
@@ -84,6 +104,21 @@ class SchedulerTransaction(Protocol):
 
     async def list_schedules(self, wanted: ScheduleFilter, before: UUID | None, limit: int) -> list[Schedule]:
         """Returns schedules, the newest first."""
+
+    async def insert_run(self, new: NewRun) -> None:
+        """Makes a run."""
+
+    async def get_run(self, run_id: UUID, *, lock: bool = False) -> Run:
+        """Returns a run; with `lock` no worker writes to it until the end of the transaction."""
+
+    async def list_runs(self, wanted: RunFilter, before: UUID | None, limit: int) -> list[Run]:
+        """Returns runs without what may be large, the newest first."""
+
+    async def list_attempts(self, run_id: UUID) -> list[RunAttempt]:
+        """Returns the attempts at a run, in their order."""
+
+    async def cancel_run(self, run_id: UUID, *, at_once: bool) -> None:
+        """Asks for the end of a run; `at_once` for one that no worker has: it is over then."""
 
     async def now(self) -> datetime:
         """The database's time."""

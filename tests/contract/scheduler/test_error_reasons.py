@@ -41,6 +41,12 @@ async def test_each_reason_arrives(databases: Copy, tmp_path: Path, monkeypatch:
         await meet(client.DeleteTask(pb.DeleteTaskRequest(task_id=task.id, etag='"0"')))
         await meet(api.demoted(client).task())
         assert met["ROLE_NOT_ALLOWED"].metadata["role"] == "VIEWER"
+        await meet(client.GetTaskRun(pb.GetTaskRunRequest(task_run_id=nowhere)))
+        assert met["TASK_RUN_NOT_FOUND"].metadata["task_run_id"] == nowhere
+        run = pb.CancelTaskRunRequest(task_run_id=(await client.run(task.id)).id)
+        await client.CancelTaskRun(run)
+        await meet(client.CancelTaskRun(run))
+        assert met["TASK_RUN_ENDED"].metadata["state"] == "CANCELLED"
         # Its processes do not come up.
         monkeypatch.setattr(rendering, "_PROGRAM", tmp_path / "nothing.py")
         await meet(client.task(prompt_template="{{ 1 }}"))
@@ -53,6 +59,8 @@ async def test_each_reason_arrives(databases: Copy, tmp_path: Path, monkeypatch:
         "SCHEDULE_NOT_FOUND": "NOT_FOUND",
         "ETAG_MISMATCH": "ABORTED",
         "RENDERER_UNAVAILABLE": "UNAVAILABLE",
+        "TASK_RUN_NOT_FOUND": "NOT_FOUND",
+        "TASK_RUN_ENDED": "FAILED_PRECONDITION",
         "ROLE_NOT_ALLOWED": "PERMISSION_DENIED",
     }
     assert {reason for reason, error in met.items() if error.violations} == {

@@ -12,7 +12,7 @@ import grpc
 import sqlalchemy as sa
 
 from aiagent.auth.v1 import auth_service_pb2_grpc
-from aiagent.scheduler.v1 import schedule_pb2, task_pb2
+from aiagent.scheduler.v1 import run_pb2, schedule_pb2, task_pb2
 from aiagent.scheduler.v1 import scheduler_service_pb2 as pb
 from aiagent.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceStub
 from services.kernel.db import Database
@@ -50,6 +50,12 @@ class Client:
         values = {"task_id": task_id, "spec": {"cron_expression": "0 9 * * *"}, **fields}
         created: schedule_pb2.Schedule = await self.CreateSchedule(pb.CreateScheduleRequest(**values))
         return created
+
+    async def run(self, task_id: str = "", **fields: Any) -> run_pb2.TaskRun:
+        """Runs a task, a new one by default."""
+        task_id = task_id or (await self.task()).id
+        made: run_pb2.TaskRun = await self.RunTask(pb.RunTaskRequest(task_id=task_id, **fields))
+        return made
 
     async def get(self, task_id: str) -> task_pb2.Task:
         """Reads a task."""
@@ -91,7 +97,7 @@ class Serving:
 
 @asynccontextmanager
 async def serving(databases: Copy) -> AsyncIterator[Serving]:
-    """Runs a scheduler service on a database."""
+    """Runs a scheduler service on a database; its runs wait for a worker."""
     tokens = AccessTokens()
     async with AsyncExitStack() as stack:
         auth, _ = await stack.enter_async_context(
@@ -107,6 +113,7 @@ async def serving(databases: Copy) -> AsyncIterator[Serving]:
             scheduler_database_url=databases.url("scheduler_application"),
             scheduler_system_database_url=databases.url("scheduler_system"),
             auth_targets=f"127.0.0.1:{auth.port}",
+            scheduler_worker_places=0,
             service_key=private_key_to_text(generate_private_key()),
         )
         database = databases.open("scheduler")

@@ -18,7 +18,8 @@ pytestmark = pytest.mark.integration
 
 METHODS = [method.name for method in pb.DESCRIPTOR.services_by_name["SchedulerService"].methods]
 # What makes something new, or lists all that is the caller's: it names nothing that is there.
-NAMING_NOTHING = {"CreateTask", "ListTasks", "ListSchedules"}
+NAMING_NOTHING = {"CreateTask", "ListTasks", "ListSchedules", "ListTaskRuns"}
+NAMES = ("task_id", "schedule_id", "task_run_id")
 READING = ("Get", "List", "Preview")
 
 
@@ -27,6 +28,7 @@ async def requests(owner: Client) -> dict[str, Any]:
     schedule = await owner.schedule()
     task = {"task_id": schedule.task_id}
     kept = {"schedule_id": schedule.id}
+    run = {"task_run_id": (await owner.run(schedule.task_id)).id}
     return {
         "CreateTask": pb.CreateTaskRequest(name="new", prompt_template="x"),
         "GetTask": pb.GetTaskRequest(**task),
@@ -41,6 +43,10 @@ async def requests(owner: Client) -> dict[str, Any]:
         "PauseSchedule": pb.PauseScheduleRequest(**kept),
         "ResumeSchedule": pb.ResumeScheduleRequest(**kept),
         "PreviewSchedule": pb.PreviewScheduleRequest(**kept),
+        "RunTask": pb.RunTaskRequest(**task),
+        "GetTaskRun": pb.GetTaskRunRequest(**run),
+        "ListTaskRuns": pb.ListTaskRunsRequest(**task),
+        "CancelTaskRun": pb.CancelTaskRunRequest(**run),
     }
 
 
@@ -55,9 +61,7 @@ async def test_others_meet_what_is_not_there(api: Serving, method: str) -> None:
     before = await everything(api)
     nowhere = type(request)()
     nowhere.CopyFrom(request)
-    setattr(
-        nowhere, "task_id" if "task_id" in request.DESCRIPTOR.fields_by_name else "schedule_id", str(uuid4())
-    )
+    setattr(nowhere, next(name for name in NAMES if name in request.DESCRIPTOR.fields_by_name), str(uuid4()))
     expected = await reason(getattr(owner, method)(nowhere))
     assert expected.startswith("NOT_FOUND ")
     for other in (api.client(), api.colleague(owner)):

@@ -61,6 +61,14 @@ class ErrorReason(_message.Message):
         """No template can be read or rendered at the moment.
         Example: {"reason": "RENDERER_UNAVAILABLE"}.
         """
+        TASK_RUN_NOT_FOUND: ErrorReason._Reason.ValueType  # 8
+        """There is no such run, or it is not the caller's.
+        Example: {"reason": "TASK_RUN_NOT_FOUND", "metadata": {"task_run_id": "0198…"}}.
+        """
+        TASK_RUN_ENDED: ErrorReason._Reason.ValueType  # 9
+        """The run is over.
+        Example: {"reason": "TASK_RUN_ENDED", "metadata": {"state": "SUCCEEDED"}}.
+        """
 
     class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
         """The reasons."""
@@ -94,6 +102,14 @@ class ErrorReason(_message.Message):
     RENDERER_UNAVAILABLE: ErrorReason.Reason.ValueType  # 7
     """No template can be read or rendered at the moment.
     Example: {"reason": "RENDERER_UNAVAILABLE"}.
+    """
+    TASK_RUN_NOT_FOUND: ErrorReason.Reason.ValueType  # 8
+    """There is no such run, or it is not the caller's.
+    Example: {"reason": "TASK_RUN_NOT_FOUND", "metadata": {"task_run_id": "0198…"}}.
+    """
+    TASK_RUN_ENDED: ErrorReason.Reason.ValueType  # 9
+    """The run is over.
+    Example: {"reason": "TASK_RUN_ENDED", "metadata": {"state": "SUCCEEDED"}}.
     """
 
     def __init__(

@@ -3,6 +3,7 @@
 isort:skip_file
 """
 
+from aiagent.scheduler.v1 import run_pb2 as _run_pb2
 from aiagent.scheduler.v1 import schedule_pb2 as _schedule_pb2
 from aiagent.scheduler.v1 import task_pb2 as _task_pb2
 from aiagent.session.v1 import agent_options_pb2 as _agent_options_pb2
@@ -756,3 +757,150 @@ class PreviewScheduleResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PreviewScheduleResponse: _TypeAlias = PreviewScheduleResponse  # noqa: Y015
+
+@_typing.final
+class RunTaskRequest(_message.Message):
+    """Request of RunTask.
+
+    Example: {"task_id": "0198c7a0-5d1e-7c3a-9f00-3b1d2e4f5a6b", "variables": {"repository": "core"}}.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    VARIABLES_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """The task, a UUID."""
+    request_id: _builtins.str
+    """Makes a repeated call answer as the first did (AIP-155); kept for 24 hours."""
+    @_builtins.property
+    def variables(self) -> _struct_pb2.Struct:
+        """The values of its variables, by name."""
+
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        variables: _struct_pb2.Struct | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["variables", b"variables"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "task_id", b"task_id", "variables", b"variables"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunTaskRequest: _TypeAlias = RunTaskRequest  # noqa: Y015
+
+@_typing.final
+class GetTaskRunRequest(_message.Message):
+    """Request of GetTaskRun."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_RUN_ID_FIELD_NUMBER: _builtins.int
+    task_run_id: _builtins.str
+    """The run, a UUID."""
+    def __init__(
+        self,
+        *,
+        task_run_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["task_run_id", b"task_run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTaskRunRequest: _TypeAlias = GetTaskRunRequest  # noqa: Y015
+
+@_typing.final
+class ListTaskRunsRequest(_message.Message):
+    """Request of ListTaskRuns."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """Runs on a page, 1 to 1,000; 50 if left out."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before, of a call with the same filters."""
+    task_id: _builtins.str
+    """Only runs of this task, a UUID."""
+    @_builtins.property
+    def states(self) -> _containers.RepeatedScalarFieldContainer[_run_pb2.TaskRun.State.ValueType]:
+        """Only runs in one of these states."""
+
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        task_id: _builtins.str = ...,
+        states: _abc.Iterable[_run_pb2.TaskRun.State.ValueType] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "states", b"states", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTaskRunsRequest: _TypeAlias = ListTaskRunsRequest  # noqa: Y015
+
+@_typing.final
+class ListTaskRunsResponse(_message.Message):
+    """Response of ListTaskRuns."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_RUNS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page; empty on the last."""
+    @_builtins.property
+    def task_runs(self) -> _containers.RepeatedCompositeFieldContainer[_run_pb2.TaskRun]:
+        """The runs."""
+
+    def __init__(
+        self,
+        *,
+        task_runs: _abc.Iterable[_run_pb2.TaskRun] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "task_runs", b"task_runs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTaskRunsResponse: _TypeAlias = ListTaskRunsResponse  # noqa: Y015
+
+@_typing.final
+class CancelTaskRunRequest(_message.Message):
+    """Request of CancelTaskRun."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_RUN_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    task_run_id: _builtins.str
+    """The run, a UUID."""
+    request_id: _builtins.str
+    """Makes a repeated call answer as the first did (AIP-155); kept for 24 hours."""
+    def __init__(
+        self,
+        *,
+        task_run_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "task_run_id", b"task_run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelTaskRunRequest: _TypeAlias = CancelTaskRunRequest  # noqa: Y015

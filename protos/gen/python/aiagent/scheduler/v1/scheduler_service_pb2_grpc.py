@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from aiagent.scheduler.v1 import run_pb2 as aiagent_dot_scheduler_dot_v1_dot_run__pb2
 from aiagent.scheduler.v1 import schedule_pb2 as aiagent_dot_scheduler_dot_v1_dot_schedule__pb2
 from aiagent.scheduler.v1 import scheduler_service_pb2 as aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2
 from aiagent.scheduler.v1 import task_pb2 as aiagent_dot_scheduler_dot_v1_dot_task__pb2
@@ -28,7 +29,7 @@ if _version_not_supported:
 
 
 class SchedulerServiceStub:
-    """Tasks, work for agents that is done again and again, and the schedules by which they run.
+    """Tasks, work for agents that is done again and again, the schedules by which they run, and their runs.
 
     What belongs to another organization or owner is answered as what does not exist: NOT_FOUND. Callers with the role
     VIEWER read only: PERMISSION_DENIED with ROLE_NOT_ALLOWED.
@@ -105,10 +106,30 @@ class SchedulerServiceStub:
                 request_serializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.PreviewScheduleRequest.SerializeToString,
                 response_deserializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.PreviewScheduleResponse.FromString,
                 _registered_method=True)
+        self.RunTask = channel.unary_unary(
+                '/aiagent.scheduler.v1.SchedulerService/RunTask',
+                request_serializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.RunTaskRequest.SerializeToString,
+                response_deserializer=aiagent_dot_scheduler_dot_v1_dot_run__pb2.TaskRun.FromString,
+                _registered_method=True)
+        self.GetTaskRun = channel.unary_unary(
+                '/aiagent.scheduler.v1.SchedulerService/GetTaskRun',
+                request_serializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.GetTaskRunRequest.SerializeToString,
+                response_deserializer=aiagent_dot_scheduler_dot_v1_dot_run__pb2.TaskRun.FromString,
+                _registered_method=True)
+        self.ListTaskRuns = channel.unary_unary(
+                '/aiagent.scheduler.v1.SchedulerService/ListTaskRuns',
+                request_serializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListTaskRunsRequest.SerializeToString,
+                response_deserializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListTaskRunsResponse.FromString,
+                _registered_method=True)
+        self.CancelTaskRun = channel.unary_unary(
+                '/aiagent.scheduler.v1.SchedulerService/CancelTaskRun',
+                request_serializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.CancelTaskRunRequest.SerializeToString,
+                response_deserializer=aiagent_dot_scheduler_dot_v1_dot_run__pb2.TaskRun.FromString,
+                _registered_method=True)
 
 
 class SchedulerServiceServicer:
-    """Tasks, work for agents that is done again and again, and the schedules by which they run.
+    """Tasks, work for agents that is done again and again, the schedules by which they run, and their runs.
 
     What belongs to another organization or owner is answered as what does not exist: NOT_FOUND. Callers with the role
     VIEWER read only: PERMISSION_DENIED with ROLE_NOT_ALLOWED.
@@ -228,6 +249,42 @@ class SchedulerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RunTask(self, request, context):
+        """Runs a task now: the prompt is rendered, and a worker takes the run as soon as one has a place. A variable that is
+        missing, unknown or of another type is named, and nothing is run.
+
+        Errors: NOT_FOUND with TASK_NOT_FOUND; UNAVAILABLE with RENDERER_UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTaskRun(self, request, context):
+        """Returns a run.
+
+        Errors: NOT_FOUND with TASK_RUN_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTaskRuns(self, request, context):
+        """Lists the caller's runs, the newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelTaskRun(self, request, context):
+        """Ends a run: one that waits at once, one that has begun through its worker, which stops the agent first. Returns when
+        the wish is stored. Cancelling a run that is being cancelled is no error.
+
+        Errors: NOT_FOUND with TASK_RUN_NOT_FOUND; FAILED_PRECONDITION with TASK_RUN_ENDED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SchedulerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -296,6 +353,26 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     request_deserializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.PreviewScheduleRequest.FromString,
                     response_serializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.PreviewScheduleResponse.SerializeToString,
             ),
+            'RunTask': grpc.unary_unary_rpc_method_handler(
+                    servicer.RunTask,
+                    request_deserializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.RunTaskRequest.FromString,
+                    response_serializer=aiagent_dot_scheduler_dot_v1_dot_run__pb2.TaskRun.SerializeToString,
+            ),
+            'GetTaskRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTaskRun,
+                    request_deserializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.GetTaskRunRequest.FromString,
+                    response_serializer=aiagent_dot_scheduler_dot_v1_dot_run__pb2.TaskRun.SerializeToString,
+            ),
+            'ListTaskRuns': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTaskRuns,
+                    request_deserializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListTaskRunsRequest.FromString,
+                    response_serializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListTaskRunsResponse.SerializeToString,
+            ),
+            'CancelTaskRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelTaskRun,
+                    request_deserializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.CancelTaskRunRequest.FromString,
+                    response_serializer=aiagent_dot_scheduler_dot_v1_dot_run__pb2.TaskRun.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'aiagent.scheduler.v1.SchedulerService', rpc_method_handlers)
@@ -305,7 +382,7 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SchedulerService:
-    """Tasks, work for agents that is done again and again, and the schedules by which they run.
+    """Tasks, work for agents that is done again and again, the schedules by which they run, and their runs.
 
     What belongs to another organization or owner is answered as what does not exist: NOT_FOUND. Callers with the role
     VIEWER read only: PERMISSION_DENIED with ROLE_NOT_ALLOWED.
@@ -652,6 +729,114 @@ class SchedulerService:
             '/aiagent.scheduler.v1.SchedulerService/PreviewSchedule',
             aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.PreviewScheduleRequest.SerializeToString,
             aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.PreviewScheduleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RunTask(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aiagent.scheduler.v1.SchedulerService/RunTask',
+            aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.RunTaskRequest.SerializeToString,
+            aiagent_dot_scheduler_dot_v1_dot_run__pb2.TaskRun.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTaskRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aiagent.scheduler.v1.SchedulerService/GetTaskRun',
+            aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.GetTaskRunRequest.SerializeToString,
+            aiagent_dot_scheduler_dot_v1_dot_run__pb2.TaskRun.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTaskRuns(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aiagent.scheduler.v1.SchedulerService/ListTaskRuns',
+            aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListTaskRunsRequest.SerializeToString,
+            aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListTaskRunsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelTaskRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aiagent.scheduler.v1.SchedulerService/CancelTaskRun',
+            aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.CancelTaskRunRequest.SerializeToString,
+            aiagent_dot_scheduler_dot_v1_dot_run__pb2.TaskRun.FromString,
             options,
             channel_credentials,
             insecure,

@@ -3,6 +3,7 @@
 isort:skip_file
 """
 
+from aiagent.scheduler.v1 import run_pb2 as _run_pb2
 from aiagent.scheduler.v1 import schedule_pb2 as _schedule_pb2
 from aiagent.scheduler.v1 import scheduler_service_pb2 as _scheduler_service_pb2
 from aiagent.scheduler.v1 import task_pb2 as _task_pb2
@@ -29,7 +30,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class SchedulerServiceStub:
-    """Tasks, work for agents that is done again and again, and the schedules by which they run.
+    """Tasks, work for agents that is done again and again, the schedules by which they run, and their runs.
 
     What belongs to another organization or owner is answered as what does not exist: NOT_FOUND. Callers with the role
     VIEWER read only: PERMISSION_DENIED with ROLE_NOT_ALLOWED.
@@ -99,10 +100,29 @@ class SchedulerServiceStub:
 
     Errors: NOT_FOUND with SCHEDULE_NOT_FOUND.
     """
+    RunTask: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.RunTaskRequest, _run_pb2.TaskRun]
+    """Runs a task now: the prompt is rendered, and a worker takes the run as soon as one has a place. A variable that is
+    missing, unknown or of another type is named, and nothing is run.
+
+    Errors: NOT_FOUND with TASK_NOT_FOUND; UNAVAILABLE with RENDERER_UNAVAILABLE.
+    """
+    GetTaskRun: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.GetTaskRunRequest, _run_pb2.TaskRun]
+    """Returns a run.
+
+    Errors: NOT_FOUND with TASK_RUN_NOT_FOUND.
+    """
+    ListTaskRuns: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.ListTaskRunsRequest, _scheduler_service_pb2.ListTaskRunsResponse]
+    """Lists the caller's runs, the newest first."""
+    CancelTaskRun: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.CancelTaskRunRequest, _run_pb2.TaskRun]
+    """Ends a run: one that waits at once, one that has begun through its worker, which stops the agent first. Returns when
+    the wish is stored. Cancelling a run that is being cancelled is no error.
+
+    Errors: NOT_FOUND with TASK_RUN_NOT_FOUND; FAILED_PRECONDITION with TASK_RUN_ENDED.
+    """
 
 @_typing.type_check_only
 class SchedulerServiceAsyncStub(SchedulerServiceStub):
-    """Tasks, work for agents that is done again and again, and the schedules by which they run.
+    """Tasks, work for agents that is done again and again, the schedules by which they run, and their runs.
 
     What belongs to another organization or owner is answered as what does not exist: NOT_FOUND. Callers with the role
     VIEWER read only: PERMISSION_DENIED with ROLE_NOT_ALLOWED.
@@ -169,9 +189,28 @@ class SchedulerServiceAsyncStub(SchedulerServiceStub):
 
     Errors: NOT_FOUND with SCHEDULE_NOT_FOUND.
     """
+    RunTask: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.RunTaskRequest, _run_pb2.TaskRun]  # type: ignore[assignment]
+    """Runs a task now: the prompt is rendered, and a worker takes the run as soon as one has a place. A variable that is
+    missing, unknown or of another type is named, and nothing is run.
+
+    Errors: NOT_FOUND with TASK_NOT_FOUND; UNAVAILABLE with RENDERER_UNAVAILABLE.
+    """
+    GetTaskRun: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.GetTaskRunRequest, _run_pb2.TaskRun]  # type: ignore[assignment]
+    """Returns a run.
+
+    Errors: NOT_FOUND with TASK_RUN_NOT_FOUND.
+    """
+    ListTaskRuns: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.ListTaskRunsRequest, _scheduler_service_pb2.ListTaskRunsResponse]  # type: ignore[assignment]
+    """Lists the caller's runs, the newest first."""
+    CancelTaskRun: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.CancelTaskRunRequest, _run_pb2.TaskRun]  # type: ignore[assignment]
+    """Ends a run: one that waits at once, one that has begun through its worker, which stops the agent first. Returns when
+    the wish is stored. Cancelling a run that is being cancelled is no error.
+
+    Errors: NOT_FOUND with TASK_RUN_NOT_FOUND; FAILED_PRECONDITION with TASK_RUN_ENDED.
+    """
 
 class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Tasks, work for agents that is done again and again, and the schedules by which they run.
+    """Tasks, work for agents that is done again and again, the schedules by which they run, and their runs.
 
     What belongs to another organization or owner is answered as what does not exist: NOT_FOUND. Callers with the role
     VIEWER read only: PERMISSION_DENIED with ROLE_NOT_ALLOWED.
@@ -313,6 +352,49 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
         """Tells when a schedule fires next, or would if it were kept, or resumed.
 
         Errors: NOT_FOUND with SCHEDULE_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def RunTask(
+        self,
+        request: _scheduler_service_pb2.RunTaskRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_pb2.TaskRun, _abc.Awaitable[_run_pb2.TaskRun]]:
+        """Runs a task now: the prompt is rendered, and a worker takes the run as soon as one has a place. A variable that is
+        missing, unknown or of another type is named, and nothing is run.
+
+        Errors: NOT_FOUND with TASK_NOT_FOUND; UNAVAILABLE with RENDERER_UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def GetTaskRun(
+        self,
+        request: _scheduler_service_pb2.GetTaskRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_pb2.TaskRun, _abc.Awaitable[_run_pb2.TaskRun]]:
+        """Returns a run.
+
+        Errors: NOT_FOUND with TASK_RUN_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ListTaskRuns(
+        self,
+        request: _scheduler_service_pb2.ListTaskRunsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scheduler_service_pb2.ListTaskRunsResponse, _abc.Awaitable[_scheduler_service_pb2.ListTaskRunsResponse]]:
+        """Lists the caller's runs, the newest first."""
+
+    @_abc_1.abstractmethod
+    def CancelTaskRun(
+        self,
+        request: _scheduler_service_pb2.CancelTaskRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_pb2.TaskRun, _abc.Awaitable[_run_pb2.TaskRun]]:
+        """Ends a run: one that waits at once, one that has begun through its worker, which stops the agent first. Returns when
+        the wish is stored. Cancelling a run that is being cancelled is no error.
+
+        Errors: NOT_FOUND with TASK_RUN_NOT_FOUND; FAILED_PRECONDITION with TASK_RUN_ENDED.
         """
 
 def add_SchedulerServiceServicer_to_server(servicer: SchedulerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,126 @@
+"""Rows of `runs` and `run_attempts` as entities, and the other way round."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from services.scheduler.domain.runs import (
+    Claim,
+    Failure,
+    Outcome,
+    Run,
+    RunAttempt,
+    RunContent,
+    Usage,
+)
+from services.scheduler.domain.states import RunState
+from services.scheduler.store.rows import retry_policy_column, retry_policy_of
+
+TOKENS: Final = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
+
+
+def run_of(row: Any) -> Run:
+    """Reads a row of `runs`; columns that a list does not ask for are empty."""
+    return Run(
+        id=row.id,
+        organization_id=row.organization_id,
+        user_id=row.user_id,
+        task_id=row.task_id,
+        schedule_id=row.schedule_id,
+        fire_time=row.fire_time,
+        content=content_of(row),
+        state=RunState(row.state),
+        attempt=row.attempt,
+        session_id=row.session_id,
+        result=row.result,
+        structured_output_json=row.structured_output_json,
+        failure=_failure_of(row),
+        usage=_usage_of(row),
+        cost_usd=float(row.cost_usd),
+        cancel_requested=row.cancel_requested,
+        create_time=row.create_time,
+        start_time=row.start_time,
+        end_time=row.end_time,
+    )
+
+
+def attempt_of(row: Any) -> RunAttempt:
+    """Reads a row of `run_attempts`."""
+    return RunAttempt(
+        attempt=row.attempt,
+        state=RunState(row.state),
+        session_id=row.session_id,
+        turn_id=row.turn_id,
+        failure=_failure_of(row),
+        usage=_usage_of(row),
+        cost_usd=float(row.cost_usd),
+        start_time=row.start_time,
+        end_time=row.end_time,
+    )
+
+
+def claim_of(row: Any, *, taken_over: bool) -> Claim:
+    """Reads a row of `runs` that was claimed, with the turn of its attempt and `seconds_left`."""
+    return Claim(
+        run_id=row.id,
+        organization_id=row.organization_id,
+        user_id=row.user_id,
+        holder=row.lease_holder,
+        epoch=row.epoch,
+        attempt=row.attempt,
+        content=content_of(row),
+        taken_over=taken_over,
+        session_id=row.attempt_session_id,
+        turn_id=row.attempt_turn_id,
+        # Of attempts that have ended: the one under way has added nothing yet.
+        spent_usd=float(row.cost_usd),
+        seconds_left=float(row.seconds_left),
+        cancel_requested=row.cancel_requested,
+    )
+
+
+def content_of(row: Any) -> RunContent:
+    """Reads what a run does."""
+    return RunContent(
+        name=row.name,
+        prompt=row.prompt,
+        variables=row.variables,
+        sdk_options=row.sdk_options,
+        labels=row.labels,
+        priority=row.priority,
+        run_timeout=row.run_timeout,
+        retry_policy=retry_policy_of(row.retry_policy),
+        run_budget_usd=float(row.run_budget_usd),
+    )
+
+
+def content_columns(content: RunContent) -> dict[str, Any]:
+    """The columns of `runs` that say what a run does."""
+    return {
+        "name": content.name,
+        "prompt": content.prompt,
+        "variables": dict(content.variables),
+        "sdk_options": dict(content.sdk_options),
+        "labels": dict(content.labels),
+        "priority": content.priority,
+        "run_timeout": content.run_timeout,
+        "retry_policy": retry_policy_column(content.retry_policy),
+        "run_budget_usd": content.run_budget_usd,
+    }
+
+
+def failure_columns(outcome: Outcome) -> dict[str, Any]:
+    """The columns that say why an attempt ended badly."""
+    failure = outcome.failure
+    return {
+        "failure_reason": failure.reason if failure else None,
+        "failure_message": failure.message if failure else None,
+    }
+
+
+def _failure_of(row: Any) -> Failure | None:
+    return Failure(row.failure_reason, row.failure_message) if row.failure_reason is not None else None
+
+
+def _usage_of(row: Any) -> Usage:
+    return Usage(**{name: getattr(row, name) for name in TOKENS})

@@ -1,0 +1,167 @@
+"""Runs of tasks: make, read, cancel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+from uuid import UUID
+
+from services.kernel.errors import FieldViolation
+from services.kernel.identity import Caller
+from services.kernel.ids import IdSource
+from services.scheduler.domain.entities import Task
+from services.scheduler.domain.errors import run_ended
+from services.scheduler.domain.runs import Run, RunAttempt, RunContent
+from services.scheduler.domain.states import RunState
+from services.scheduler.domain.templates import Renderer, TemplateError
+from services.scheduler.domain.variables import read_values, unstorable
+from services.scheduler.domain.violations import refuse
+from services.scheduler.usecases.access import canonical, require_writer
+from services.scheduler.usecases.ports import NewRun, RunFilter, SchedulerStore
+
+
+class WorkerWaker(Protocol):
+    """Tells workers that there is something to claim; who misses it finds out by looking."""
+
+    def wake(self) -> None:
+        """Wakes them."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShownRun:
+    """A run with the attempts at it."""
+
+    run: Run
+    attempts: list[RunAttempt]
+
+
+@dataclass(frozen=True, slots=True)
+class _Rendered:
+    task_id: UUID
+    version: int
+    content: RunContent
+
+
+class _Unrendered(Exception):
+    """The task is not the one whose prompt was rendered; nothing was changed."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.task = task
+
+
+class Runs:
+    """The use cases."""
+
+    def __init__(
+        self, store: SchedulerStore, ids: IdSource, renderer: Renderer, workers: WorkerWaker
+    ) -> None:
+        """Args: store: the database; ids: names runs; renderer: renders prompts; workers: carry them out."""
+        self._store = store
+        self._ids = ids
+        self._renderer = renderer
+        self._workers = workers
+
+    async def run(
+        self, caller: Caller, task_id: UUID, variables: Mapping[str, Any], request_id: str
+    ) -> ShownRun:
+        """Makes a run of a task, for the task's owner.
+
+        Args:
+            caller: who wants it.
+            task_id: the task.
+            variables: values by name, as JSON.
+            request_id: as sent.
+
+        Raises:
+            ServiceError: PERMISSION_DENIED with ROLE_NOT_ALLOWED; NOT_FOUND with TASK_NOT_FOUND; INVALID_ARGUMENT with
+                INVALID_REQUEST, and a violation for each variable at fault (see `read_values`) or for a prompt that
+                cannot be rendered with them (the reasons of `TemplateFault`, and EMPTY), or with REQUEST_ID_REUSED;
+                UNAVAILABLE with RENDERER_UNAVAILABLE.
+        """
+        require_writer(caller)
+        rendered = None
+        while True:
+            try:
+                made = await self._make(caller, task_id, variables, request_id, rendered)
+            except _Unrendered as unrendered:
+                # Outside of the transaction: it may take seconds, and connections are few.
+                rendered = await self._render(unrendered.task, variables)
+            else:
+                self._workers.wake()
+                return made
+
+    async def _make(
+        self,
+        caller: Caller,
+        task_id: UUID,
+        variables: Mapping[str, Any],
+        request_id: str,
+        rendered: _Rendered | None,
+    ) -> ShownRun:
+        run_id = self._ids.new_id()
+        async with self._store.begin(caller) as transaction:
+
+            async def run() -> bytes:
+                # Locked, so that it is neither changed nor deleted meanwhile.
+                task = await transaction.get_task(task_id, lock=True)
+                if rendered is None or rendered.version != task.version:
+                    raise _Unrendered(task)
+                await transaction.insert_run(NewRun(run_id, task.id, task.user_id, rendered.content))
+                return run_id.bytes
+
+            request = canonical(task_id, variables)
+            made = UUID(bytes=await transaction.once("RunTask", request_id, request, run))
+            return ShownRun(await transaction.get_run(made), await transaction.list_attempts(made))
+
+    async def _render(self, task: Task, variables: Mapping[str, Any]) -> _Rendered:
+        content = task.content
+        values = read_values(content.variables, variables)
+        try:
+            prompt = await self._renderer.render(content.prompt_template, values)
+        except TemplateError as error:
+            description = f"the prompt cannot be rendered: {error}"
+            raise refuse([FieldViolation("variables", description, error.fault.value)]) from None
+        fault = unstorable(prompt)
+        if fault is not None:
+            raise refuse([FieldViolation("variables", f"the prompt {fault}", "FAILED")])
+        if not prompt.strip():
+            raise refuse([FieldViolation("variables", "make an empty prompt", "EMPTY")])
+        return _Rendered(task.id, task.version, RunContent.of(content, values, prompt))
+
+    async def get(self, caller: Caller, run_id: UUID) -> ShownRun:
+        """Returns a run with its attempts.
+
+        Raises:
+            ServiceError: NOT_FOUND with TASK_RUN_NOT_FOUND.
+        """
+        async with self._store.begin(caller) as transaction:
+            return ShownRun(await transaction.get_run(run_id), await transaction.list_attempts(run_id))
+
+    async def list_page(
+        self, caller: Caller, wanted: RunFilter, before: UUID | None, limit: int
+    ) -> list[Run]:
+        """Returns at most `limit` of the caller's runs, the newest first, that are older than `before`."""
+        async with self._store.begin(caller) as transaction:
+            return await transaction.list_runs(wanted, before, limit)
+
+    async def cancel(self, caller: Caller, run_id: UUID, request_id: str) -> ShownRun:
+        """Asks for the end of a run; one that no worker has is over at once.
+
+        Raises:
+            ServiceError: PERMISSION_DENIED with ROLE_NOT_ALLOWED; NOT_FOUND with TASK_RUN_NOT_FOUND;
+                FAILED_PRECONDITION with TASK_RUN_ENDED.
+        """
+        require_writer(caller)
+        async with self._store.begin(caller) as transaction:
+
+            async def cancel() -> bytes:
+                found = await transaction.get_run(run_id, lock=True)
+                if found.state.final:
+                    raise run_ended(found.state.value)
+                await transaction.cancel_run(run_id, at_once=found.state is not RunState.RUNNING)
+                return b""
+
+            await transaction.once("CancelTaskRun", request_id, canonical(run_id), cancel)
+            return ShownRun(await transaction.get_run(run_id), await transaction.list_attempts(run_id))
