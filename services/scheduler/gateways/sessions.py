@@ -62,20 +62,10 @@ class SessionGateway:
         return UUID(turn.id)
 
     async def wait_turn(self, owner: Owner, session_id: UUID, turn_id: UUID, seconds: int) -> TurnNow:
-        """Waits for the end of a turn; without a place among those who wait, it only looks."""
-        named = {"session_id": str(session_id), "turn_id": str(turn_id)}
+        """Waits for the end of a turn."""
+        request = pb.WaitTurnRequest(session_id=str(session_id), turn_id=str(turn_id), wait_seconds=seconds)
         with self._acting(owner):
-            try:
-                waited = await _told(
-                    self._stub.WaitTurn(
-                        pb.WaitTurnRequest(**named, wait_seconds=seconds), timeout=seconds + _CALL_SECONDS
-                    )
-                )
-            except ServiceError as error:
-                if error.reason != "TOO_MANY_WATCHES":
-                    raise
-                turn = await _told(self._stub.GetTurn(pb.GetTurnRequest(**named), timeout=_CALL_SECONDS))
-                return _turn(turn)
+            waited = await _told(self._stub.WaitTurn(request, timeout=seconds + _CALL_SECONDS))
         return _turn(waited.turn)
 
     async def interrupt(self, owner: Owner, session_id: UUID, turn_id: UUID, request_id: str) -> None:
