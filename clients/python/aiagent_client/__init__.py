@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from aiagent.auth.v1.user_pb2 import User
     from aiagent.events.v1.session_event_pb2 import SessionEvent
     from aiagent.scheduler.v1.schedule_pb2 import Schedule, ScheduleFire, ScheduleSpec
+    from aiagent.scheduler.v1.run_pb2 import TaskRun, TaskRunAttempt
     from aiagent.scheduler.v1.task_pb2 import RetryPolicy, Task, TaskVariable
     from aiagent.session.v1.agent_options_pb2 import AgentOptions
     from aiagent.session.v1.session_pb2 import Message, PermissionRequest, Session, ToolCall, Turn
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
         UnauthenticatedError,
         UnavailableError,
     )
+    from aiagent_client.runs import FINAL_RUN_STATES
     from aiagent_client.sessions import FINAL_STATES
     from aiagent_client.watching import Watch, WatchedItem
 
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_URL",
+    "FINAL_RUN_STATES",
     "FINAL_STATES",
     "AbortedError",
     "AgentOptions",
@@ -90,6 +93,8 @@ __all__ = [
     "SessionEvent",
     "StreamError",
     "Task",
+    "TaskRun",
+    "TaskRunAttempt",
     "TaskVariable",
     "TextDelta",
     "ToolCall",
@@ -112,6 +117,9 @@ _HOMES = {
         "Schedule",
         "ScheduleFire",
         "ScheduleSpec",
+    "aiagent.scheduler.v1.run_pb2": (
+        "TaskRun",
+        "TaskRunAttempt",
     ),
     "aiagent.scheduler.v1.task_pb2": (
         "RetryPolicy",
@@ -161,6 +169,7 @@ _HOMES = {
         "UnauthenticatedError",
         "UnavailableError",
     ),
+    "aiagent_client.runs": ("FINAL_RUN_STATES",),
     "aiagent_client.sessions": ("FINAL_STATES",),
     "aiagent_client.watching": (
         "Watch",

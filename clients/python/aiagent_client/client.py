@@ -12,6 +12,7 @@ from aiagent_client.connection import DEFAULT_TIMEOUT, DEFAULT_URL, Connection, 
 from aiagent_client.credentials import CredentialsStore, MemoryCredentials
 from aiagent_client.permissions import Permissions
 from aiagent_client.schedules import Schedules
+from aiagent_client.runs import Runs
 from aiagent_client.sessions import Sessions
 from aiagent_client.tasks import Tasks
 from aiagent_client.tokens import FixedToken, RenewedTokens
@@ -51,6 +52,7 @@ class Client:
         self.workspaces = Workspaces(self._connection)
         self.tasks = Tasks(self._connection)
         self.schedules = Schedules(self._connection)
+        self.runs = Runs(self._connection)
         if token is not None:
             self._connection.tokens = FixedToken(token)
         else:

@@ -20,6 +20,7 @@ MAX_TURN_TIMEOUT: Final = timedelta(hours=24)
 """The longest that the session service gives to a turn."""
 BUDGET_EXCEEDED: Final = "BUDGET_EXCEEDED"
 RUN_TIMEOUT: Final = "RUN_TIMEOUT"
+TURN_FAILED: Final = "TURN_FAILED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +246,7 @@ def outcome_of(turn: TurnNow, content: RunContent) -> Outcome:
         case _:
             spent = turn.state is TurnState.BUDGET_EXCEEDED
             known = turn.failure or Failure(
-                BUDGET_EXCEEDED if spent else "TURN_FAILED", "the turn gave no reason"
+                BUDGET_EXCEEDED if spent else TURN_FAILED, "the turn gave no reason"
             )
             return Outcome(
                 RunState.FAILED, failure=known, usage=turn.usage, cost_usd=turn.cost_usd, final=spent

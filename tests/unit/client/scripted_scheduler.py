@@ -1,4 +1,5 @@
 """The scripted server's tasks and schedules: kept as they come, changed by their masks."""
+"""The scripted server's tasks and runs: kept as they come, changed by their masks; runs end as the test says."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from uuid import uuid4
 import grpc
 
 from aiagent.scheduler.v1 import schedule_pb2, scheduler_service_pb2_grpc, task_pb2
+from aiagent.scheduler.v1 import run_pb2, scheduler_service_pb2_grpc, task_pb2
 from aiagent.scheduler.v1 import scheduler_service_pb2 as pb
 
 from .scripted_session import Fault
@@ -19,6 +21,9 @@ class ScriptedScheduler(scheduler_service_pb2_grpc.SchedulerServiceServicer):
     def __init__(self) -> None:
         self.kept: dict[str, task_pb2.Task] = {}
         self.schedules: dict[str, schedule_pb2.Schedule] = {}
+        self.runs: dict[str, run_pb2.TaskRun] = {}
+        self.run_ends: run_pb2.TaskRun | None = None
+        """What a run has come to when it is read for the second time."""
 
     async def _enter(self, method: str, request: Any, context: Any) -> Any:
         raise AssertionError
@@ -130,3 +135,47 @@ class ScriptedScheduler(scheduler_service_pb2_grpc.SchedulerServiceServicer):
         fire = schedule_pb2.ScheduleFire(local_time="2026-03-29T03:00:00+02:00")
         fire.fire_time.FromJsonString("2026-03-29T01:00:00Z")
         return pb.PreviewScheduleResponse(fires=[fire] * min(2, request.count))
+    async def RunTask(self, request: Any, context: Any) -> Any:
+        await self._enter("RunTask", request, context)
+        await self._task(request.task_id, context)
+        run = run_pb2.TaskRun(id=str(uuid4()), task_id=request.task_id, state=run_pb2.TaskRun.QUEUED)
+        run.variables.CopyFrom(request.variables)
+        run.create_time.GetCurrentTime()
+        self.runs[run.id] = run
+        return run
+
+    async def GetTaskRun(self, request: Any, context: Any) -> Any:
+        await self._enter("GetTaskRun", request, context)
+        run = await self._run(request.task_run_id, context)
+        answer = run_pb2.TaskRun()
+        answer.CopyFrom(run)
+        if self.run_ends is not None:
+            run.MergeFrom(self.run_ends)
+        return answer
+
+    async def ListTaskRuns(self, request: Any, context: Any) -> Any:
+        await self._enter("ListTaskRuns", request, context)
+        found = [
+            run
+            for run in self.runs.values()
+            if request.task_id in ("", run.task_id) and (not request.states or run.state in request.states)
+        ]
+        begin = int(request.page_token or 0)
+        end = begin + (request.page_size or 50)
+        token = str(end) if end < len(found) else ""
+        return pb.ListTaskRunsResponse(task_runs=found[::-1][begin:end], next_page_token=token)
+
+    async def CancelTaskRun(self, request: Any, context: Any) -> Any:
+        await self._enter("CancelTaskRun", request, context)
+        run = await self._run(request.task_run_id, context)
+        run.cancel_requested = True
+        if run.state == run_pb2.TaskRun.QUEUED:
+            run.state = run_pb2.TaskRun.CANCELLED
+        return run
+
+    async def _run(self, run_id: str, context: Any) -> run_pb2.TaskRun:
+        if run_id not in self.runs:
+            await Fault(grpc.StatusCode.NOT_FOUND, "TASK_RUN_NOT_FOUND", "the run does not exist").abort(
+                context
+            )
+        return self.runs[run_id]

@@ -67,6 +67,10 @@ def test_each_reason_of_a_failed_turn_is_listed() -> None:
     assert listed()["Turns"] == told - LOSES_AN_ATTEMPT_ONLY
 
 
+def test_each_reason_of_a_run_is_listed() -> None:
+    assert listed()["Runs"] == written(rf"Final = {REASON}", "services/scheduler/domain/runs.py")
+
+
 def test_each_setting_is_listed() -> None:
     shown = set(
         re.findall(r"`((?:AIAGENT|ANTHROPIC)_[A-Z_]+)`", (ROOT / "docs/guide/running.md").read_text("utf-8"))

@@ -45,6 +45,19 @@ class StateName(StrEnum):
     archived = "archived"
 
 
+class RunStateName(StrEnum):
+    """States of a run."""
+
+    pending = "pending"
+    queued = "queued"
+    running = "running"
+    succeeded = "succeeded"
+    failed = "failed"
+    cancelled = "cancelled"
+    timed_out = "timed-out"
+    skipped = "skipped"
+
+
 class WhenBusyName(StrEnum):
     """What to do with a message while a turn runs."""
 

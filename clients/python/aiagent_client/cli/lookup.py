@@ -1,4 +1,5 @@
 """Finding what a person named: a session, a task, a schedule or a question, by id, part of an id, or name."""
+"""Finding what a person named: a session, a task, a run or a question, by id, part of an id, or name."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 from aiagent.scheduler.v1.schedule_pb2 import Schedule
+from aiagent.scheduler.v1.run_pb2 import TaskRun
 from aiagent.scheduler.v1.task_pb2 import Task
 from aiagent.session.v1.session_pb2 import PermissionRequest, Session
 from aiagent_client.cli.failures import FailedError, UsageError
@@ -61,6 +63,16 @@ async def schedule_id(client: Client, text: str) -> str:
 
 
 async def _find[Kind: (Session, Task, Schedule)](
+async def run_id(client: Client, text: str) -> str:
+    """Returns the id of the run that is meant; runs have no names. Raises as `session_id`."""
+
+    def shown(run: TaskRun) -> str:
+        return f"{word(TaskRun.State, run.state).plain}, created {local_time(run.create_time)}"
+
+    return await _find("run", text, client.runs.list(page_size=1000), shown)
+
+
+async def _find[Kind: (Session, Task, TaskRun)](
     noun: str, text: str, there: AsyncIterator[Kind], show: Callable[[Kind], str]
 ) -> str:
     text = text.strip()
@@ -71,7 +83,7 @@ async def _find[Kind: (Session, Task, Schedule)](
     found: dict[str, str] = {}
     seen = 0
     async for one in there:
-        if one.name == text or _matches(one.id, text):
+        if _matches(one.id, text) or getattr(one, "name", None) == text:
             found[one.id] = show(one)
         seen += 1
         if seen >= _SEARCHED:

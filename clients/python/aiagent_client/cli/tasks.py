@@ -1,4 +1,4 @@
-"""`ai-agent tasks`: make, list, show, change and delete tasks."""
+"""`ai-agent tasks`: make, list, show, change, delete and run tasks."""
 
 from __future__ import annotations
 
@@ -17,16 +17,11 @@ from aiagent_client.cli.failures import UsageError
 from aiagent_client.cli.lookup import task_id
 from aiagent_client.cli.output import facts, local_time, plain, table, when, word
 from aiagent_client.cli.text import count_of, duration, json_text, money, one_line
+from aiagent_client.cli.runs import TaskArgument
+from aiagent_client.cli.runs import app as runs
+from aiagent_client.cli.text import count_of, duration, money, one_line, plain_numbers
 from aiagent_client.client import Client
 
-TaskArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="TASK",
-        help="The task: its id, a part its id begins or ends with, or its name.",
-        show_default=False,
-    ),
-]
 Prompt = Annotated[
     str | None,
     typer.Option(
@@ -304,6 +299,9 @@ def delete(
         invocation.result({"id": found.id, "deleted": True}, lambda: f"deleted {found.id}")
 
     invocation.run(work)
+
+
+app.registered_commands += runs.registered_commands
 
 
 def _options(

@@ -1,0 +1,75 @@
+"""`client.runs`: tasks as they are carried out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from google.protobuf import json_format
+
+from aiagent.scheduler.v1 import scheduler_service_pb2 as pb
+from aiagent.scheduler.v1 import scheduler_service_pb2_grpc
+from aiagent.scheduler.v1.run_pb2 import TaskRun
+from aiagent_client.connection import Connection
+
+if TYPE_CHECKING:
+    from aiagent.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceAsyncStub
+
+FINAL_RUN_STATES: Final = frozenset(
+    {TaskRun.SUCCEEDED, TaskRun.FAILED, TaskRun.CANCELLED, TaskRun.TIMED_OUT, TaskRun.SKIPPED}
+)
+_LOOK_SECONDS: Final = 1.0
+
+
+class Runs:
+    """Calls of the scheduler service about runs. All of them raise ApiError; the list pages by itself."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._stub: SchedulerServiceAsyncStub = scheduler_service_pb2_grpc.SchedulerServiceStub(
+            connection.channel
+        )
+
+    async def start(
+        self, task_id: str, variables: Mapping[str, Any] | None = None, *, request_id: str = ""
+    ) -> TaskRun:
+        """Runs a task now, with values of its variables by name: anything that JSON can hold.
+
+        Raises InvalidArgumentError, whose field violations name what is missing, unknown or of another type.
+        """
+        request = pb.RunTaskRequest(task_id=task_id, request_id=request_id)
+        json_format.ParseDict(dict(variables or {}), request.variables)
+        return await self._connection.call(self._stub.RunTask, request)
+
+    async def get(self, task_run_id: str) -> TaskRun:
+        """Returns a run. Raises NotFoundError with TASK_RUN_NOT_FOUND."""
+        return await self._connection.call(
+            self._stub.GetTaskRun, pb.GetTaskRunRequest(task_run_id=task_run_id)
+        )
+
+    async def wait(self, task_run_id: str, *, look_seconds: float = _LOOK_SECONDS) -> TaskRun:
+        """Returns a run when it is over; until then it looks every so many seconds. Bound it by `asyncio.timeout`."""
+        while True:
+            run = await self.get(task_run_id)
+            if run.state in FINAL_RUN_STATES:
+                return run
+            await asyncio.sleep(look_seconds)
+
+    async def list(
+        self, *, task_id: str = "", states: Sequence[TaskRun.State.ValueType] = (), page_size: int = 0
+    ) -> AsyncIterator[TaskRun]:
+        """Yields the caller's runs, the newest first, without what may be large: `get` has it."""
+        request = pb.ListTaskRunsRequest(task_id=task_id, states=states, page_size=page_size)
+        while True:
+            page = await self._connection.call(self._stub.ListTaskRuns, request)
+            for run in page.task_runs:
+                yield run
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def cancel(self, task_run_id: str, *, request_id: str = "") -> TaskRun:
+        """Asks for the end of a run. Raises FailedPreconditionError with TASK_RUN_ENDED."""
+        request = pb.CancelTaskRunRequest(task_run_id=task_run_id, request_id=request_id)
+        return await self._connection.call(self._stub.CancelTaskRun, request)
