@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from aiagent.auth.v1.user_pb2 import User
     from aiagent.events.v1.session_event_pb2 import SessionEvent
-    from aiagent.scheduler.v1.schedule_pb2 import Schedule, ScheduleFire, ScheduleSpec
     from aiagent.scheduler.v1.run_pb2 import TaskRun, TaskRunAttempt
+    from aiagent.scheduler.v1.schedule_pb2 import Schedule, ScheduleFire, ScheduleSpec
     from aiagent.scheduler.v1.task_pb2 import RetryPolicy, Task, TaskVariable
     from aiagent.session.v1.agent_options_pb2 import AgentOptions
     from aiagent.session.v1.session_pb2 import Message, PermissionRequest, Session, ToolCall, Turn
@@ -117,6 +117,7 @@ _HOMES = {
         "Schedule",
         "ScheduleFire",
         "ScheduleSpec",
+    ),
     "aiagent.scheduler.v1.run_pb2": (
         "TaskRun",
         "TaskRunAttempt",

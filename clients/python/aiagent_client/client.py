@@ -11,8 +11,8 @@ from aiagent_client.authentication import Auth
 from aiagent_client.connection import DEFAULT_TIMEOUT, DEFAULT_URL, Connection, open_channel, parse_url
 from aiagent_client.credentials import CredentialsStore, MemoryCredentials
 from aiagent_client.permissions import Permissions
-from aiagent_client.schedules import Schedules
 from aiagent_client.runs import Runs
+from aiagent_client.schedules import Schedules
 from aiagent_client.sessions import Sessions
 from aiagent_client.tasks import Tasks
 from aiagent_client.tokens import FixedToken, RenewedTokens

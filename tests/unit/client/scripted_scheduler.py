@@ -1,5 +1,4 @@
-"""The scripted server's tasks and schedules: kept as they come, changed by their masks."""
-"""The scripted server's tasks and runs: kept as they come, changed by their masks; runs end as the test says."""
+"""The scripted server's tasks, schedules and runs: kept as they come, changed by their masks; runs end as told."""
 
 from __future__ import annotations
 
@@ -8,8 +7,7 @@ from uuid import uuid4
 
 import grpc
 
-from aiagent.scheduler.v1 import schedule_pb2, scheduler_service_pb2_grpc, task_pb2
-from aiagent.scheduler.v1 import run_pb2, scheduler_service_pb2_grpc, task_pb2
+from aiagent.scheduler.v1 import run_pb2, schedule_pb2, scheduler_service_pb2_grpc, task_pb2
 from aiagent.scheduler.v1 import scheduler_service_pb2 as pb
 
 from .scripted_session import Fault
@@ -135,6 +133,7 @@ class ScriptedScheduler(scheduler_service_pb2_grpc.SchedulerServiceServicer):
         fire = schedule_pb2.ScheduleFire(local_time="2026-03-29T03:00:00+02:00")
         fire.fire_time.FromJsonString("2026-03-29T01:00:00Z")
         return pb.PreviewScheduleResponse(fires=[fire] * min(2, request.count))
+
     async def RunTask(self, request: Any, context: Any) -> Any:
         await self._enter("RunTask", request, context)
         await self._task(request.task_id, context)

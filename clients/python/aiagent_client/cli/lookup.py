@@ -1,5 +1,4 @@
-"""Finding what a person named: a session, a task, a schedule or a question, by id, part of an id, or name."""
-"""Finding what a person named: a session, a task, a run or a question, by id, part of an id, or name."""
+"""Finding what a person named: a session, a task, a schedule, a run or a question, by id, part of it, or name."""
 
 from __future__ import annotations
 
@@ -8,8 +7,8 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
-from aiagent.scheduler.v1.schedule_pb2 import Schedule
 from aiagent.scheduler.v1.run_pb2 import TaskRun
+from aiagent.scheduler.v1.schedule_pb2 import Schedule
 from aiagent.scheduler.v1.task_pb2 import Task
 from aiagent.session.v1.session_pb2 import PermissionRequest, Session
 from aiagent_client.cli.failures import FailedError, UsageError
@@ -62,7 +61,6 @@ async def schedule_id(client: Client, text: str) -> str:
     return await _find("schedule", text, client.schedules.list(page_size=1000), shown)
 
 
-async def _find[Kind: (Session, Task, Schedule)](
 async def run_id(client: Client, text: str) -> str:
     """Returns the id of the run that is meant; runs have no names. Raises as `session_id`."""
 
@@ -72,7 +70,7 @@ async def run_id(client: Client, text: str) -> str:
     return await _find("run", text, client.runs.list(page_size=1000), shown)
 
 
-async def _find[Kind: (Session, Task, TaskRun)](
+async def _find[Kind: (Session, Task, Schedule, TaskRun)](
     noun: str, text: str, there: AsyncIterator[Kind], show: Callable[[Kind], str]
 ) -> str:
     text = text.strip()

@@ -16,10 +16,9 @@ from aiagent_client.cli.context import Invocation, Output
 from aiagent_client.cli.failures import UsageError
 from aiagent_client.cli.lookup import task_id
 from aiagent_client.cli.output import facts, local_time, plain, table, when, word
-from aiagent_client.cli.text import count_of, duration, json_text, money, one_line
 from aiagent_client.cli.runs import TaskArgument
 from aiagent_client.cli.runs import app as runs
-from aiagent_client.cli.text import count_of, duration, money, one_line, plain_numbers
+from aiagent_client.cli.text import count_of, duration, json_text, money, one_line
 from aiagent_client.client import Client
 
 Prompt = Annotated[
