@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -48,7 +48,18 @@ async def read(
     broker: Broker, topic: str, event_ids: Iterable[str], *, at_least: int = 0
 ) -> list[ConsumerRecord]:
     """Reads a topic from its beginning until all these events, and so many records, were seen; returns the records."""
-    missing = set(event_ids)
+    wanted = set(event_ids)
+
+    def enough(records: list[ConsumerRecord]) -> bool:
+        return len(records) >= at_least and wanted <= {event_id(record) for record in records}
+
+    return await read_until(broker, topic, enough)
+
+
+async def read_until(
+    broker: Broker, topic: str, enough: Callable[[list[ConsumerRecord]], bool]
+) -> list[ConsumerRecord]:
+    """Reads a topic from its beginning until what was read is enough; returns it."""
     records: list[ConsumerRecord] = []
     consumer = AIOKafkaConsumer(
         topic, **broker.client(), auto_offset_reset="earliest", fetch_max_wait_ms=20, enable_auto_commit=False
@@ -56,10 +67,14 @@ async def read(
     await consumer.start()
     try:
         async with asyncio.timeout(20):
-            while missing or len(records) < at_least:
-                record = await consumer.getone()
-                records.append(record)
-                missing.discard(dict(record.headers)["event-id"].decode())
+            while not enough(records):
+                for batch in (await consumer.getmany(timeout_ms=100)).values():
+                    records.extend(batch)
     finally:
         await consumer.stop()
     return records
+
+
+def event_id(record: ConsumerRecord) -> str:
+    """What a record is one event by."""
+    return dict(record.headers)["event-id"].decode()

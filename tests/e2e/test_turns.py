@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 
 import grpc
 import pytest
+from aiokafka import ConsumerRecord
 
+from aiagent.events.v1.session_fact_pb2 import SessionFact
 from aiagent.session.v1 import permission_service_pb2, session_pb2, session_service_pb2
+from services.kernel.kafka.settings import Broker
+from tests.kafka_broker import read_until
+from tests.running_suite import RunningSuite
 
 from .conftest import User, details, state_name
 from .script import hang, prompt, recall, say, use
@@ -61,6 +67,24 @@ async def test_the_same_request_id_starts_one_turn(user: User):
     assert details(refused.value)[0] == "REQUEST_ID_REUSED"
     kinds = [event.payload.WhichOneof("kind") for event in await user.events(session_id)]
     assert kinds.count("user_message") == 1
+
+
+async def test_other_services_are_told_what_was_decided_and_how_it_ended(user: User, suite: RunningSuite):
+    session_id = await user.create()
+    turn = await user.run(session_id, prompt(use("Bash", command="true"), say("done")))
+    note = json.loads((suite.state_dir / "run" / "suite.json").read_text("utf-8"))
+    broker = Broker((note["kafka"].removeprefix("kafka://"),), local=True)
+
+    def of_the_turn(records: list[ConsumerRecord]) -> list[SessionFact]:
+        facts = [SessionFact.FromString(record.value) for record in records]
+        return [fact for fact in facts if fact.turn_id == turn.id]
+
+    decided, ended = of_the_turn(
+        await read_until(broker, "session-facts", lambda records: len(of_the_turn(records)) == 2)
+    )
+    assert decided.permission_decided.decision.tool_name == "Bash"
+    assert ended.turn_ended.state == "SUCCEEDED"
+    assert ended.turn_ended.usage.output_tokens == turn.usage.output_tokens > 0
 
 
 async def test_messages_at_once_run_one_after_the_other(user: User):
