@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -26,30 +27,39 @@ HERE = Path(__file__).parent
 CANNOT = 3
 _USER = "aiagent"
 _START_SECONDS = 90.0
+_FETCH_SECONDS = 600.0
+_JAVA = 17
 _PYTEST = [sys.executable, "-m", "pytest", "-q", "-m", "kafka", "tests/integration/kernel"]
 
 
 def artifacts() -> Path | None:
     """The directory with the broker's jars; None where they cannot be had."""
     java, maven = shutil.which("java"), shutil.which("mvn")
-    if java is None or maven is None:
-        print("Apache Kafka needs java and mvn")
+    if java is None or maven is None or _version(java) < _JAVA:
+        print(f"Apache Kafka needs java {_JAVA} and mvn")
         return None
     libraries = ROOT / "build" / "apache-kafka"
     if not (libraries / "complete").exists():
-        fetched = subprocess.run(
-            [
-                *(maven, "-q", "-B", "-f", str(HERE / "pom.xml"), "dependency:copy-dependencies"),
-                *(f"-DoutputDirectory={libraries}", "-DincludeScope=runtime"),
-            ],
-            check=False,
-            timeout=600,
-        )
-        if fetched.returncode != 0:
+        command = [
+            *(maven, "-q", "-B", "-f", str(HERE / "pom.xml"), "dependency:copy-dependencies"),
+            *(f"-DoutputDirectory={libraries}", "-DincludeScope=runtime"),
+        ]
+        try:
+            done = subprocess.run(command, check=False, timeout=_FETCH_SECONDS).returncode == 0
+        except subprocess.TimeoutExpired:
+            done = False
+        if not done:
             print("Apache Kafka's artifacts cannot be had")
             return None
         (libraries / "complete").touch()
     return libraries
+
+
+def _version(java: str) -> int:
+    """The major version: `openjdk version "17.0.15"`."""
+    told = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
+    found = re.search(r'version "(\d+)', told)
+    return int(found[1]) if found else 0
 
 
 class ApacheKafka:
