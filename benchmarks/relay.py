@@ -277,8 +277,10 @@ async def measure(
     samples: list[Sample] = []
     most = max(counts)
     try:
-        for kind in (Floor, Relay, Floor):
-            running = kind(directory, most)
+        for number, kind in enumerate((Floor, Relay, Floor)):
+            own = directory / str(number)
+            own.mkdir()
+            running = kind(own, most)
             report(f"starting {most} CLIs for the {kind.__name__.lower()}")
             try:
                 await running.start()
