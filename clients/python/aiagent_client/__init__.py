@@ -113,14 +113,14 @@ __all__ = [
 _HOMES = {
     "aiagent.auth.v1.user_pb2": ("User",),
     "aiagent.events.v1.session_event_pb2": ("SessionEvent",),
+    "aiagent.scheduler.v1.run_pb2": (
+        "TaskRun",
+        "TaskRunAttempt",
+    ),
     "aiagent.scheduler.v1.schedule_pb2": (
         "Schedule",
         "ScheduleFire",
         "ScheduleSpec",
-    ),
-    "aiagent.scheduler.v1.run_pb2": (
-        "TaskRun",
-        "TaskRunAttempt",
     ),
     "aiagent.scheduler.v1.task_pb2": (
         "RetryPolicy",

@@ -45,7 +45,7 @@ _TAKE_OVER = sa.text(
         FROM lost WHERE r.id = lost.id RETURNING r.*
     )
     SELECT r.*, a.session_id AS attempt_session_id, a.turn_id AS attempt_turn_id, {_SECONDS_LEFT}
-    FROM taken AS r JOIN scheduler.run_attempts AS a ON a.run_id = r.id AND a.attempt = r.attempt
+    FROM taken AS r JOIN scheduler.run_attempts AS a ON a.run_id = r.id AND a.number = r.attempt
     """  # noqa: S608  nothing of it comes from outside
 ).bindparams(*_PARAMETERS)
 
@@ -66,37 +66,38 @@ _TAKE = sa.text(
         GROUP BY organization_id, task_id
     ), busy AS (
         SELECT organization_id, sum(number) AS number FROM under_way GROUP BY organization_id
+    ), full_tasks AS (
+        SELECT t.id FROM under_way AS u JOIN scheduler.tasks AS t ON t.id = u.task_id
+        WHERE t.max_concurrent_runs > 0 AND u.number >= t.max_concurrent_runs
     ), waiting AS (
-        SELECT w.*, coalesce(busy.number, 0) + row_number() OVER (
+        SELECT w.*, t.max_concurrent_runs, coalesce(busy.number, 0) + row_number() OVER (
                 PARTITION BY o.organization_id ORDER BY w.priority DESC, w.available_time, w.id) AS place,
             coalesce(mine.number, 0) + row_number() OVER (
                 PARTITION BY w.task_id ORDER BY w.priority DESC, w.available_time, w.id) AS of_task
         FROM organizations AS o
         CROSS JOIN LATERAL (
-            SELECT r.id, r.task_id, r.priority, r.available_time, t.max_concurrent_runs
-            FROM scheduler.runs AS r JOIN scheduler.tasks AS t ON t.id = r.task_id
+            SELECT r.id, r.task_id, r.priority, r.available_time FROM scheduler.runs AS r
             WHERE r.state = 'QUEUED' AND r.organization_id = o.organization_id
                 AND r.available_time <= clock_timestamp()
-                AND (t.max_concurrent_runs = 0 OR t.max_concurrent_runs > coalesce(
-                    (SELECT u.number FROM under_way AS u WHERE u.task_id = r.task_id), 0))
+                AND r.task_id NOT IN (SELECT id FROM full_tasks)
             ORDER BY r.priority DESC, r.available_time, r.id LIMIT :places
         ) AS w
+        JOIN scheduler.tasks AS t ON t.id = w.task_id
         LEFT JOIN busy ON busy.organization_id = o.organization_id
         LEFT JOIN under_way AS mine ON mine.task_id = w.task_id
     ), chosen AS (
-        SELECT r.id FROM scheduler.runs AS r JOIN (
-            SELECT id, priority, place, available_time FROM waiting
-            WHERE max_concurrent_runs = 0 OR of_task <= max_concurrent_runs
-        ) AS w ON w.id = r.id
-        WHERE r.state = 'QUEUED'
-        ORDER BY w.priority DESC, w.place, w.available_time, w.id LIMIT :places FOR UPDATE OF r SKIP LOCKED
+        SELECT r.id FROM scheduler.runs AS r
+        WHERE r.state = 'QUEUED' AND r.id = ANY(ARRAY(
+            SELECT id FROM waiting WHERE max_concurrent_runs = 0 OR of_task <= max_concurrent_runs
+            ORDER BY priority DESC, place, available_time, id LIMIT :places))
+        FOR UPDATE SKIP LOCKED
     ), taken AS (
         UPDATE scheduler.runs AS r
         SET state = 'RUNNING', attempt = r.attempt + 1, epoch = r.epoch + 1, lease_holder = :holder,
             lease_expire_time = clock_timestamp() + :life, start_time = coalesce(r.start_time, clock_timestamp())
-        FROM chosen WHERE r.id = chosen.id RETURNING r.*
+        WHERE r.id = ANY(ARRAY(SELECT id FROM chosen)) RETURNING r.*
     ), begun AS (
-        INSERT INTO scheduler.run_attempts (run_id, attempt, organization_id, user_id, state)
+        INSERT INTO scheduler.run_attempts (run_id, number, organization_id, user_id, state)
         SELECT id, attempt, organization_id, user_id, 'RUNNING' FROM taken
     )
     SELECT r.*, CAST(NULL AS uuid) AS attempt_session_id, CAST(NULL AS uuid) AS attempt_turn_id, {_SECONDS_LEFT}
@@ -149,12 +150,12 @@ async def renew(connection: AsyncConnection, held: Sequence[Claim], life: timede
         sa.update(runs).where(runs.c.id.in_(free.scalar_subquery())).values(lease_expire_time=_NOW + life)
     )
     rows = (
-        await connection.execute(sa.select(runs.c.id, runs.c.epoch, runs.c.cancel_requested).where(mine))
+        await connection.execute(sa.select(runs.c.id, runs.c.epoch, runs.c.cancel_time).where(mine))
     ).all()
     kept = {row.id for row in rows if row.epoch == epochs[row.id]}
     return Renewal(
         lost=frozenset(epochs.keys() - kept),
-        cancelled=frozenset(row.id for row in rows if row.id in kept and row.cancel_requested),
+        cancelled=frozenset(row.id for row in rows if row.id in kept and row.cancel_time is not None),
     )
 
 
@@ -191,7 +192,7 @@ async def end(
     row = (
         await connection.execute(
             sa.select(
-                runs.c.cancel_requested,
+                runs.c.cancel_time,
                 # No pause: nothing to compare.
                 (
                     _NOW + sa.cast(pause or timedelta(), sa.Interval) < runs.c.start_time + runs.c.run_timeout
@@ -222,13 +223,13 @@ async def end(
         "lease_holder": None,
         "lease_expire_time": None,
     }
-    if pause is not None and row.in_time and not row.cancel_requested:
+    if pause is not None and row.in_time and row.cancel_time is None:
         state = RunState.QUEUED
         values |= {"available_time": _NOW + pause}
     else:
-        state = RunState.CANCELLED if pause is not None and row.cancel_requested else outcome.state
+        state = RunState.CANCELLED if pause is not None and row.cancel_time is not None else outcome.state
         values |= {
-            "result": outcome.result,
+            "result_text": outcome.result,
             "structured_output_json": outcome.structured_output_json,
             "end_time": _NOW,
         }
@@ -252,7 +253,7 @@ def _held(claim: Claim) -> tuple[sa.ColumnElement[bool], ...]:
 
 
 async def _fenced(connection: AsyncConnection, claim: Claim, values: dict[str, Any]) -> None:
-    done = await connection.execute(sa.update(runs).where(*_held(claim)).values(**values))
+    done = await connection.execute(sa.update(runs).where(*_held(claim)).values(**values, update_time=_NOW))
     if done.rowcount == 0:
         raise LeaseLost(f"epoch {claim.epoch}")
 
@@ -261,6 +262,6 @@ async def _on_attempt(connection: AsyncConnection, claim: Claim, values: dict[st
     """In the transaction in which the run was found to be the worker's."""
     await connection.execute(
         sa.update(run_attempts)
-        .where(run_attempts.c.run_id == claim.run_id, run_attempts.c.attempt == claim.attempt)
+        .where(run_attempts.c.run_id == claim.run_id, run_attempts.c.number == claim.attempt)
         .values(**values)
     )

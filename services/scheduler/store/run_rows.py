@@ -32,12 +32,12 @@ def run_of(row: Any) -> Run:
         state=RunState(row.state),
         attempt=row.attempt,
         session_id=row.session_id,
-        result=row.result,
+        result=row.result_text or "",
         structured_output_json=row.structured_output_json,
         failure=_failure_of(row),
         usage=_usage_of(row),
         cost_usd=float(row.cost_usd),
-        cancel_requested=row.cancel_requested,
+        cancel_requested=row.cancel_time is not None,
         create_time=row.create_time,
         start_time=row.start_time,
         end_time=row.end_time,
@@ -47,7 +47,7 @@ def run_of(row: Any) -> Run:
 def attempt_of(row: Any) -> RunAttempt:
     """Reads a row of `run_attempts`."""
     return RunAttempt(
-        attempt=row.attempt,
+        attempt=row.number,
         state=RunState(row.state),
         session_id=row.session_id,
         turn_id=row.turn_id,
@@ -75,7 +75,7 @@ def claim_of(row: Any, *, taken_over: bool) -> Claim:
         # Of attempts that have ended: the one under way has added nothing yet.
         spent_usd=float(row.cost_usd),
         seconds_left=float(row.seconds_left),
-        cancel_requested=row.cancel_requested,
+        cancel_requested=row.cancel_time is not None,
     )
 
 

@@ -17,6 +17,7 @@ from services.scheduler.store.tables import idempotency_keys, runs, tasks
 from services.scheduler.usecases.worker.ports import Renewal
 
 _PURGED_AT_ONCE = 100
+_UNDER_WAY = sa.exists().where(runs.c.task_id == tasks.c.id, runs.c.end_time.is_(None))
 
 
 class HouseKeeping:
@@ -27,12 +28,11 @@ class HouseKeeping:
         self._database = database
 
     async def purge(self) -> int:
-        """Deletes expired request ids and deleted tasks, a bounded number; returns how many."""
+        """Deletes expired request ids and deleted tasks without open runs, a bounded number; returns how many."""
         async with self._database.system() as connection:
-            under_way = sa.select(runs.c.task_id).where(runs.c.state == RunState.RUNNING.value)
             found = (
                 sa.select(tasks.c.id)
-                .where(tasks.c.delete_time.is_not(None), tasks.c.id.not_in(under_way))
+                .where(tasks.c.delete_time.is_not(None), sa.not_(_UNDER_WAY))
                 .limit(_PURGED_AT_ONCE)
                 .with_for_update(skip_locked=True)
             )

@@ -37,6 +37,16 @@ def _versioned() -> list[sa.Column[Any]]:
     ]
 
 
+def _outcome() -> list[sa.Column[Any]]:
+    counters = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
+    return [
+        sa.Column("failure_reason", sa.Text),
+        sa.Column("failure_message", sa.Text),
+        *[sa.Column(name, sa.BigInteger, nullable=False, server_default="0") for name in counters],
+        sa.Column("cost_usd", sa.Numeric(14, 6), nullable=False, server_default="0"),
+    ]
+
+
 tasks = sa.Table(
     "tasks",
     metadata,
@@ -96,71 +106,55 @@ schedules = sa.Table(
     sa.Index("schedules_due", "next_due_time", postgresql_where=sa.text("state = 'ACTIVE'")),
 )
 
-
-def _spent() -> list[sa.Column[Any]]:
-    counts = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
-    return [
-        *(sa.Column(name, sa.BigInteger, nullable=False, server_default="0") for name in counts),
-        sa.Column("cost_usd", sa.Numeric(14, 6), nullable=False, server_default="0"),
-    ]
-
-
-# What a run does is a copy of what its task said when it was made.
 runs = sa.Table(
     "runs",
     metadata,
     *_owned(),
     sa.Column("task_id", _ID, sa.ForeignKey("scheduler.tasks.id", ondelete="CASCADE"), nullable=False),
-    # The schedule may be gone: its runs stay.
-    sa.Column("schedule_id", _ID),
-    sa.Column("fire_time", _TIME),
+    # Of a run that a schedule made, as long as there is that schedule.
+    sa.Column("schedule_id", _ID, sa.ForeignKey("scheduler.schedules.id", ondelete="SET NULL")),
     sa.Column("backfill_id", _ID),
+    # The nominal time of its fire; `due_time` is when it was to begin.
+    sa.Column("fire_time", _TIME),
+    sa.Column("due_time", _TIME, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("skip_reason", sa.Text),
+    sa.Column("priority", sa.Integer, nullable=False),
+    # What it does is a copy of what its task said when it was made.
     sa.Column("name", sa.Text, nullable=False),
     sa.Column("prompt", sa.Text, nullable=False),
     sa.Column("variables", JSONB, nullable=False),
     sa.Column("sdk_options", JSONB, nullable=False),
     sa.Column("labels", JSONB, nullable=False),
-    sa.Column("priority", sa.Integer, nullable=False),
     sa.Column("run_timeout", sa.Interval, nullable=False),
     sa.Column("retry_policy", JSONB, nullable=False),
     sa.Column("run_budget_usd", sa.Numeric(14, 6), nullable=False),
-    sa.Column("state", sa.Text, nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False, server_default="0"),
-    # While it is queued: when the pause before its next attempt is over.
-    sa.Column("available_time", _TIME, nullable=False, server_default=sa.func.clock_timestamp()),
-    sa.Column("cancel_requested", sa.Boolean, nullable=False, server_default="false"),
+    # Not claimed before: the pause after a failed attempt.
+    sa.Column("available_time", _TIME, nullable=False),
+    # The fencing token of whoever has claimed it, raised with each claim.
     sa.Column("epoch", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("lease_holder", sa.Text),
     sa.Column("lease_expire_time", _TIME),
+    # When somebody asked for its end.
+    sa.Column("cancel_time", _TIME),
     sa.Column("session_id", _ID),
-    sa.Column("result", sa.Text, nullable=False, server_default=""),
+    sa.Column("result_text", sa.Text),
     sa.Column("structured_output_json", sa.Text, nullable=False, server_default=""),
-    sa.Column("failure_reason", sa.Text),
-    sa.Column("failure_message", sa.Text),
-    *_spent(),
-    sa.Column("create_time", _TIME, nullable=False, server_default=sa.func.clock_timestamp()),
+    *_outcome(),
     sa.Column("start_time", _TIME),
     sa.Column("end_time", _TIME),
+    *_versioned(),
     sa.CheckConstraint(
         "state IN ('PENDING','QUEUED','RUNNING','SUCCEEDED','FAILED','CANCELLED','TIMED_OUT','SKIPPED')",
         name="runs_state",
     ),
+    sa.CheckConstraint("schedule_id IS NULL OR fire_time IS NOT NULL", name="runs_fire"),
     sa.CheckConstraint("(state = 'RUNNING') = (lease_expire_time IS NOT NULL)", name="runs_lease"),
-    sa.CheckConstraint("(schedule_id IS NULL) = (fire_time IS NULL)", name="runs_fire"),
-    sa.Index("runs_by_owner", "organization_id", "user_id", "id"),
-    sa.Index("runs_by_task", "task_id", "id"),
+    sa.CheckConstraint("(state IN ('PENDING','QUEUED','RUNNING')) = (end_time IS NULL)", name="runs_end"),
+    # A fire makes one run, and one more in each backfill that goes over it.
     sa.Index(
-        "runs_queued",
-        "organization_id",
-        sa.text("priority DESC"),
-        "available_time",
-        "id",
-        postgresql_where=sa.text("state = 'QUEUED'"),
-    ),
-    sa.Index("runs_running", "lease_expire_time", postgresql_where=sa.text("state = 'RUNNING'")),
-    # A schedule fires once for each of its times, whoever makes the fire.
-    sa.Index(
-        "runs_of_fires",
+        "runs_once",
         "schedule_id",
         "fire_time",
         "backfill_id",
@@ -168,26 +162,39 @@ runs = sa.Table(
         postgresql_nulls_not_distinct=True,
         postgresql_where=sa.text("schedule_id IS NOT NULL"),
     ),
+    sa.Index("runs_by_owner", "organization_id", "user_id", "id"),
+    sa.Index("runs_by_task", "task_id", "id"),
+    sa.Index("runs_by_schedule", "schedule_id", "id", postgresql_where=sa.text("schedule_id IS NOT NULL")),
+    sa.Index("runs_open", "task_id", "state", postgresql_where=sa.text("end_time IS NULL")),
+    sa.Index("runs_leased", "lease_expire_time", postgresql_where=sa.text("state = 'RUNNING'")),
+)
+sa.Index(
+    "runs_claimable",
+    runs.c.organization_id,
+    runs.c.priority.desc(),
+    runs.c.available_time,
+    runs.c.id,
+    postgresql_where=sa.text("state = 'QUEUED'"),
 )
 
 run_attempts = sa.Table(
     "run_attempts",
     metadata,
-    sa.Column("run_id", _ID, sa.ForeignKey("scheduler.runs.id", ondelete="CASCADE"), primary_key=True),
-    sa.Column("attempt", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("run_id", _ID, sa.ForeignKey("scheduler.runs.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),
     sa.Column("organization_id", _ID, nullable=False),
     sa.Column("user_id", _ID, nullable=False),
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("session_id", _ID),
     sa.Column("turn_id", _ID),
-    sa.Column("failure_reason", sa.Text),
-    sa.Column("failure_message", sa.Text),
-    *_spent(),
+    *_outcome(),
     sa.Column("start_time", _TIME, nullable=False, server_default=sa.func.clock_timestamp()),
     sa.Column("end_time", _TIME),
+    sa.PrimaryKeyConstraint("run_id", "number", name="run_attempts_pkey"),
     sa.CheckConstraint(
         "state IN ('RUNNING','SUCCEEDED','FAILED','CANCELLED','TIMED_OUT')", name="run_attempts_state"
     ),
+    sa.CheckConstraint("(state = 'RUNNING') = (end_time IS NULL)", name="run_attempts_end"),
 )
 
 outbox = outbox_table(metadata, SCHEMA)

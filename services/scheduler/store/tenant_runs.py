@@ -17,11 +17,11 @@ from services.scheduler.store.tables import run_attempts, runs
 from services.scheduler.usecases.ports import NewRun, RunFilter
 
 _NOW = sa.func.clock_timestamp()
-_LARGE: Final = frozenset({"prompt", "variables", "result", "structured_output_json"})
+_LARGE: Final = frozenset({"prompt", "variables", "result_text", "structured_output_json"})
 _EMPTY = [
     sa.literal("").label("prompt"),
     sa.literal({}, runs.c.variables.type).label("variables"),
-    sa.literal("").label("result"),
+    sa.literal("").label("result_text"),
     sa.literal("").label("structured_output_json"),
 ]
 _LISTED = sa.select(*(column for column in runs.c if column.name not in _LARGE), *_EMPTY)
@@ -48,6 +48,8 @@ class TenantRuns:
                 user_id=new.user_id,
                 task_id=new.task_id,
                 state=RunState.QUEUED.value,
+                due_time=_NOW,
+                available_time=_NOW,
                 **content_columns(new.content),
             )
         )
@@ -75,16 +77,16 @@ class TenantRuns:
 
     async def list_attempts(self, run_id: UUID) -> list[RunAttempt]:
         """Returns the attempts at a run, in their order."""
-        query = (
-            sa.select(run_attempts).where(run_attempts.c.run_id == run_id).order_by(run_attempts.c.attempt)
-        )
+        query = sa.select(run_attempts).where(run_attempts.c.run_id == run_id).order_by(run_attempts.c.number)
         return [attempt_of(row) for row in await self._connection.execute(query)]
 
     async def cancel_run(self, run_id: UUID, *, at_once: bool) -> None:
         """Asks for the end of a run; `at_once` for one that no worker has: it is over then."""
         over = {"state": RunState.CANCELLED.value, "end_time": _NOW} if at_once else {}
         await self._connection.execute(
-            sa.update(runs).where(runs.c.id == run_id).values(cancel_requested=True, **over)
+            sa.update(runs)
+            .where(runs.c.id == run_id)
+            .values(cancel_time=sa.func.coalesce(runs.c.cancel_time, _NOW), **over)
         )
 
     async def cancel_runs_of(self, task_id: UUID) -> None:
@@ -94,7 +96,7 @@ class TenantRuns:
             sa.update(runs)
             .where(runs.c.task_id == task_id, sa.or_(waiting, runs.c.state == RunState.RUNNING.value))
             .values(
-                cancel_requested=True,
+                cancel_time=sa.func.coalesce(runs.c.cancel_time, _NOW),
                 state=sa.case((waiting, RunState.CANCELLED.value), else_=runs.c.state),
                 end_time=sa.case((waiting, _NOW), else_=runs.c.end_time),
             )

@@ -57,6 +57,13 @@ async def test_equals_share_the_places(place: Floor) -> None:
         assert [run for run in claimed if run in crowd] == crowd[:2] or shares == (2, 2, 0)
 
 
+async def test_what_is_under_way_counts(place: Floor) -> None:
+    await many(place, 8)
+    await place.queue().claim("w", 4)
+    late = await many(place, 3)
+    assert {str(claim.run_id) for claim in await place.queue().claim("w", 3)} == set(late)
+
+
 async def test_a_task_has_no_more_runs_than_it_says(place: Floor) -> None:
     await many(place, 5, max_concurrent_runs=2)
     found = await asyncio.gather(*(place.queue().claim(str(uuid4()), 3) for _ in range(4)))

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
+from aiagent.scheduler.v1 import schedule_pb2
 from aiagent.scheduler.v1 import scheduler_service_pb2 as pb
 from services.kernel.db import Database
 from services.scheduler.store import system_queries
-from services.scheduler.store.tables import idempotency_keys, metadata, tasks
+from services.scheduler.store.tables import idempotency_keys, metadata, run_attempts, runs, tasks
 from tests.integration.session.test_schema import OF_TENANT, functions, of_owner
 
 from .serving import Serving
@@ -23,6 +26,7 @@ OWNERS = dict.fromkeys(("tasks", "schedules", "runs", "run_attempts"), "user_id"
     "idempotency_keys": "caller_id"
 }
 """The tables in which users see their own rows, and admins all of the organization."""
+FIRE = datetime(2030, 1, 1, 9, tzinfo=UTC)
 
 
 def test_the_queries_across_tenants() -> None:
@@ -98,3 +102,74 @@ async def test_what_is_deleted_goes(api: Serving) -> None:
     assert [str(row["id"]) for row in await api.rows(tasks)] == [kept.id]
     assert [row["request_id"] for row in await api.rows(idempotency_keys)] == ["kept"]
     assert await system_queries.HouseKeeping(api.database).purge() == 0
+
+
+async def a_run(api: Serving, schedule: schedule_pb2.Schedule, **values: Any) -> UUID:
+    """Puts a run of a schedule's fire there, as a tick does."""
+    run_id = uuid4()
+    row = {
+        "id": run_id,
+        "organization_id": UUID(schedule.organization_id),
+        "user_id": UUID(schedule.user_id),
+        "task_id": UUID(schedule.task_id),
+        "schedule_id": UUID(schedule.id),
+        "fire_time": FIRE,
+        "due_time": FIRE,
+        "available_time": FIRE,
+        "state": "QUEUED",
+        "priority": 0,
+        "name": "a task",
+        "prompt": "Look around.",
+        "variables": {},
+        "sdk_options": {},
+        "labels": {},
+        "run_timeout": timedelta(hours=1),
+        "retry_policy": {},
+        "run_budget_usd": 0,
+        **values,
+    }
+    async with api.database.system() as connection:
+        await connection.execute(sa.insert(runs).values(row))
+    return run_id
+
+
+async def test_a_fire_makes_one_run(api: Serving) -> None:
+    client = api.client()
+    schedule = await client.schedule()
+    await a_run(api, schedule)
+    with pytest.raises(sa.exc.IntegrityError, match="runs_once"):
+        await a_run(api, schedule)
+    await a_run(api, schedule, fire_time=FIRE + timedelta(seconds=1))
+    await a_run(api, await client.schedule(schedule.task_id))
+    backfill = uuid4()
+    await a_run(api, schedule, backfill_id=backfill)
+    with pytest.raises(sa.exc.IntegrityError, match="runs_once"):
+        await a_run(api, schedule, backfill_id=backfill)
+    # Those that somebody asks for have no fire.
+    for _ in range(2):
+        await a_run(api, schedule, schedule_id=None, fire_time=None)
+    with pytest.raises(sa.exc.IntegrityError, match="runs_fire"):
+        await a_run(api, schedule, fire_time=None)
+
+
+async def test_a_run_outlives_its_schedule_and_an_open_one_its_deleted_task(api: Serving) -> None:
+    client = api.client()
+    schedule = await client.schedule()
+    run_id = await a_run(api, schedule, state="RUNNING", lease_expire_time=FIRE)
+    async with api.database.system() as connection:
+        attempt = {"run_id": run_id, "number": 1, "state": "RUNNING"}
+        owner = {name: UUID(getattr(schedule, name)) for name in ("organization_id", "user_id")}
+        await connection.execute(sa.insert(run_attempts).values(**attempt, **owner))
+    await client.DeleteTask(pb.DeleteTaskRequest(task_id=schedule.task_id))
+
+    async def left() -> list[dict[str, Any]]:
+        await system_queries.HouseKeeping(api.database).purge()
+        return [row for row in await api.rows(runs) if row["id"] == run_id]
+
+    (row,) = await left()
+    assert (row["schedule_id"], row["fire_time"]) == (None, FIRE)
+    async with api.database.system() as connection:
+        ended = sa.update(runs).where(runs.c.id == run_id)
+        await connection.execute(ended.values(state="CANCELLED", end_time=FIRE, lease_expire_time=None))
+    assert await left() == []
+    assert [row for row in await api.rows(run_attempts) if row["run_id"] == run_id] == []

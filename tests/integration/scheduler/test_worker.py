@@ -270,7 +270,7 @@ async def test_no_places_no_runs(place: Floor) -> None:
 
 
 async def test_a_worker_carries_no_more_than_its_places(place: Floor) -> None:
-    worker = await place.worker(2)
+    worker = await place.worker(2, look_seconds=60)
     made = [await place.run(prompt_template="stay") for _ in range(3)]
     for run in made[:2]:
         await place.begun(run)

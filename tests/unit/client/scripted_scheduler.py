@@ -1,4 +1,4 @@
-"""The scripted server's tasks, schedules and runs: kept as they come, changed by their masks; runs end as told."""
+"""The scripted server's tasks, schedules and runs, changed by their masks; runs end as the test says."""
 
 from __future__ import annotations
 

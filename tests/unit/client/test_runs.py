@@ -26,11 +26,11 @@ def review(server: ScriptedServer) -> Task:
     )
 
 
-async def test_values_are_read_by_their_types(server: ScriptedServer, command: CommandLine) -> None:
+async def test_values_are_text_or_json(server: ScriptedServer, command: CommandLine) -> None:
     review(server)
     done = await command.run(
-        "tasks", "run", "review", "--variable", "repository=7", "--variable", "limit=5",
-        "--variable", 'paths=["a=b"]', "--variable", "unknown=x", "-o", "json",
+        "tasks", "run", "review", "--variable", "repository=7", "--variable", "limit:=5",
+        "--variable", 'paths:=["a=b"]', "--variable", "note=:=x", "-o", "json",
     )  # fmt: skip
     assert done.code == 0, done.err
     (sent,) = server.calls["RunTask"]
@@ -38,13 +38,13 @@ async def test_values_are_read_by_their_types(server: ScriptedServer, command: C
         "repository": "7",
         "limit": 5.0,
         "paths": ["a=b"],
-        "unknown": "x",
+        "note": ":=x",
     }
     assert sent.request_id
     assert done.json["id"] in server.runs
 
 
-@pytest.mark.parametrize("value", ["limit", "=5", "limit=many"])
+@pytest.mark.parametrize("value", ["limit", "=5", "limit:=many"])
 async def test_a_value_that_cannot_be_read_is_wrong_use(
     server: ScriptedServer, command: CommandLine, value: str
 ) -> None:

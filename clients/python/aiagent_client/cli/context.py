@@ -32,6 +32,14 @@ SessionArgument = Annotated[
         show_default=False,
     ),
 ]
+TaskArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="TASK",
+        help="The task: its id, a part its id begins or ends with, or its name.",
+        show_default=False,
+    ),
+]
 
 
 class Invocation:

@@ -1,4 +1,4 @@
-"""Finding what a person named: a session, a task, a schedule, a run or a question, by id, part of it, or name."""
+"""Finding what a person named: a session, a task, a schedule, a run or a question, by id, part of an id, or name."""
 
 from __future__ import annotations
 

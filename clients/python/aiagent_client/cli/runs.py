@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -12,23 +11,15 @@ from rich.console import Group
 from rich.text import Text
 
 from aiagent.scheduler.v1.run_pb2 import TaskRun
-from aiagent.scheduler.v1.task_pb2 import Task, TaskVariable
+from aiagent_client.cli.arguments import values
 from aiagent_client.cli.choices import RunStateName, number_of
-from aiagent_client.cli.context import Invocation, Output
-from aiagent_client.cli.failures import FailedError, UsageError
+from aiagent_client.cli.context import Invocation, Output, TaskArgument
+from aiagent_client.cli.failures import FailedError
 from aiagent_client.cli.lookup import run_id, task_id
 from aiagent_client.cli.output import facts, local_time, plain, table, when, word
 from aiagent_client.cli.text import money, plain_numbers, safe
 from aiagent_client.client import Client
 
-TaskArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="TASK",
-        help="The task: its id, a part its id begins or ends with, or its name.",
-        show_default=False,
-    ),
-]
 RunArgument = Annotated[
     str,
     typer.Argument(
@@ -47,7 +38,7 @@ def run(
         list[str] | None,
         typer.Option(
             "--variable",
-            help="A value, NAME=VALUE; of other types than string, as JSON; repeatable.",
+            help="A value of the task's variables: NAME=TEXT, or NAME:=JSON; repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -61,14 +52,14 @@ def run(
     \b
     Examples:
       ai-agent tasks run nightly
-      ai-agent tasks run review --variable repository=core --variable limit=5 --wait
+      ai-agent tasks run review --variable repository=core --variable limit:=5 --wait
     """
     invocation = Invocation.of(context, output)
+    given = values("--variable", variable)
 
     async def work(client: Client) -> None:
         with invocation.busy("asking"):
-            found = await client.tasks.get(await task_id(client, task))
-            made = await client.runs.start(found.id, _values(found, variable or []))
+            made = await client.runs.start(await task_id(client, task), given)
         if not wait:
             invocation.result(made, lambda: _run(made))
             return
@@ -168,23 +159,6 @@ def _cancelled(run: TaskRun) -> str:
     return f"cancelled {run.id}" if run.state == TaskRun.CANCELLED else f"{run.id} is being cancelled"
 
 
-def _values(task: Task, given: Sequence[str]) -> Mapping[str, Any]:
-    """Reads NAME=VALUE by the types that the task declares; what it does not declare is text."""
-    types = {variable.name: variable.type for variable in task.variables}
-    values: dict[str, Any] = {}
-    for text in given:
-        name, sign, value = text.partition("=")
-        if not sign or not name:
-            raise UsageError(f"a variable's value looks like NAME=VALUE, not {text!r}")
-        kind = types.get(name, TaskVariable.STRING)
-        try:
-            values[name] = value if kind == TaskVariable.STRING else json.loads(value)
-        except ValueError:
-            shown = TaskVariable.Type.Name(kind).lower()
-            raise UsageError(f"{name} is of type {shown}, and written as JSON, not {value!r}") from None
-    return values
-
-
 def _runs(found: list[TaskRun]) -> Any:
     return table(
         [
@@ -210,7 +184,7 @@ def _runs(found: list[TaskRun]) -> Any:
 
 
 def _run(run: TaskRun) -> Any:
-    values = plain_numbers(MessageToDict(run.variables))
+    given = plain_numbers(MessageToDict(run.variables))
     rows: list[tuple[str, Text | str]] = [
         ("id", run.id),
         ("task", run.task_id),
@@ -218,7 +192,7 @@ def _run(run: TaskRun) -> Any:
         ("cancel", "asked for" if run.cancel_requested and not run.HasField("end_time") else ""),
         *[
             ("variable", plain(f"{name} = {json.dumps(value, ensure_ascii=False)}"))
-            for name, value in values.items()
+            for name, value in given.items()
         ],
         ("session", run.session_id),
         *[("attempt", _attempt(attempt)) for attempt in run.attempts],

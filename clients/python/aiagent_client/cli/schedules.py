@@ -11,10 +11,9 @@ from aiagent.scheduler.v1.schedule_pb2 import Schedule, ScheduleSpec
 from aiagent_client.cli import schedule_views
 from aiagent_client.cli.arguments import time_span, values
 from aiagent_client.cli.choices import OverlapName, ScheduleStateName, number_of
-from aiagent_client.cli.context import Invocation, Output
+from aiagent_client.cli.context import Invocation, Output, TaskArgument
 from aiagent_client.cli.failures import UsageError
 from aiagent_client.cli.lookup import schedule_id, task_id
-from aiagent_client.cli.runs import TaskArgument
 from aiagent_client.cli.text import one_line
 from aiagent_client.client import Client
 

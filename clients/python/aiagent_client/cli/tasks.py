@@ -12,11 +12,10 @@ from aiagent.scheduler.v1.task_pb2 import RetryPolicy, Task, TaskVariable
 from aiagent.session.v1.agent_options_pb2 import AgentOptions
 from aiagent_client.cli.arguments import labels, rules, text_or_file, time_span, variables
 from aiagent_client.cli.choices import PermissionModeName, number_of
-from aiagent_client.cli.context import Invocation, Output
+from aiagent_client.cli.context import Invocation, Output, TaskArgument
 from aiagent_client.cli.failures import UsageError
 from aiagent_client.cli.lookup import task_id
 from aiagent_client.cli.output import facts, local_time, plain, table, when, word
-from aiagent_client.cli.runs import TaskArgument
 from aiagent_client.cli.runs import app as runs
 from aiagent_client.cli.text import count_of, duration, json_text, money, one_line
 from aiagent_client.client import Client

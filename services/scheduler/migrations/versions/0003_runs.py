@@ -1,4 +1,4 @@
-"""Runs of tasks, and the attempts at them.
+"""Runs of tasks and their attempts.
 
 Revision ID: 0003
 """
@@ -20,26 +20,28 @@ _TABLES = (
         user_id UUID NOT NULL,
         task_id UUID NOT NULL,
         schedule_id UUID,
-        fire_time TIMESTAMP WITH TIME ZONE,
         backfill_id UUID,
+        fire_time TIMESTAMP WITH TIME ZONE,
+        due_time TIMESTAMP WITH TIME ZONE NOT NULL,
+        state TEXT NOT NULL,
+        skip_reason TEXT,
+        priority INTEGER NOT NULL,
         name TEXT NOT NULL,
         prompt TEXT NOT NULL,
         variables JSONB NOT NULL,
         sdk_options JSONB NOT NULL,
         labels JSONB NOT NULL,
-        priority INTEGER NOT NULL,
         run_timeout INTERVAL NOT NULL,
         retry_policy JSONB NOT NULL,
         run_budget_usd NUMERIC(14, 6) NOT NULL,
-        state TEXT NOT NULL,
         attempt INTEGER DEFAULT '0' NOT NULL,
-        available_time TIMESTAMP WITH TIME ZONE DEFAULT clock_timestamp() NOT NULL,
-        cancel_requested BOOLEAN DEFAULT 'false' NOT NULL,
+        available_time TIMESTAMP WITH TIME ZONE NOT NULL,
         epoch BIGINT DEFAULT '0' NOT NULL,
         lease_holder TEXT,
         lease_expire_time TIMESTAMP WITH TIME ZONE,
+        cancel_time TIMESTAMP WITH TIME ZONE,
         session_id UUID,
-        result TEXT DEFAULT '' NOT NULL,
+        result_text TEXT,
         structured_output_json TEXT DEFAULT '' NOT NULL,
         failure_reason TEXT,
         failure_message TEXT,
@@ -48,16 +50,25 @@ _TABLES = (
         cache_read_tokens BIGINT DEFAULT '0' NOT NULL,
         cache_write_tokens BIGINT DEFAULT '0' NOT NULL,
         cost_usd NUMERIC(14, 6) DEFAULT '0' NOT NULL,
-        create_time TIMESTAMP WITH TIME ZONE DEFAULT clock_timestamp() NOT NULL,
         start_time TIMESTAMP WITH TIME ZONE,
         end_time TIMESTAMP WITH TIME ZONE,
+        version BIGINT DEFAULT '1' NOT NULL,
+        create_time TIMESTAMP WITH TIME ZONE DEFAULT clock_timestamp() NOT NULL,
+        update_time TIMESTAMP WITH TIME ZONE DEFAULT clock_timestamp() NOT NULL,
         PRIMARY KEY (id),
         CONSTRAINT runs_state CHECK (state IN
             ('PENDING','QUEUED','RUNNING','SUCCEEDED','FAILED','CANCELLED','TIMED_OUT','SKIPPED')),
+        CONSTRAINT runs_fire CHECK (schedule_id IS NULL OR fire_time IS NOT NULL),
         CONSTRAINT runs_lease CHECK ((state = 'RUNNING') = (lease_expire_time IS NOT NULL)),
-        CONSTRAINT runs_fire CHECK ((schedule_id IS NULL) = (fire_time IS NULL)),
-        FOREIGN KEY(task_id) REFERENCES scheduler.tasks (id) ON DELETE CASCADE
+        CONSTRAINT runs_end CHECK ((state IN ('PENDING','QUEUED','RUNNING')) = (end_time IS NULL)),
+        FOREIGN KEY(task_id) REFERENCES scheduler.tasks (id) ON DELETE CASCADE,
+        FOREIGN KEY(schedule_id) REFERENCES scheduler.schedules (id) ON DELETE SET NULL
     )
+    """,
+    # A fire makes one run, and one more in each backfill that goes over it.
+    """
+    CREATE UNIQUE INDEX runs_once ON scheduler.runs (schedule_id, fire_time, backfill_id) NULLS NOT DISTINCT
+            WHERE schedule_id IS NOT NULL
     """,
     """
     CREATE INDEX runs_by_owner ON scheduler.runs (organization_id, user_id, id)
@@ -66,20 +77,22 @@ _TABLES = (
     CREATE INDEX runs_by_task ON scheduler.runs (task_id, id)
     """,
     """
-    CREATE INDEX runs_queued ON scheduler.runs (organization_id, priority DESC, available_time, id)
-        WHERE state = 'QUEUED'
+    CREATE INDEX runs_by_schedule ON scheduler.runs (schedule_id, id) WHERE schedule_id IS NOT NULL
     """,
     """
-    CREATE INDEX runs_running ON scheduler.runs (lease_expire_time) WHERE state = 'RUNNING'
+    CREATE INDEX runs_open ON scheduler.runs (task_id, state) WHERE end_time IS NULL
     """,
     """
-    CREATE UNIQUE INDEX runs_of_fires ON scheduler.runs (schedule_id, fire_time, backfill_id) NULLS NOT DISTINCT
-        WHERE schedule_id IS NOT NULL
+    CREATE INDEX runs_claimable ON scheduler.runs (organization_id, priority DESC, available_time, id)
+            WHERE state = 'QUEUED'
+    """,
+    """
+    CREATE INDEX runs_leased ON scheduler.runs (lease_expire_time) WHERE state = 'RUNNING'
     """,
     """
     CREATE TABLE scheduler.run_attempts (
         run_id UUID NOT NULL,
-        attempt INTEGER NOT NULL,
+        number INTEGER NOT NULL,
         organization_id UUID NOT NULL,
         user_id UUID NOT NULL,
         state TEXT NOT NULL,
@@ -94,8 +107,9 @@ _TABLES = (
         cost_usd NUMERIC(14, 6) DEFAULT '0' NOT NULL,
         start_time TIMESTAMP WITH TIME ZONE DEFAULT clock_timestamp() NOT NULL,
         end_time TIMESTAMP WITH TIME ZONE,
-        PRIMARY KEY (run_id, attempt),
+        CONSTRAINT run_attempts_pkey PRIMARY KEY (run_id, number),
         CONSTRAINT run_attempts_state CHECK (state IN ('RUNNING','SUCCEEDED','FAILED','CANCELLED','TIMED_OUT')),
+        CONSTRAINT run_attempts_end CHECK ((state = 'RUNNING') = (end_time IS NULL)),
         FOREIGN KEY(run_id) REFERENCES scheduler.runs (id) ON DELETE CASCADE
     )
     """,
