@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 
 import pytest
 import sqlalchemy as sa
 
 from services.kernel.clock import SystemClock
+from services.kernel.errors import unavailable
 from services.session.store import tables
+from services.session.store.fenced import FencedConnection
 from services.session.usecases.driver import driver
+from services.session.usecases.driver.runner import AttemptRunner
 
 from .driving import world
 from .scripted_executor import Attempt, ScriptedExecutor
@@ -54,6 +58,43 @@ async def test_an_attempt_whose_items_the_log_has_lost_is_stopped_and_waited_out
         assert first.interrupted.is_set()
         assert not first.parked
         assert began[1] - lost > 1.2
+
+
+async def test_a_drain_is_not_lost_on_a_stream_that_breaks_at_that_moment(session_database, monkeypatch):
+    looking, breaking, go = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def look_for_long(self, turn):
+        looking.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            breaking.set()
+            await go.wait()
+            raise
+
+    async def break_then(self, stream):
+        await looking.wait()
+        raise unavailable("EXECUTOR_AWAY", "the stream broke", retry_after_seconds=1)
+
+    monkeypatch.setattr(FencedConnection, "refresh", look_for_long)
+    monkeypatch.setattr(AttemptRunner, "follow", break_then)
+    async with world(session_database, ScriptedExecutor(greet)) as it:
+        session_id = await it.session()
+        await it.send(session_id)
+        pool = await it.pool()
+        pool.wake(session_id)
+        await asyncio.wait_for(breaking.wait(), 10)
+        draining = asyncio.create_task(pool.drain())
+        driving = pool._tasks[session_id]
+
+        async def told():
+            return driving.cancelling()
+
+        await it.until(told)
+        go.set()
+        await asyncio.wait_for(draining, 5)
+        assert pool.driven == 0
+        it.pools.clear()
 
 
 async def _runs(it):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 from services.kernel.errors import ServiceError
 from services.session.domain.errors import LeaseLost
 
@@ -13,8 +16,16 @@ AHEAD = "OFFSET_GONE"
 restore. The attempt may well run."""
 
 
-def cause_of(group: ExceptionGroup[Exception]) -> ServiceError:
-    """Finds what broke a stream; what is no error of a service is raised on, a lost lease before all else."""
+def cause_of(group: ExceptionGroup[Exception], task: asyncio.Task[Any] | None) -> ServiceError:
+    """Finds what broke a stream; what is no error of a service is raised on, a lost lease before all else.
+
+    Args:
+        group: What a TaskGroup raised.
+        task: The task it was in. Where that was cancelled at the same moment, the group of Python 3.12 raises its
+            errors alone: the cancellation would be lost, and the driver would go on for ever.
+    """
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError from group
     lost = group.subgroup(LeaseLost)
     if lost is not None:
         raise LeaseLost("the lease was lost while an attempt was followed") from group

@@ -312,7 +312,7 @@ class SessionDriver:
                 finally:
                     commands.cancel()
         except ExceptionGroup as failures:
-            broken = cause_of(failures)
+            broken = cause_of(failures, asyncio.current_task())
         finally:
             # Without heartbeats the executor ends the attempt by itself: so long as nobody follows it, none is sent.
             attempt.connected = False
