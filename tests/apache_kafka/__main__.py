@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 CANNOT = 3
 _USER = "aiagent"
 _START_SECONDS = 90.0
-_FETCH_SECONDS = 600.0
+_FETCH_SECONDS = 180.0
 _JAVA = 17
 _PYTEST = [sys.executable, "-m", "pytest", "-q", "-m", "kafka", "tests/integration/kernel"]
 
