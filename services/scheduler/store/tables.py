@@ -92,7 +92,18 @@ schedules = sa.Table(
     sa.Column("handled_until", _TIME, nullable=False),
     sa.Column("next_fire_time", _TIME),
     sa.Column("next_due_time", _TIME),
+    sa.Column("missed_fires", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("last_fire_time", _TIME),
+    # What its runs are told, or why they cannot be: rendered ahead, since it is the same for every fire. Stale from a
+    # change of what it is made of until it is rendered anew; then nothing fires.
+    sa.Column("prompt", sa.Text),
+    sa.Column("prompt_fault_reason", sa.Text),
+    sa.Column("prompt_fault_message", sa.Text),
+    sa.Column("prompt_stale", sa.Boolean, nullable=False, server_default="true"),
     *_versioned(),
+    sa.CheckConstraint(
+        "prompt_stale OR num_nonnulls(prompt, prompt_fault_reason) = 1", name="schedules_prompt"
+    ),
     sa.CheckConstraint("num_nonnulls(cron_expression, interval) = 1", name="schedules_times"),
     sa.CheckConstraint(
         "overlap_policy IN ('SKIP','BUFFER_ONE','BUFFER_ALL','CANCEL_OTHER','TERMINATE_OTHER','ALLOW_ALL')",
@@ -103,7 +114,40 @@ schedules = sa.Table(
     sa.CheckConstraint("remaining_runs >= 0", name="schedules_remaining_runs"),
     sa.Index("schedules_by_owner", "organization_id", "user_id", "id"),
     sa.Index("schedules_by_task", "task_id", "id"),
-    sa.Index("schedules_due", "next_due_time", postgresql_where=sa.text("state = 'ACTIVE'")),
+    sa.Index(
+        "schedules_due", "next_due_time", postgresql_where=sa.text("state = 'ACTIVE' AND NOT prompt_stale")
+    ),
+    sa.Index(
+        "schedules_stale", "next_due_time", postgresql_where=sa.text("state = 'ACTIVE' AND prompt_stale")
+    ),
+)
+
+backfills = sa.Table(
+    "backfills",
+    metadata,
+    *_owned(),
+    sa.Column(
+        "schedule_id", _ID, sa.ForeignKey("scheduler.schedules.id", ondelete="CASCADE"), nullable=False
+    ),
+    sa.Column("start_time", _TIME, nullable=False),
+    sa.Column("end_time", _TIME, nullable=False),
+    sa.Column("overlap_policy", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    # The nominal time up to which its fires are made.
+    sa.Column("handled_until", _TIME, nullable=False),
+    sa.Column("fire_count", sa.BigInteger, nullable=False, server_default="0"),
+    # Not looked at before: it waits for room.
+    sa.Column("available_time", _TIME, nullable=False, server_default=sa.func.clock_timestamp()),
+    sa.Column("create_time", _TIME, nullable=False, server_default=sa.func.clock_timestamp()),
+    sa.Column("complete_time", _TIME),
+    sa.CheckConstraint(
+        "overlap_policy IN ('SKIP','BUFFER_ONE','BUFFER_ALL','CANCEL_OTHER','TERMINATE_OTHER','ALLOW_ALL')",
+        name="backfills_overlap_policy",
+    ),
+    sa.CheckConstraint("state IN ('RUNNING','COMPLETED','CANCELLED')", name="backfills_state"),
+    sa.CheckConstraint("(state = 'RUNNING') = (complete_time IS NULL)", name="backfills_complete"),
+    sa.Index("backfills_by_schedule", "schedule_id", "id"),
+    sa.Index("backfills_due", "available_time", postgresql_where=sa.text("state = 'RUNNING'")),
 )
 
 runs = sa.Table(
@@ -114,6 +158,8 @@ runs = sa.Table(
     # Of a run that a schedule made, as long as there is that schedule.
     sa.Column("schedule_id", _ID, sa.ForeignKey("scheduler.schedules.id", ondelete="SET NULL")),
     sa.Column("backfill_id", _ID),
+    # The run that this one does again.
+    sa.Column("retry_of", _ID),
     # The nominal time of its fire; `due_time` is when it was to begin.
     sa.Column("fire_time", _TIME),
     sa.Column("due_time", _TIME, nullable=False),
@@ -165,6 +211,14 @@ runs = sa.Table(
     sa.Index("runs_by_owner", "organization_id", "user_id", "id"),
     sa.Index("runs_by_task", "task_id", "id"),
     sa.Index("runs_by_schedule", "schedule_id", "id", postgresql_where=sa.text("schedule_id IS NOT NULL")),
+    sa.Index(
+        "runs_open_by_schedule",
+        "schedule_id",
+        "id",
+        postgresql_where=sa.text("schedule_id IS NOT NULL AND end_time IS NULL"),
+    ),
+    sa.Index("runs_held_back", "schedule_id", "id", postgresql_where=sa.text("state = 'PENDING'")),
+    sa.Index("runs_by_backfill", "backfill_id", "id", postgresql_where=sa.text("backfill_id IS NOT NULL")),
     sa.Index("runs_open", "task_id", "state", postgresql_where=sa.text("end_time IS NULL")),
     sa.Index("runs_leased", "lease_expire_time", postgresql_where=sa.text("state = 'RUNNING'")),
 )

@@ -22,7 +22,7 @@ from tests.integration.session.test_schema import OF_TENANT, functions, of_owner
 from .serving import Serving
 
 pytestmark = pytest.mark.integration
-OWNERS = dict.fromkeys(("tasks", "schedules", "runs", "run_attempts"), "user_id") | {
+OWNERS = dict.fromkeys(("tasks", "schedules", "backfills", "runs", "run_attempts"), "user_id") | {
     "idempotency_keys": "caller_id"
 }
 """The tables in which users see their own rows, and admins all of the organization."""

@@ -69,6 +69,26 @@ class ErrorReason(_message.Message):
         """The run is over.
         Example: {"reason": "TASK_RUN_ENDED", "metadata": {"state": "SUCCEEDED"}}.
         """
+        TASK_RUN_NOT_RETRYABLE: ErrorReason._Reason.ValueType  # 10
+        """The run is open, or has succeeded: there is nothing to do again.
+        Example: {"reason": "TASK_RUN_NOT_RETRYABLE", "metadata": {"state": "RUNNING"}}.
+        """
+        BACKFILL_NOT_FOUND: ErrorReason._Reason.ValueType  # 11
+        """There is no such backfill, or it is not the caller's.
+        Example: {"reason": "BACKFILL_NOT_FOUND", "metadata": {"backfill_id": "0198…"}}.
+        """
+        TOKEN_EXPIRED: ErrorReason._Reason.ValueType  # 12
+        """The access token has expired; refresh it and resume the stream.
+        Example: {"reason": "TOKEN_EXPIRED"}.
+        """
+        DRAINING: ErrorReason._Reason.ValueType  # 13
+        """The server goes away; resume the stream.
+        Example: {"reason": "DRAINING"}.
+        """
+        TOO_MANY_WATCHES: ErrorReason._Reason.ValueType  # 14
+        """The caller has as many of these streams open as one may have.
+        Example: {"reason": "TOO_MANY_WATCHES", "metadata": {"limit": "100"}}.
+        """
 
     class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
         """The reasons."""
@@ -110,6 +130,26 @@ class ErrorReason(_message.Message):
     TASK_RUN_ENDED: ErrorReason.Reason.ValueType  # 9
     """The run is over.
     Example: {"reason": "TASK_RUN_ENDED", "metadata": {"state": "SUCCEEDED"}}.
+    """
+    TASK_RUN_NOT_RETRYABLE: ErrorReason.Reason.ValueType  # 10
+    """The run is open, or has succeeded: there is nothing to do again.
+    Example: {"reason": "TASK_RUN_NOT_RETRYABLE", "metadata": {"state": "RUNNING"}}.
+    """
+    BACKFILL_NOT_FOUND: ErrorReason.Reason.ValueType  # 11
+    """There is no such backfill, or it is not the caller's.
+    Example: {"reason": "BACKFILL_NOT_FOUND", "metadata": {"backfill_id": "0198…"}}.
+    """
+    TOKEN_EXPIRED: ErrorReason.Reason.ValueType  # 12
+    """The access token has expired; refresh it and resume the stream.
+    Example: {"reason": "TOKEN_EXPIRED"}.
+    """
+    DRAINING: ErrorReason.Reason.ValueType  # 13
+    """The server goes away; resume the stream.
+    Example: {"reason": "DRAINING"}.
+    """
+    TOO_MANY_WATCHES: ErrorReason.Reason.ValueType  # 14
+    """The caller has as many of these streams open as one may have.
+    Example: {"reason": "TOO_MANY_WATCHES", "metadata": {"limit": "100"}}.
     """
 
     def __init__(

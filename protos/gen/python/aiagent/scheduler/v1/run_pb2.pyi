@@ -51,7 +51,7 @@ class TaskRun(_message.Message):
         TIMED_OUT: TaskRun._State.ValueType  # 7
         """It took longer than its task's `run_timeout`."""
         SKIPPED: TaskRun._State.ValueType  # 8
-        """Recorded, and never to run: its schedule's overlap policy left no place for it."""
+        """Recorded, and never to run: its schedule's overlap policy left no place for it; `skip_reason` says why."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """Where the run stands."""
@@ -73,7 +73,34 @@ class TaskRun(_message.Message):
     TIMED_OUT: TaskRun.State.ValueType  # 7
     """It took longer than its task's `run_timeout`."""
     SKIPPED: TaskRun.State.ValueType  # 8
-    """Recorded, and never to run: its schedule's overlap policy left no place for it."""
+    """Recorded, and never to run: its schedule's overlap policy left no place for it; `skip_reason` says why."""
+
+    class _SkipReason:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _SkipReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[TaskRun._SkipReason.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        SKIP_REASON_UNSPECIFIED: TaskRun._SkipReason.ValueType  # 0
+        """It was not."""
+        OVERLAP: TaskRun._SkipReason.ValueType  # 1
+        """A run of its schedule was open, and the policy is SKIP."""
+        BUFFER_FULL: TaskRun._SkipReason.ValueType  # 2
+        """As many runs as may wait did: one with BUFFER_ONE, a hundred with BUFFER_ALL."""
+        SUPERSEDED: TaskRun._SkipReason.ValueType  # 3
+        """It waited, and a later fire took its place."""
+
+    class SkipReason(_SkipReason, metaclass=_SkipReasonEnumTypeWrapper):
+        """Why a run was skipped."""
+
+    SKIP_REASON_UNSPECIFIED: TaskRun.SkipReason.ValueType  # 0
+    """It was not."""
+    OVERLAP: TaskRun.SkipReason.ValueType  # 1
+    """A run of its schedule was open, and the policy is SKIP."""
+    BUFFER_FULL: TaskRun.SkipReason.ValueType  # 2
+    """As many runs as may wait did: one with BUFFER_ONE, a hundred with BUFFER_ALL."""
+    SUPERSEDED: TaskRun.SkipReason.ValueType  # 3
+    """It waited, and a later fire took its place."""
 
     ID_FIELD_NUMBER: _builtins.int
     TASK_ID_FIELD_NUMBER: _builtins.int
@@ -96,6 +123,10 @@ class TaskRun(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
+    BACKFILL_ID_FIELD_NUMBER: _builtins.int
+    DUE_TIME_FIELD_NUMBER: _builtins.int
+    SKIP_REASON_FIELD_NUMBER: _builtins.int
+    RETRY_OF_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The run's id, a UUID."""
     task_id: _builtins.str
@@ -124,6 +155,12 @@ class TaskRun(_message.Message):
     """The session of the last attempt, a UUID; empty before there is one."""
     cancel_requested: _builtins.bool
     """True once somebody has asked for its end."""
+    backfill_id: _builtins.str
+    """The backfill that made it, a UUID; empty for others."""
+    skip_reason: Global___TaskRun.SkipReason.ValueType
+    """Why it was skipped."""
+    retry_of: _builtins.str
+    """The run that this one does again, a UUID; empty for others."""
     @_builtins.property
     def fire_time(self) -> _timestamp_pb2.Timestamp:
         """The time for which its schedule made it; absent for one that a call made."""
@@ -156,6 +193,10 @@ class TaskRun(_message.Message):
     def end_time(self) -> _timestamp_pb2.Timestamp:
         """When it ended; absent before."""
 
+    @_builtins.property
+    def due_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was to begin: its fire with its share of the jitter; when it was made for one that no fire made."""
+
     def __init__(
         self,
         *,
@@ -180,10 +221,14 @@ class TaskRun(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
+        backfill_id: _builtins.str = ...,
+        due_time: _timestamp_pb2.Timestamp | None = ...,
+        skip_reason: Global___TaskRun.SkipReason.ValueType = ...,
+        retry_of: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "failure", b"failure", "fire_time", b"fire_time", "start_time", b"start_time", "usage", b"usage", "variables", b"variables"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "due_time", b"due_time", "end_time", b"end_time", "failure", b"failure", "fire_time", b"fire_time", "start_time", b"start_time", "usage", b"usage", "variables", b"variables"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "attempts", b"attempts", "cancel_requested", b"cancel_requested", "cost_usd", b"cost_usd", "create_time", b"create_time", "end_time", b"end_time", "failure", b"failure", "fire_time", b"fire_time", "id", b"id", "organization_id", b"organization_id", "priority", b"priority", "result", b"result", "schedule_id", b"schedule_id", "session_id", b"session_id", "start_time", b"start_time", "state", b"state", "structured_output_json", b"structured_output_json", "task_id", b"task_id", "usage", b"usage", "user_id", b"user_id", "variables", b"variables"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "attempts", b"attempts", "backfill_id", b"backfill_id", "cancel_requested", b"cancel_requested", "cost_usd", b"cost_usd", "create_time", b"create_time", "due_time", b"due_time", "end_time", b"end_time", "failure", b"failure", "fire_time", b"fire_time", "id", b"id", "organization_id", b"organization_id", "priority", b"priority", "result", b"result", "retry_of", b"retry_of", "schedule_id", b"schedule_id", "session_id", b"session_id", "skip_reason", b"skip_reason", "start_time", b"start_time", "state", b"state", "structured_output_json", b"structured_output_json", "task_id", b"task_id", "usage", b"usage", "user_id", b"user_id", "variables", b"variables"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -106,6 +106,8 @@ class Schedule(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
     NEXT_FIRE_TIME_FIELD_NUMBER: _builtins.int
+    MISSED_FIRES_FIELD_NUMBER: _builtins.int
+    LAST_FIRE_TIME_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
@@ -124,11 +126,13 @@ class Schedule(_message.Message):
     pause_on_failure: _builtins.bool
     """Whether a run that fails for good pauses it."""
     remaining_runs: _builtins.int
-    """How many runs it may still make; absent for no limit."""
+    """How many fires it may still make, those that are skipped included; absent for no limit."""
     state: Global___Schedule.State.ValueType
     """Where it stands."""
     note: _builtins.str
     """What was said when it was last paused or resumed."""
+    missed_fires: _builtins.int
+    """How many fires made no run because they were later than `catch_up_window`, since the schedule was created."""
     etag: _builtins.str
     """Changes with the schedule; send it back to change only what you have seen (AIP-154)."""
     @_builtins.property
@@ -146,6 +150,10 @@ class Schedule(_message.Message):
     @_builtins.property
     def next_fire_time(self) -> _timestamp_pb2.Timestamp:
         """The nominal time of its next fire; absent when it is not ACTIVE."""
+
+    @_builtins.property
+    def last_fire_time(self) -> _timestamp_pb2.Timestamp:
+        """The nominal time of the last fire that was made; absent before the first."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -172,13 +180,15 @@ class Schedule(_message.Message):
         state: Global___Schedule.State.ValueType = ...,
         note: _builtins.str = ...,
         next_fire_time: _timestamp_pb2.Timestamp | None = ...,
+        missed_fires: _builtins.int = ...,
+        last_fire_time: _timestamp_pb2.Timestamp | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_remaining_runs", b"_remaining_runs", "catch_up_window", b"catch_up_window", "create_time", b"create_time", "next_fire_time", b"next_fire_time", "remaining_runs", b"remaining_runs", "spec", b"spec", "update_time", b"update_time", "variables", b"variables"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_remaining_runs", b"_remaining_runs", "catch_up_window", b"catch_up_window", "create_time", b"create_time", "last_fire_time", b"last_fire_time", "next_fire_time", b"next_fire_time", "remaining_runs", b"remaining_runs", "spec", b"spec", "update_time", b"update_time", "variables", b"variables"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_remaining_runs", b"_remaining_runs", "catch_up_window", b"catch_up_window", "create_time", b"create_time", "etag", b"etag", "id", b"id", "name", b"name", "next_fire_time", b"next_fire_time", "note", b"note", "organization_id", b"organization_id", "overlap_policy", b"overlap_policy", "pause_on_failure", b"pause_on_failure", "remaining_runs", b"remaining_runs", "spec", b"spec", "state", b"state", "task_id", b"task_id", "update_time", b"update_time", "user_id", b"user_id", "variables", b"variables"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_remaining_runs", b"_remaining_runs", "catch_up_window", b"catch_up_window", "create_time", b"create_time", "etag", b"etag", "id", b"id", "last_fire_time", b"last_fire_time", "missed_fires", b"missed_fires", "name", b"name", "next_fire_time", b"next_fire_time", "note", b"note", "organization_id", b"organization_id", "overlap_policy", b"overlap_policy", "pause_on_failure", b"pause_on_failure", "remaining_runs", b"remaining_runs", "spec", b"spec", "state", b"state", "task_id", b"task_id", "update_time", b"update_time", "user_id", b"user_id", "variables", b"variables"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__remaining_runs: _TypeAlias = _typing.Literal["remaining_runs"]  # noqa: Y015
     _WhichOneofArgType__remaining_runs: _TypeAlias = _typing.Literal["_remaining_runs", b"_remaining_runs"]  # noqa: Y015
@@ -288,3 +298,102 @@ class ScheduleFire(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ScheduleFire: _TypeAlias = ScheduleFire  # noqa: Y015
+
+@_typing.final
+class ScheduleBackfill(_message.Message):
+    """The fires of a schedule in a span of the past, made belatedly. They are made in their order, as fast as the overlap policy
+    lets them be: with BUFFER_ALL those beyond a hundred that wait are made later, with others they are skipped.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ScheduleBackfill._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: ScheduleBackfill._State.ValueType  # 0
+        """Never stored."""
+        RUNNING: ScheduleBackfill._State.ValueType  # 1
+        """Not all of its fires are made yet."""
+        COMPLETED: ScheduleBackfill._State.ValueType  # 2
+        """All of its fires are made; their runs may still be open."""
+        CANCELLED: ScheduleBackfill._State.ValueType  # 3
+        """It was cancelled: no further fire is made. Runs that were made go on."""
+
+    class State(_State, metaclass=_StateEnumTypeWrapper):
+        """Where it stands."""
+
+    STATE_UNSPECIFIED: ScheduleBackfill.State.ValueType  # 0
+    """Never stored."""
+    RUNNING: ScheduleBackfill.State.ValueType  # 1
+    """Not all of its fires are made yet."""
+    COMPLETED: ScheduleBackfill.State.ValueType  # 2
+    """All of its fires are made; their runs may still be open."""
+    CANCELLED: ScheduleBackfill.State.ValueType  # 3
+    """It was cancelled: no further fire is made. Runs that were made go on."""
+
+    ID_FIELD_NUMBER: _builtins.int
+    SCHEDULE_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    OVERLAP_POLICY_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    FIRE_COUNT_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    COMPLETE_TIME_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The backfill's id, a UUID."""
+    schedule_id: _builtins.str
+    """The schedule, a UUID."""
+    user_id: _builtins.str
+    """The owner, a user's UUID: the schedule's."""
+    organization_id: _builtins.str
+    """The organization, a UUID."""
+    overlap_policy: Global___Schedule.OverlapPolicy.ValueType
+    """What its fires do while a run of the schedule is open."""
+    state: Global___ScheduleBackfill.State.ValueType
+    """Where it stands."""
+    fire_count: _builtins.int
+    """How many fires were made so far."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """The earliest nominal time, itself included."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """The latest nominal time, itself included."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was asked for."""
+
+    @_builtins.property
+    def complete_time(self) -> _timestamp_pb2.Timestamp:
+        """When the last of its fires was made, or it was cancelled; absent before."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        schedule_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        organization_id: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        overlap_policy: Global___Schedule.OverlapPolicy.ValueType = ...,
+        state: Global___ScheduleBackfill.State.ValueType = ...,
+        fire_count: _builtins.int = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        complete_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["complete_time", b"complete_time", "create_time", b"create_time", "end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete_time", b"complete_time", "create_time", b"create_time", "end_time", b"end_time", "fire_count", b"fire_count", "id", b"id", "organization_id", b"organization_id", "overlap_policy", b"overlap_policy", "schedule_id", b"schedule_id", "start_time", b"start_time", "state", b"state", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScheduleBackfill: _TypeAlias = ScheduleBackfill  # noqa: Y015

@@ -825,12 +825,18 @@ class ListTaskRunsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     TASK_ID_FIELD_NUMBER: _builtins.int
     STATES_FIELD_NUMBER: _builtins.int
+    SCHEDULE_ID_FIELD_NUMBER: _builtins.int
+    BACKFILL_ID_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """Runs on a page, 1 to 1,000; 50 if left out."""
     page_token: _builtins.str
     """`next_page_token` of the page before, of a call with the same filters."""
     task_id: _builtins.str
     """Only runs of this task, a UUID."""
+    schedule_id: _builtins.str
+    """Only runs of this schedule, a UUID."""
+    backfill_id: _builtins.str
+    """Only runs of this backfill, a UUID."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_run_pb2.TaskRun.State.ValueType]:
         """Only runs in one of these states."""
@@ -842,10 +848,12 @@ class ListTaskRunsRequest(_message.Message):
         page_token: _builtins.str = ...,
         task_id: _builtins.str = ...,
         states: _abc.Iterable[_run_pb2.TaskRun.State.ValueType] | None = ...,
+        schedule_id: _builtins.str = ...,
+        backfill_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "states", b"states", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backfill_id", b"backfill_id", "page_size", b"page_size", "page_token", b"page_token", "schedule_id", b"schedule_id", "states", b"states", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -904,3 +912,234 @@ class CancelTaskRunRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelTaskRunRequest: _TypeAlias = CancelTaskRunRequest  # noqa: Y015
+
+@_typing.final
+class WatchTaskRunRequest(_message.Message):
+    """Request of WatchTaskRun."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_RUN_ID_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    task_run_id: _builtins.str
+    """The run, a UUID."""
+    cursor: _builtins.int
+    """Where to go on: the last response's cursor. Left out, the stream begins with the run as it stands."""
+    def __init__(
+        self,
+        *,
+        task_run_id: _builtins.str = ...,
+        cursor: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "task_run_id", b"task_run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchTaskRunRequest: _TypeAlias = WatchTaskRunRequest  # noqa: Y015
+
+@_typing.final
+class WatchTaskRunResponse(_message.Message):
+    """Response of WatchTaskRun. One without a run is a checkpoint, sent when nothing happened for 15 s."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_RUN_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    cursor: _builtins.int
+    """Where to resume after it. It rises with every change of the run."""
+    @_builtins.property
+    def task_run(self) -> _run_pb2.TaskRun:
+        """The run as it stands, its attempts included."""
+
+    def __init__(
+        self,
+        *,
+        task_run: _run_pb2.TaskRun | None = ...,
+        cursor: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["task_run", b"task_run"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "task_run", b"task_run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchTaskRunResponse: _TypeAlias = WatchTaskRunResponse  # noqa: Y015
+
+@_typing.final
+class RetryTaskRunRequest(_message.Message):
+    """Request of RetryTaskRun."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_RUN_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    task_run_id: _builtins.str
+    """The run to do again, a UUID."""
+    request_id: _builtins.str
+    """Makes a repeated call answer as the first did (AIP-155); kept for 24 hours."""
+    def __init__(
+        self,
+        *,
+        task_run_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "task_run_id", b"task_run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryTaskRunRequest: _TypeAlias = RetryTaskRunRequest  # noqa: Y015
+
+@_typing.final
+class BackfillScheduleRequest(_message.Message):
+    """Request of BackfillSchedule.
+
+    Example: {"start_time": "2026-11-01T00:00:00Z", "end_time": "2026-11-07T23:59:59Z", "overlap_policy": "BUFFER_ALL"}.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCHEDULE_ID_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    OVERLAP_POLICY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    schedule_id: _builtins.str
+    """The schedule, a UUID."""
+    overlap_policy: _schedule_pb2.Schedule.OverlapPolicy.ValueType
+    """What its fires do while a run of the schedule is open; the schedule's own policy if left out."""
+    request_id: _builtins.str
+    """Makes a repeated call answer as the first did (AIP-155); kept for 24 hours."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """The earliest nominal time to make, itself included."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """The latest nominal time to make, itself included; not in the future."""
+
+    def __init__(
+        self,
+        *,
+        schedule_id: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        overlap_policy: _schedule_pb2.Schedule.OverlapPolicy.ValueType = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "overlap_policy", b"overlap_policy", "request_id", b"request_id", "schedule_id", b"schedule_id", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackfillScheduleRequest: _TypeAlias = BackfillScheduleRequest  # noqa: Y015
+
+@_typing.final
+class GetScheduleBackfillRequest(_message.Message):
+    """Request of GetScheduleBackfill."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BACKFILL_ID_FIELD_NUMBER: _builtins.int
+    backfill_id: _builtins.str
+    """The backfill, a UUID."""
+    def __init__(
+        self,
+        *,
+        backfill_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backfill_id", b"backfill_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetScheduleBackfillRequest: _TypeAlias = GetScheduleBackfillRequest  # noqa: Y015
+
+@_typing.final
+class ListScheduleBackfillsRequest(_message.Message):
+    """Request of ListScheduleBackfills."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCHEDULE_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    schedule_id: _builtins.str
+    """The schedule, a UUID."""
+    page_size: _builtins.int
+    """Backfills on a page, 1 to 1,000; 50 if left out."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before, of a call for the same schedule."""
+    def __init__(
+        self,
+        *,
+        schedule_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "schedule_id", b"schedule_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListScheduleBackfillsRequest: _TypeAlias = ListScheduleBackfillsRequest  # noqa: Y015
+
+@_typing.final
+class ListScheduleBackfillsResponse(_message.Message):
+    """Response of ListScheduleBackfills."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BACKFILLS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page; empty on the last."""
+    @_builtins.property
+    def backfills(self) -> _containers.RepeatedCompositeFieldContainer[_schedule_pb2.ScheduleBackfill]:
+        """The backfills."""
+
+    def __init__(
+        self,
+        *,
+        backfills: _abc.Iterable[_schedule_pb2.ScheduleBackfill] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backfills", b"backfills", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListScheduleBackfillsResponse: _TypeAlias = ListScheduleBackfillsResponse  # noqa: Y015
+
+@_typing.final
+class CancelScheduleBackfillRequest(_message.Message):
+    """Request of CancelScheduleBackfill."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BACKFILL_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    backfill_id: _builtins.str
+    """The backfill, a UUID."""
+    request_id: _builtins.str
+    """Makes a repeated call answer as the first did (AIP-155); kept for 24 hours."""
+    def __init__(
+        self,
+        *,
+        backfill_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backfill_id", b"backfill_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelScheduleBackfillRequest: _TypeAlias = CancelScheduleBackfillRequest  # noqa: Y015

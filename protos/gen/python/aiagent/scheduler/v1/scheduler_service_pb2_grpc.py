@@ -106,6 +106,26 @@ class SchedulerServiceStub:
                 request_serializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.PreviewScheduleRequest.SerializeToString,
                 response_deserializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.PreviewScheduleResponse.FromString,
                 _registered_method=True)
+        self.BackfillSchedule = channel.unary_unary(
+                '/aiagent.scheduler.v1.SchedulerService/BackfillSchedule',
+                request_serializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.BackfillScheduleRequest.SerializeToString,
+                response_deserializer=aiagent_dot_scheduler_dot_v1_dot_schedule__pb2.ScheduleBackfill.FromString,
+                _registered_method=True)
+        self.GetScheduleBackfill = channel.unary_unary(
+                '/aiagent.scheduler.v1.SchedulerService/GetScheduleBackfill',
+                request_serializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.GetScheduleBackfillRequest.SerializeToString,
+                response_deserializer=aiagent_dot_scheduler_dot_v1_dot_schedule__pb2.ScheduleBackfill.FromString,
+                _registered_method=True)
+        self.ListScheduleBackfills = channel.unary_unary(
+                '/aiagent.scheduler.v1.SchedulerService/ListScheduleBackfills',
+                request_serializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListScheduleBackfillsRequest.SerializeToString,
+                response_deserializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListScheduleBackfillsResponse.FromString,
+                _registered_method=True)
+        self.CancelScheduleBackfill = channel.unary_unary(
+                '/aiagent.scheduler.v1.SchedulerService/CancelScheduleBackfill',
+                request_serializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.CancelScheduleBackfillRequest.SerializeToString,
+                response_deserializer=aiagent_dot_scheduler_dot_v1_dot_schedule__pb2.ScheduleBackfill.FromString,
+                _registered_method=True)
         self.RunTask = channel.unary_unary(
                 '/aiagent.scheduler.v1.SchedulerService/RunTask',
                 request_serializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.RunTaskRequest.SerializeToString,
@@ -120,6 +140,16 @@ class SchedulerServiceStub:
                 '/aiagent.scheduler.v1.SchedulerService/ListTaskRuns',
                 request_serializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListTaskRunsRequest.SerializeToString,
                 response_deserializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListTaskRunsResponse.FromString,
+                _registered_method=True)
+        self.WatchTaskRun = channel.unary_stream(
+                '/aiagent.scheduler.v1.SchedulerService/WatchTaskRun',
+                request_serializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.WatchTaskRunRequest.SerializeToString,
+                response_deserializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.WatchTaskRunResponse.FromString,
+                _registered_method=True)
+        self.RetryTaskRun = channel.unary_unary(
+                '/aiagent.scheduler.v1.SchedulerService/RetryTaskRun',
+                request_serializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.RetryTaskRunRequest.SerializeToString,
+                response_deserializer=aiagent_dot_scheduler_dot_v1_dot_run__pb2.TaskRun.FromString,
                 _registered_method=True)
         self.CancelTaskRun = channel.unary_unary(
                 '/aiagent.scheduler.v1.SchedulerService/CancelTaskRun',
@@ -249,6 +279,44 @@ class SchedulerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BackfillSchedule(self, request, context):
+        """Makes the fires of a schedule in a span of the past, belatedly, in their order. It is recorded at once and done in the
+        background. A fire makes a run of its own in each backfill, whether it was made before or not. A schedule that is
+        paused is filled all the same.
+
+        Errors: NOT_FOUND with SCHEDULE_NOT_FOUND; INVALID_ARGUMENT when the span has no fire, or more than 10,000.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetScheduleBackfill(self, request, context):
+        """Returns a backfill.
+
+        Errors: NOT_FOUND with BACKFILL_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListScheduleBackfills(self, request, context):
+        """Lists the backfills of a schedule, the newest first.
+
+        Errors: NOT_FOUND with SCHEDULE_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelScheduleBackfill(self, request, context):
+        """Keeps a backfill from making further fires. Its runs go on. Cancelling one that is over is no error.
+
+        Errors: NOT_FOUND with BACKFILL_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RunTask(self, request, context):
         """Runs a task now: the prompt is rendered, and a worker takes the run as soon as one has a place. A variable that is
         missing, unknown or of another type is named, and nothing is run.
@@ -270,6 +338,29 @@ class SchedulerServiceServicer:
 
     def ListTaskRuns(self, request, context):
         """Lists the caller's runs, the newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchTaskRun(self, request, context):
+        """Streams a run: as it stands, then each time it has changed, until it is over; the stream ends then with status OK. What
+        changed in quick succession may come as one response, whose run has all of it. To resume, pass the last response's
+        cursor: what was seen does not come again. Ends with UNAUTHENTICATED TOKEN_EXPIRED when the token expires, with
+        UNAVAILABLE DRAINING where resuming is all that is needed, with NOT_FOUND TASK_RUN_NOT_FOUND when the run is removed.
+
+        Errors: NOT_FOUND with TASK_RUN_NOT_FOUND; RESOURCE_EXHAUSTED with TOO_MANY_WATCHES when the caller has too many of
+        these streams open.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryTaskRun(self, request, context):
+        """Does a run that ended without success again: a new run with the same prompt and settings, which begins at once.
+
+        Errors: NOT_FOUND with TASK_RUN_NOT_FOUND; FAILED_PRECONDITION with TASK_RUN_NOT_RETRYABLE while it is open, or when
+        it has succeeded; NOT_FOUND with TASK_NOT_FOUND when its task was deleted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -353,6 +444,26 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     request_deserializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.PreviewScheduleRequest.FromString,
                     response_serializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.PreviewScheduleResponse.SerializeToString,
             ),
+            'BackfillSchedule': grpc.unary_unary_rpc_method_handler(
+                    servicer.BackfillSchedule,
+                    request_deserializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.BackfillScheduleRequest.FromString,
+                    response_serializer=aiagent_dot_scheduler_dot_v1_dot_schedule__pb2.ScheduleBackfill.SerializeToString,
+            ),
+            'GetScheduleBackfill': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetScheduleBackfill,
+                    request_deserializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.GetScheduleBackfillRequest.FromString,
+                    response_serializer=aiagent_dot_scheduler_dot_v1_dot_schedule__pb2.ScheduleBackfill.SerializeToString,
+            ),
+            'ListScheduleBackfills': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListScheduleBackfills,
+                    request_deserializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListScheduleBackfillsRequest.FromString,
+                    response_serializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListScheduleBackfillsResponse.SerializeToString,
+            ),
+            'CancelScheduleBackfill': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelScheduleBackfill,
+                    request_deserializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.CancelScheduleBackfillRequest.FromString,
+                    response_serializer=aiagent_dot_scheduler_dot_v1_dot_schedule__pb2.ScheduleBackfill.SerializeToString,
+            ),
             'RunTask': grpc.unary_unary_rpc_method_handler(
                     servicer.RunTask,
                     request_deserializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.RunTaskRequest.FromString,
@@ -367,6 +478,16 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     servicer.ListTaskRuns,
                     request_deserializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListTaskRunsRequest.FromString,
                     response_serializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListTaskRunsResponse.SerializeToString,
+            ),
+            'WatchTaskRun': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchTaskRun,
+                    request_deserializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.WatchTaskRunRequest.FromString,
+                    response_serializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.WatchTaskRunResponse.SerializeToString,
+            ),
+            'RetryTaskRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryTaskRun,
+                    request_deserializer=aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.RetryTaskRunRequest.FromString,
+                    response_serializer=aiagent_dot_scheduler_dot_v1_dot_run__pb2.TaskRun.SerializeToString,
             ),
             'CancelTaskRun': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelTaskRun,
@@ -740,6 +861,114 @@ class SchedulerService:
             _registered_method=True)
 
     @staticmethod
+    def BackfillSchedule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aiagent.scheduler.v1.SchedulerService/BackfillSchedule',
+            aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.BackfillScheduleRequest.SerializeToString,
+            aiagent_dot_scheduler_dot_v1_dot_schedule__pb2.ScheduleBackfill.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetScheduleBackfill(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aiagent.scheduler.v1.SchedulerService/GetScheduleBackfill',
+            aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.GetScheduleBackfillRequest.SerializeToString,
+            aiagent_dot_scheduler_dot_v1_dot_schedule__pb2.ScheduleBackfill.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListScheduleBackfills(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aiagent.scheduler.v1.SchedulerService/ListScheduleBackfills',
+            aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListScheduleBackfillsRequest.SerializeToString,
+            aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListScheduleBackfillsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelScheduleBackfill(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aiagent.scheduler.v1.SchedulerService/CancelScheduleBackfill',
+            aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.CancelScheduleBackfillRequest.SerializeToString,
+            aiagent_dot_scheduler_dot_v1_dot_schedule__pb2.ScheduleBackfill.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def RunTask(request,
             target,
             options=(),
@@ -810,6 +1039,60 @@ class SchedulerService:
             '/aiagent.scheduler.v1.SchedulerService/ListTaskRuns',
             aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListTaskRunsRequest.SerializeToString,
             aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListTaskRunsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchTaskRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/aiagent.scheduler.v1.SchedulerService/WatchTaskRun',
+            aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.WatchTaskRunRequest.SerializeToString,
+            aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.WatchTaskRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryTaskRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aiagent.scheduler.v1.SchedulerService/RetryTaskRun',
+            aiagent_dot_scheduler_dot_v1_dot_scheduler__service__pb2.RetryTaskRunRequest.SerializeToString,
+            aiagent_dot_scheduler_dot_v1_dot_run__pb2.TaskRun.FromString,
             options,
             channel_credentials,
             insecure,

@@ -100,6 +100,28 @@ class SchedulerServiceStub:
 
     Errors: NOT_FOUND with SCHEDULE_NOT_FOUND.
     """
+    BackfillSchedule: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.BackfillScheduleRequest, _schedule_pb2.ScheduleBackfill]
+    """Makes the fires of a schedule in a span of the past, belatedly, in their order. It is recorded at once and done in the
+    background. A fire makes a run of its own in each backfill, whether it was made before or not. A schedule that is
+    paused is filled all the same.
+
+    Errors: NOT_FOUND with SCHEDULE_NOT_FOUND; INVALID_ARGUMENT when the span has no fire, or more than 10,000.
+    """
+    GetScheduleBackfill: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.GetScheduleBackfillRequest, _schedule_pb2.ScheduleBackfill]
+    """Returns a backfill.
+
+    Errors: NOT_FOUND with BACKFILL_NOT_FOUND.
+    """
+    ListScheduleBackfills: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.ListScheduleBackfillsRequest, _scheduler_service_pb2.ListScheduleBackfillsResponse]
+    """Lists the backfills of a schedule, the newest first.
+
+    Errors: NOT_FOUND with SCHEDULE_NOT_FOUND.
+    """
+    CancelScheduleBackfill: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.CancelScheduleBackfillRequest, _schedule_pb2.ScheduleBackfill]
+    """Keeps a backfill from making further fires. Its runs go on. Cancelling one that is over is no error.
+
+    Errors: NOT_FOUND with BACKFILL_NOT_FOUND.
+    """
     RunTask: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.RunTaskRequest, _run_pb2.TaskRun]
     """Runs a task now: the prompt is rendered, and a worker takes the run as soon as one has a place. A variable that is
     missing, unknown or of another type is named, and nothing is run.
@@ -113,6 +135,21 @@ class SchedulerServiceStub:
     """
     ListTaskRuns: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.ListTaskRunsRequest, _scheduler_service_pb2.ListTaskRunsResponse]
     """Lists the caller's runs, the newest first."""
+    WatchTaskRun: _grpc.UnaryStreamMultiCallable[_scheduler_service_pb2.WatchTaskRunRequest, _scheduler_service_pb2.WatchTaskRunResponse]
+    """Streams a run: as it stands, then each time it has changed, until it is over; the stream ends then with status OK. What
+    changed in quick succession may come as one response, whose run has all of it. To resume, pass the last response's
+    cursor: what was seen does not come again. Ends with UNAUTHENTICATED TOKEN_EXPIRED when the token expires, with
+    UNAVAILABLE DRAINING where resuming is all that is needed, with NOT_FOUND TASK_RUN_NOT_FOUND when the run is removed.
+
+    Errors: NOT_FOUND with TASK_RUN_NOT_FOUND; RESOURCE_EXHAUSTED with TOO_MANY_WATCHES when the caller has too many of
+    these streams open.
+    """
+    RetryTaskRun: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.RetryTaskRunRequest, _run_pb2.TaskRun]
+    """Does a run that ended without success again: a new run with the same prompt and settings, which begins at once.
+
+    Errors: NOT_FOUND with TASK_RUN_NOT_FOUND; FAILED_PRECONDITION with TASK_RUN_NOT_RETRYABLE while it is open, or when
+    it has succeeded; NOT_FOUND with TASK_NOT_FOUND when its task was deleted.
+    """
     CancelTaskRun: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.CancelTaskRunRequest, _run_pb2.TaskRun]
     """Ends a run: one that waits at once, one that has begun through its worker, which stops the agent first. Returns when
     the wish is stored. Cancelling a run that is being cancelled is no error.
@@ -189,6 +226,28 @@ class SchedulerServiceAsyncStub(SchedulerServiceStub):
 
     Errors: NOT_FOUND with SCHEDULE_NOT_FOUND.
     """
+    BackfillSchedule: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.BackfillScheduleRequest, _schedule_pb2.ScheduleBackfill]  # type: ignore[assignment]
+    """Makes the fires of a schedule in a span of the past, belatedly, in their order. It is recorded at once and done in the
+    background. A fire makes a run of its own in each backfill, whether it was made before or not. A schedule that is
+    paused is filled all the same.
+
+    Errors: NOT_FOUND with SCHEDULE_NOT_FOUND; INVALID_ARGUMENT when the span has no fire, or more than 10,000.
+    """
+    GetScheduleBackfill: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.GetScheduleBackfillRequest, _schedule_pb2.ScheduleBackfill]  # type: ignore[assignment]
+    """Returns a backfill.
+
+    Errors: NOT_FOUND with BACKFILL_NOT_FOUND.
+    """
+    ListScheduleBackfills: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.ListScheduleBackfillsRequest, _scheduler_service_pb2.ListScheduleBackfillsResponse]  # type: ignore[assignment]
+    """Lists the backfills of a schedule, the newest first.
+
+    Errors: NOT_FOUND with SCHEDULE_NOT_FOUND.
+    """
+    CancelScheduleBackfill: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.CancelScheduleBackfillRequest, _schedule_pb2.ScheduleBackfill]  # type: ignore[assignment]
+    """Keeps a backfill from making further fires. Its runs go on. Cancelling one that is over is no error.
+
+    Errors: NOT_FOUND with BACKFILL_NOT_FOUND.
+    """
     RunTask: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.RunTaskRequest, _run_pb2.TaskRun]  # type: ignore[assignment]
     """Runs a task now: the prompt is rendered, and a worker takes the run as soon as one has a place. A variable that is
     missing, unknown or of another type is named, and nothing is run.
@@ -202,6 +261,21 @@ class SchedulerServiceAsyncStub(SchedulerServiceStub):
     """
     ListTaskRuns: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.ListTaskRunsRequest, _scheduler_service_pb2.ListTaskRunsResponse]  # type: ignore[assignment]
     """Lists the caller's runs, the newest first."""
+    WatchTaskRun: _aio.UnaryStreamMultiCallable[_scheduler_service_pb2.WatchTaskRunRequest, _scheduler_service_pb2.WatchTaskRunResponse]  # type: ignore[assignment]
+    """Streams a run: as it stands, then each time it has changed, until it is over; the stream ends then with status OK. What
+    changed in quick succession may come as one response, whose run has all of it. To resume, pass the last response's
+    cursor: what was seen does not come again. Ends with UNAUTHENTICATED TOKEN_EXPIRED when the token expires, with
+    UNAVAILABLE DRAINING where resuming is all that is needed, with NOT_FOUND TASK_RUN_NOT_FOUND when the run is removed.
+
+    Errors: NOT_FOUND with TASK_RUN_NOT_FOUND; RESOURCE_EXHAUSTED with TOO_MANY_WATCHES when the caller has too many of
+    these streams open.
+    """
+    RetryTaskRun: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.RetryTaskRunRequest, _run_pb2.TaskRun]  # type: ignore[assignment]
+    """Does a run that ended without success again: a new run with the same prompt and settings, which begins at once.
+
+    Errors: NOT_FOUND with TASK_RUN_NOT_FOUND; FAILED_PRECONDITION with TASK_RUN_NOT_RETRYABLE while it is open, or when
+    it has succeeded; NOT_FOUND with TASK_NOT_FOUND when its task was deleted.
+    """
     CancelTaskRun: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.CancelTaskRunRequest, _run_pb2.TaskRun]  # type: ignore[assignment]
     """Ends a run: one that waits at once, one that has begun through its worker, which stops the agent first. Returns when
     the wish is stored. Cancelling a run that is being cancelled is no error.
@@ -355,6 +429,52 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def BackfillSchedule(
+        self,
+        request: _scheduler_service_pb2.BackfillScheduleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_schedule_pb2.ScheduleBackfill, _abc.Awaitable[_schedule_pb2.ScheduleBackfill]]:
+        """Makes the fires of a schedule in a span of the past, belatedly, in their order. It is recorded at once and done in the
+        background. A fire makes a run of its own in each backfill, whether it was made before or not. A schedule that is
+        paused is filled all the same.
+
+        Errors: NOT_FOUND with SCHEDULE_NOT_FOUND; INVALID_ARGUMENT when the span has no fire, or more than 10,000.
+        """
+
+    @_abc_1.abstractmethod
+    def GetScheduleBackfill(
+        self,
+        request: _scheduler_service_pb2.GetScheduleBackfillRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_schedule_pb2.ScheduleBackfill, _abc.Awaitable[_schedule_pb2.ScheduleBackfill]]:
+        """Returns a backfill.
+
+        Errors: NOT_FOUND with BACKFILL_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ListScheduleBackfills(
+        self,
+        request: _scheduler_service_pb2.ListScheduleBackfillsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scheduler_service_pb2.ListScheduleBackfillsResponse, _abc.Awaitable[_scheduler_service_pb2.ListScheduleBackfillsResponse]]:
+        """Lists the backfills of a schedule, the newest first.
+
+        Errors: NOT_FOUND with SCHEDULE_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def CancelScheduleBackfill(
+        self,
+        request: _scheduler_service_pb2.CancelScheduleBackfillRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_schedule_pb2.ScheduleBackfill, _abc.Awaitable[_schedule_pb2.ScheduleBackfill]]:
+        """Keeps a backfill from making further fires. Its runs go on. Cancelling one that is over is no error.
+
+        Errors: NOT_FOUND with BACKFILL_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
     def RunTask(
         self,
         request: _scheduler_service_pb2.RunTaskRequest,
@@ -384,6 +504,33 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_scheduler_service_pb2.ListTaskRunsResponse, _abc.Awaitable[_scheduler_service_pb2.ListTaskRunsResponse]]:
         """Lists the caller's runs, the newest first."""
+
+    @_abc_1.abstractmethod
+    def WatchTaskRun(
+        self,
+        request: _scheduler_service_pb2.WatchTaskRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_scheduler_service_pb2.WatchTaskRunResponse], _abc.AsyncIterator[_scheduler_service_pb2.WatchTaskRunResponse]]:
+        """Streams a run: as it stands, then each time it has changed, until it is over; the stream ends then with status OK. What
+        changed in quick succession may come as one response, whose run has all of it. To resume, pass the last response's
+        cursor: what was seen does not come again. Ends with UNAUTHENTICATED TOKEN_EXPIRED when the token expires, with
+        UNAVAILABLE DRAINING where resuming is all that is needed, with NOT_FOUND TASK_RUN_NOT_FOUND when the run is removed.
+
+        Errors: NOT_FOUND with TASK_RUN_NOT_FOUND; RESOURCE_EXHAUSTED with TOO_MANY_WATCHES when the caller has too many of
+        these streams open.
+        """
+
+    @_abc_1.abstractmethod
+    def RetryTaskRun(
+        self,
+        request: _scheduler_service_pb2.RetryTaskRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_pb2.TaskRun, _abc.Awaitable[_run_pb2.TaskRun]]:
+        """Does a run that ended without success again: a new run with the same prompt and settings, which begins at once.
+
+        Errors: NOT_FOUND with TASK_RUN_NOT_FOUND; FAILED_PRECONDITION with TASK_RUN_NOT_RETRYABLE while it is open, or when
+        it has succeeded; NOT_FOUND with TASK_NOT_FOUND when its task was deleted.
+        """
 
     @_abc_1.abstractmethod
     def CancelTaskRun(
