@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field, SecretStr
 
-from services.kernel.settings import KernelSettings
+from services.kernel.kafka.settings import KafkaSettings
 
 
-class SchedulerSettings(KernelSettings):
+class SchedulerSettings(KafkaSettings):
     """Read from the environment (prefix `AIAGENT_`), then from `.env`."""
 
     scheduler_listen: str = "127.0.0.1:50054"
@@ -20,5 +20,5 @@ class SchedulerSettings(KernelSettings):
         default=20,
         ge=0,
         le=1000,
-        description="How many runs of tasks this process carries at once; 0 for none.",
+        description="How many runs of tasks this process carries at once; 0 for none, where workers do it.",
     )

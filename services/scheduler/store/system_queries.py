@@ -13,11 +13,28 @@ from services.kernel.db.idempotency import purge_expired
 from services.scheduler.domain.runs import Claim, Outcome
 from services.scheduler.domain.states import RunState
 from services.scheduler.store import claims
+from services.scheduler.store.facts import OUTBOX
 from services.scheduler.store.tables import idempotency_keys, runs, tasks
 from services.scheduler.usecases.worker.ports import Renewal
 
 _PURGED_AT_ONCE = 100
 _UNDER_WAY = sa.exists().where(runs.c.task_id == tasks.c.id, runs.c.end_time.is_(None))
+
+# Of tasks that have as many runs under way as they may have, none is claimable, however long it waits.
+_FULL_TASKS = (
+    sa.select(tasks.c.id)
+    .join(runs, runs.c.task_id == tasks.c.id)
+    .where(runs.c.state == RunState.RUNNING.value, tasks.c.max_concurrent_runs > 0)
+    .group_by(tasks.c.id)
+    .having(sa.func.count() >= tasks.c.max_concurrent_runs)
+)
+_OLDEST = sa.select(
+    sa.func.extract("epoch", sa.func.clock_timestamp() - sa.func.min(runs.c.available_time))
+).where(
+    runs.c.state == RunState.QUEUED.value,
+    runs.c.available_time <= sa.func.clock_timestamp(),
+    runs.c.task_id.not_in(_FULL_TASKS),
+)
 
 
 class HouseKeeping:
@@ -38,6 +55,24 @@ class HouseKeeping:
             )
             removed = await connection.execute(sa.delete(tasks).where(tasks.c.id.in_(found)))
             return removed.rowcount + await purge_expired(connection, idempotency_keys)
+
+    async def purge_facts(self, *, unwanted: bool) -> int:
+        """Deletes facts that have had their time, a bounded number; returns how many. See `Outbox.purge`."""
+        async with self._database.system() as connection:
+            return await OUTBOX.purge(connection, unwanted=unwanted)
+
+
+class WaitingQueries:
+    """See `usecases.watchdog.WaitingRuns`."""
+
+    def __init__(self, database: Database) -> None:
+        """Args: database: the scheduler schema."""
+        self._database = database
+
+    async def oldest_seconds(self) -> float:
+        """Reads all that is queued, so not often: 20 ms for 100,000 runs."""
+        async with self._database.system() as connection:
+            return max(0.0, float((await connection.execute(_OLDEST)).scalar_one() or 0.0))
 
 
 class RunQueries:

@@ -12,6 +12,7 @@ from services.kernel.identity import Caller
 from services.scheduler.domain.errors import run_not_found
 from services.scheduler.domain.runs import Run, RunAttempt
 from services.scheduler.domain.states import RunState
+from services.scheduler.store import facts
 from services.scheduler.store.run_rows import attempt_of, content_columns, run_of
 from services.scheduler.store.tables import run_attempts, runs
 from services.scheduler.usecases.ports import NewRun, RunFilter
@@ -40,7 +41,7 @@ class TenantRuns:
         self._caller = caller
 
     async def insert_run(self, new: NewRun) -> None:
-        """Makes a run."""
+        """Makes a run, and tells workers of it."""
         await self._connection.execute(
             sa.insert(runs).values(
                 id=new.id,
@@ -53,6 +54,7 @@ class TenantRuns:
                 **content_columns(new.content),
             )
         )
+        await facts.add_queued(self._connection, self._caller.organization_id, 1)
 
     async def get_run(self, run_id: UUID, *, lock: bool = False) -> Run:
         """Returns a run; with `lock` no worker writes to it until the end of the transaction."""
