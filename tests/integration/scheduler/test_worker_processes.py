@@ -134,3 +134,20 @@ async def test_a_killed_process_is_followed_by_another_and_one_that_is_asked_giv
             assert await two.told("aiagent_task_runs_under_way") >= 1
             assert await two.end() == 0
             assert (await row(run)).free
+
+
+async def test_without_its_database_it_waits_and_is_not_ready(databases: Copy, tmp_path: Path) -> None:
+    nowhere = "postgresql://somebody:hush@127.0.0.1:9/nothing"
+    urls = ("AIAGENT_SCHEDULER_DATABASE_URL", "AIAGENT_SCHEDULER_SYSTEM_DATABASE_URL")
+    async with worker_process(variables(databases, dict.fromkeys(urls, nowhere)), tmp_path) as worker:
+        assert (await worker.asked("/ready"))[0] == 503
+        assert "aiagent_task_runs_oldest_queued_seconds" in (await worker.asked("/metrics"))[1]
+        assert worker.process.returncode is None
+        assert await worker.end() == 0
+
+
+async def test_a_worker_without_places_says_so_and_ends(databases: Copy, tmp_path: Path) -> None:
+    environment = variables(databases, {"AIAGENT_SCHEDULER_WORKER_PLACES": "0"})
+    async with worker_process(environment, tmp_path) as worker:
+        assert await worker.process.wait() == 1
+    assert "error: AIAGENT_SCHEDULER_WORKER_PLACES is 0" in (tmp_path / "worker.log").read_text()
