@@ -32,6 +32,7 @@ from services.scheduler.gateways.auth import auth_channel, key_set
 from services.scheduler.gateways.rendering import TemplateProcesses
 from services.scheduler.gateways.sessions import SessionGateway
 from services.scheduler.settings import SchedulerSettings
+from services.scheduler.store import endings
 from services.scheduler.store.system_queries import HouseKeeping, RunQueries
 from services.scheduler.store.tables import SCHEMA
 from services.scheduler.store.tenant import TenantStore
@@ -128,12 +129,13 @@ async def build(settings: SchedulerSettings) -> SchedulerService:
         balanced=True,
     )
     worker = RunWorker(
-        RunQueries(database),
+        RunQueries(database, per_user=settings.scheduler_max_runs_per_user),
         SessionGateway(session),
         holder=str(new_id()),
         clock=SystemClock(),
         places=settings.scheduler_worker_places,
     )
+    database.on_commit(endings.PROMOTED, worker.wake)
     servicer = SchedulerServicer(
         Tasks(store, ids, templates), Schedules(store, ids), Runs(store, ids, templates, worker)
     )
