@@ -278,7 +278,11 @@ def compose_carrier(settings: SchedulerSettings, database: Database) -> Carrier:
     )
     clock, places = SystemClock(), settings.scheduler_worker_places
     worker = RunWorker(
-        RunQueries(database), SessionGateway(session), holder=str(new_id()), clock=clock, places=places
+        RunQueries(database, per_user=settings.scheduler_max_runs_per_user),
+        SessionGateway(session),
+        holder=str(new_id()),
+        clock=clock,
+        places=places,
     )
     database.on_commit(RUNS_QUEUED, worker.wake)
     watch = QueueWatch(WaitingQueries(database), lambda: worker.under_way < places)

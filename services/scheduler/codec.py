@@ -2,41 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import datetime
 from uuid import UUID
 
 from google.protobuf.message import DecodeError
 
 from aiagent.events.v1 import task_run_fact_pb2
-from services.scheduler.domain.runs import Failure, Usage
-from services.scheduler.domain.states import RunState
+from services.scheduler.domain.runs import EndedRun
 
 _MOST_REASON_CHARACTERS = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class EndedRun:
-    """A run that is over; fields as in `TaskRunEndedFact`, None for what is empty there.
-
-    Attributes:
-        usage: Tokens of all attempts.
-        cost_usd: Estimated price of all attempts.
-    """
-
-    organization_id: UUID
-    run_id: UUID
-    task_id: UUID
-    user_id: UUID
-    schedule_id: UUID | None
-    state: RunState
-    failure: Failure | None
-    attempts: int
-    session_id: UUID | None
-    usage: Usage
-    cost_usd: float
-    start_time: datetime | None
-    end_time: datetime
 
 
 def queued(event_id: UUID, organization_id: UUID, count: int) -> bytes:

@@ -22,3 +22,8 @@ class SchedulerSettings(KafkaSettings):
         le=1000,
         description="How many runs of tasks this process carries at once; 0 for none, where workers do it.",
     )
+    scheduler_max_runs_per_user: int = Field(
+        default=0,
+        ge=0,
+        description="How many runs of one user go at once, whatever tasks they are of, in all workers; 0 for no limit.",
+    )

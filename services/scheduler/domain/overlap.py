@@ -101,17 +101,21 @@ def decide(
             return Decision(Outcome.BUFFER)
 
 
-def promote(policy: OverlapPolicy, open_runs: Sequence[UUID], buffered: Sequence[UUID]) -> tuple[UUID, ...]:
-    """Which waiting runs may start now.
+def promote(open_runs: Sequence[UUID], held_back: Sequence[tuple[UUID, OverlapPolicy]]) -> tuple[UUID, ...]:
+    """Which runs of a schedule that wait may start now.
 
     Args:
-        policy: the schedule's; it may be another one than when they began to wait.
         open_runs: its runs that are queued or running.
-        buffered: its runs that wait, in their order.
+        held_back: its runs that wait, in their order, each with the policy of what made it: its backfill's, else its
+            schedule's, which may be another one than when it began to wait.
 
     Returns:
-        Those to start: the first when no run is open, all when runs may go side by side.
+        Those to start, in their order: one that may go beside others starts; another one only where nothing is open
+        and nothing was started before it. Nobody overtakes: the first that has to wait keeps all behind it waiting.
     """
-    if policy is OverlapPolicy.ALLOW_ALL:
-        return tuple(buffered)
-    return () if open_runs else tuple(buffered[:1])
+    started: list[UUID] = []
+    for run, policy in held_back:
+        if policy is not OverlapPolicy.ALLOW_ALL and (open_runs or started):
+            break
+        started.append(run)
+    return tuple(started)

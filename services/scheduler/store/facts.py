@@ -18,7 +18,7 @@ from services.kernel.db.outbox import NewOutboxMessage, Outbox, OutboxWriter
 from services.kernel.ids import new_id
 from services.kernel.kafka.topics import Topic
 from services.scheduler import codec
-from services.scheduler.codec import EndedRun
+from services.scheduler.domain.runs import EndedRun
 from services.scheduler.store.tables import outbox
 
 __all__ = ["OUTBOX", "RUNS_QUEUED", "TASK_RUNS", "EndedRun", "add_ended", "add_queued"]

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from uuid import UUID
 
 import sqlalchemy as sa
 
 from services.kernel.db import Database
 from services.kernel.db.idempotency import purge_expired
-from services.scheduler.domain.runs import Claim, Outcome
+from services.scheduler.domain.runs import Claim
 from services.scheduler.domain.states import RunState
-from services.scheduler.store import claims
+from services.scheduler.store import claims, endings
 from services.scheduler.store.facts import OUTBOX
 from services.scheduler.store.tables import idempotency_keys, runs, tasks
-from services.scheduler.usecases.worker.ports import Renewal
+from services.scheduler.usecases.worker.ports import Claimed, Progress, Renewal
 
 _PURGED_AT_ONCE = 100
 _UNDER_WAY = sa.exists().where(runs.c.task_id == tasks.c.id, runs.c.end_time.is_(None))
@@ -78,37 +77,43 @@ class WaitingQueries:
 class RunQueries:
     """See `usecases.worker.ports.RunQueue`."""
 
-    def __init__(self, database: Database, *, lease_life: timedelta = claims.LEASE_LIFE) -> None:
-        """Args: database: the scheduler schema; lease_life: how long a lease lives without being renewed."""
+    def __init__(
+        self, database: Database, *, lease_life: timedelta = claims.LEASE_LIFE, per_user: int = 0
+    ) -> None:
+        """Composes the queries.
+
+        Args:
+            database: The scheduler schema.
+            lease_life: How long a lease lives without being renewed.
+            per_user: How many runs of one user may be under way at once; 0 for no limit.
+        """
         self._database = database
         self._lease_life = lease_life
+        self._per_user = per_user
 
-    async def claim(self, holder: str, limit: int) -> list[Claim]:
+    async def claim(self, holder: str, limit: int) -> Claimed:
         """Takes over runs whose worker died, then takes runs that wait."""
         async with self._database.system() as connection:
-            return await claims.claim(connection, holder, limit, self._lease_life)
+            return await claims.claim(
+                connection, holder, limit, per_user=self._per_user, life=self._lease_life
+            )
 
     async def renew(self, held: Sequence[Claim]) -> Renewal:
         """Renews leases, on a connection of its own."""
         async with self._database.dedicated_system() as connection:
             return await claims.renew(connection, held, self._lease_life)
 
-    async def note_session(self, claim: Claim, session_id: UUID) -> None:
-        """Records the session of the attempt."""
+    async def record(self, steps: Sequence[Progress]) -> list[RunState | None]:
+        """Records how far attempts have come."""
         async with self._database.system() as connection:
-            await claims.note_session(connection, claim, session_id)
-
-    async def note_turn(self, claim: Claim, turn_id: UUID) -> None:
-        """Records the turn of the attempt."""
-        async with self._database.system() as connection:
-            await claims.note_turn(connection, claim, turn_id)
-
-    async def end(self, claim: Claim, outcome: Outcome, pause: timedelta | None) -> RunState:
-        """Records how the attempt ended; with a pause the run is queued again where its time allows."""
-        async with self._database.system() as connection:
-            return await claims.end(connection, claim, outcome, pause)
+            return await claims.record(connection, steps)
 
     async def release(self, held: Sequence[Claim]) -> None:
         """Gives leases back."""
         async with self._database.system() as connection:
             await claims.release(connection, held)
+
+    async def promote_forgotten(self) -> int:
+        """Queues runs that are held back behind nothing."""
+        async with self._database.system() as connection:
+            return await endings.promote_forgotten(connection)

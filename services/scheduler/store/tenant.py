@@ -15,8 +15,9 @@ from services.kernel.identity import Caller
 from services.scheduler.domain.entities import Task, TaskContent
 from services.scheduler.domain.errors import schedule_not_found, task_not_found
 from services.scheduler.domain.schedules import Schedule, ScheduleContent, Standing
+from services.scheduler.domain.states import FINAL_RUN_STATES, RunState
 from services.scheduler.store.rows import schedule_columns, schedule_of, task_columns, task_of
-from services.scheduler.store.tables import idempotency_keys, schedules, tasks
+from services.scheduler.store.tables import idempotency_keys, runs, schedules, tasks
 from services.scheduler.store.tenant_runs import TenantRuns
 from services.scheduler.usecases.ports import NewSchedule, ScheduleFilter, TaskFilter
 
@@ -25,11 +26,12 @@ _NOW = sa.func.clock_timestamp()
 _TASK_BY_ID = sa.select(tasks).where(
     tasks.c.id == sa.bindparam("task_id", type_=tasks.c.id.type), tasks.c.delete_time.is_(None)
 )
-_LOCKED_TASK_BY_ID = _TASK_BY_ID.with_for_update()
+_LOCKED_TASK_BY_ID = _TASK_BY_ID.with_for_update(key_share=True)
 _SCHEDULE_BY_ID = sa.select(schedules).where(
     schedules.c.id == sa.bindparam("schedule_id", type_=schedules.c.id.type)
 )
 _LOCKED_SCHEDULE_BY_ID = _SCHEDULE_BY_ID.with_for_update()
+_LOCKED_SCHEDULES = sa.select(schedules.c.id).order_by(schedules.c.id).with_for_update()
 
 
 class TenantTransaction(TenantRuns):
@@ -71,10 +73,16 @@ class TenantTransaction(TenantRuns):
         )
 
     async def mark_task_deleted(self, task_id: UUID) -> None:
-        """Makes a task invisible, removes its schedules and cancels its runs; its other rows are removed later."""
-        await self._connection.execute(sa.delete(schedules).where(schedules.c.task_id == task_id))
+        """Makes a task invisible, removes its schedules and cancels its runs; its other rows are removed later.
+
+        Locks, behind the task, its schedules and its open runs. Runs end before their schedules go, so that what tells
+        of them names the schedule; and as none of them stays held back, none is let go.
+        """
+        of_task = schedules.c.task_id == task_id
+        await self._connection.execute(_LOCKED_SCHEDULES.where(of_task))
+        await self.cancel_runs(runs.c.task_id == task_id, set(RunState) - FINAL_RUN_STATES)
+        await self._connection.execute(sa.delete(schedules).where(of_task))
         await self._connection.execute(sa.update(tasks).where(tasks.c.id == task_id).values(delete_time=_NOW))
-        await self.cancel_runs_of(task_id)
 
     async def get_task(self, task_id: UUID, *, lock: bool = False) -> Task:
         """Returns a task; with `lock` nobody else changes it until the end of the transaction."""
@@ -123,7 +131,8 @@ class TenantTransaction(TenantRuns):
         )
 
     async def delete_schedule(self, schedule_id: UUID) -> None:
-        """Removes a schedule."""
+        """Removes a schedule that is locked, and cancels what it holds back: nobody else would ever let that go."""
+        await self.cancel_runs(runs.c.schedule_id == schedule_id, [RunState.PENDING])
         await self._connection.execute(sa.delete(schedules).where(schedules.c.id == schedule_id))
 
     async def get_schedule(self, schedule_id: UUID, *, lock: bool = False) -> Schedule:

@@ -36,7 +36,7 @@ def test_the_queries_across_tenants() -> None:
     assert {kind.__name__: functions(kind) for kind in own} == {
         "HouseKeeping": {"purge", "purge_facts"},
         "WaitingQueries": {"oldest_seconds"},
-        "RunQueries": {"claim", "renew", "note_session", "note_turn", "end", "release"},
+        "RunQueries": {"claim", "renew", "record", "release", "promote_forgotten"},
     }
     assert functions(system_queries) == set()
 

@@ -67,10 +67,17 @@ def test_the_bound_of_what_waits_is_the_callers() -> None:
 
 def test_who_waits_starts_one_after_another() -> None:
     for policy in set(P) - {P.ALLOW_ALL}:
-        assert promote(policy, [A], [B, C]) == ()
-        assert promote(policy, [], [B, C]) == (B,)
-        assert promote(policy, [], []) == ()
-    assert promote(P.ALLOW_ALL, [A], [B, C]) == (B, C)
+        assert promote([A], [(B, policy), (C, policy)]) == ()
+        assert promote([], [(B, policy), (C, policy)]) == (B,)
+        assert promote([], []) == ()
+    assert promote([A], [(B, P.ALLOW_ALL), (C, P.ALLOW_ALL)]) == (B, C)
+
+
+def test_of_several_policies_nobody_overtakes() -> None:
+    # A backfill has a policy of its own.
+    assert promote([], [(A, P.BUFFER_ALL), (B, P.ALLOW_ALL), (C, P.BUFFER_ALL)]) == (A, B)
+    assert promote([A], [(B, P.BUFFER_ONE), (C, P.ALLOW_ALL)]) == ()
+    assert promote([], [(A, P.ALLOW_ALL), (B, P.BUFFER_ALL), (C, P.ALLOW_ALL)]) == (A,)
 
 
 @given(policy=st.sampled_from(P), events=st.lists(st.booleans(), max_size=60))
@@ -86,7 +93,7 @@ def test_runs_of_a_schedule_in_any_order_of_fires_and_ends(policy: OverlapPolicy
                 (open_runs if found.outcome is Outcome.START else waiting).append(UUID(int=number))
         elif open_runs:
             open_runs.pop(0)
-        for run in promote(policy, open_runs, waiting):
+        for run in promote(open_runs, [(run, policy) for run in waiting]):
             waiting.remove(run)
             open_runs.append(run)
         assert policy is P.ALLOW_ALL or len(open_runs) <= 1
