@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from services.kernel.grpc import (
 from services.kernel.housekeeping import keep_house
 from services.kernel.identity import JwksVerifier, ServiceTokenSigner, ServiceTokenVerifier
 from services.kernel.ids import Uuid7Source, new_id
+from services.kernel.lifecycle import Drain
 from services.kernel.readiness import once_reached, watch_database
 from services.kernel.settings import targets
 from services.scheduler.api.servicer import SchedulerServicer
@@ -32,12 +34,15 @@ from services.scheduler.gateways.auth import auth_channel, key_set
 from services.scheduler.gateways.rendering import TemplateProcesses
 from services.scheduler.gateways.sessions import SessionGateway
 from services.scheduler.settings import SchedulerSettings
-from services.scheduler.store.system_queries import HouseKeeping, RunQueries
+from services.scheduler.store.notes import RUNS_CHANGED
+from services.scheduler.store.system_queries import HouseKeeping, RunQueries, WatchQueries
 from services.scheduler.store.tables import SCHEMA
 from services.scheduler.store.tenant import TenantStore
+from services.scheduler.usecases.backfills import Backfills
 from services.scheduler.usecases.runs import Runs
 from services.scheduler.usecases.schedules import Schedules
 from services.scheduler.usecases.tasks import Tasks
+from services.scheduler.usecases.watching import RunLooks, Watching
 from services.scheduler.usecases.worker import RunWorker
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
@@ -60,6 +65,7 @@ class SchedulerService:
         channels: list[grpc.aio.Channel],
         templates: TemplateProcesses,
         worker: RunWorker,
+        looks: RunLooks,
     ) -> None:
         """Use `build`."""
         self._server = server
@@ -68,6 +74,7 @@ class SchedulerService:
         self._channels = channels
         self._templates = templates
         self._worker = worker
+        self._looks = looks
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -84,6 +91,7 @@ class SchedulerService:
         clock = SystemClock()
         await self._server.open()
         await once_reached(self._database.check, clock)
+        await self._looks.start()
         await self._server.start()
         await self._worker.start()
         for name, work in (
@@ -103,6 +111,7 @@ class SchedulerService:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._server.stop()
+        await self._looks.stop()
         await asyncio.gather(*(channel.close() for channel in self._channels), self._templates.close())
         await self._database.close()
 
@@ -113,6 +122,7 @@ async def build(settings: SchedulerSettings) -> SchedulerService:
     Args:
         settings: Its settings.
     """
+    clock, drain = SystemClock(), Drain()
     database = Database(
         settings.scheduler_database_url.get_secret_value(),
         settings.scheduler_system_database_url.get_secret_value(),
@@ -131,12 +141,20 @@ async def build(settings: SchedulerSettings) -> SchedulerService:
         RunQueries(database),
         SessionGateway(session),
         holder=str(new_id()),
-        clock=SystemClock(),
+        clock=clock,
         places=settings.scheduler_worker_places,
     )
+    looks = RunLooks(WatchQueries(database).versions, drain, clock)
+    database.on_commit(RUNS_CHANGED, looks.wake)
     servicer = SchedulerServicer(
-        Tasks(store, ids, templates), Schedules(store, ids), Runs(store, ids, templates, worker)
+        Tasks(store, ids, templates),
+        Schedules(store, ids),
+        Backfills(store, ids),
+        Runs(store, ids, templates, worker),
+        Watching(store, looks, clock),
     )
+    days = settings.scheduler_run_retention_days
+    house = HouseKeeping(database, keep_runs=timedelta(days=days) if days else None)
     server = build_server(
         listen=settings.scheduler_listen,
         domain=DOMAIN,
@@ -145,8 +163,9 @@ async def build(settings: SchedulerSettings) -> SchedulerService:
         users=JwksVerifier(key_set(auth)),
         services=ServiceTokenVerifier(settings.trusted_keys(), "scheduler"),
         reflect=settings.reflection,
+        drain=drain,
     )
-    return SchedulerService(server, database, HouseKeeping(database), [auth, session], templates, worker)
+    return SchedulerService(server, database, house, [auth, session], templates, worker, looks)
 
 
 async def migrate(settings: SchedulerSettings) -> str:

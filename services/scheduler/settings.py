@@ -22,3 +22,9 @@ class SchedulerSettings(KernelSettings):
         le=1000,
         description="How many runs of tasks this process carries at once; 0 for none.",
     )
+    scheduler_run_retention_days: int = Field(
+        default=90,
+        ge=0,
+        le=36_500,
+        description="How many days a run is kept after its end; 0 for ever.",
+    )

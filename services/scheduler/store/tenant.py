@@ -17,6 +17,7 @@ from services.scheduler.domain.errors import schedule_not_found, task_not_found
 from services.scheduler.domain.schedules import Schedule, ScheduleContent, Standing
 from services.scheduler.store.rows import schedule_columns, schedule_of, task_columns, task_of
 from services.scheduler.store.tables import idempotency_keys, schedules, tasks
+from services.scheduler.store.tenant_backfills import TenantBackfills
 from services.scheduler.store.tenant_runs import TenantRuns
 from services.scheduler.usecases.ports import NewSchedule, ScheduleFilter, TaskFilter
 
@@ -32,7 +33,7 @@ _SCHEDULE_BY_ID = sa.select(schedules).where(
 _LOCKED_SCHEDULE_BY_ID = _SCHEDULE_BY_ID.with_for_update()
 
 
-class TenantTransaction(TenantRuns):
+class TenantTransaction(TenantRuns, TenantBackfills):
     """See `usecases.ports.SchedulerTransaction`."""
 
     async def once(

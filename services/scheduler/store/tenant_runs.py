@@ -8,13 +8,15 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.kernel.db.database import note
 from services.kernel.identity import Caller
 from services.scheduler.domain.errors import run_not_found
-from services.scheduler.domain.runs import Run, RunAttempt
+from services.scheduler.domain.runs import Run
 from services.scheduler.domain.states import RunState
+from services.scheduler.store.notes import RUNS_CHANGED
 from services.scheduler.store.run_rows import attempt_of, content_columns, run_of
 from services.scheduler.store.tables import run_attempts, runs
-from services.scheduler.usecases.ports import NewRun, RunFilter
+from services.scheduler.usecases.ports import NewRun, RunFilter, ShownRun
 
 _NOW = sa.func.clock_timestamp()
 _LARGE: Final = frozenset({"prompt", "variables", "result_text", "structured_output_json"})
@@ -28,6 +30,15 @@ _LISTED = sa.select(*(column for column in runs.c if column.name not in _LARGE),
 # Built once: building it for each call costs more than running it.
 _RUN_BY_ID = sa.select(runs).where(runs.c.id == sa.bindparam("run_id", type_=runs.c.id.type))
 _LOCKED_RUN_BY_ID = _RUN_BY_ID.with_for_update()
+_ATTEMPTS_OF_VERSION = (
+    sa.select(run_attempts)
+    .select_from(runs.outerjoin(run_attempts, run_attempts.c.run_id == runs.c.id))
+    .where(
+        runs.c.id == sa.bindparam("run_id", type_=runs.c.id.type),
+        runs.c.version == sa.bindparam("version", type_=runs.c.version.type),
+    )
+    .order_by(run_attempts.c.number)
+)
 _WAITING: Final = (RunState.PENDING.value, RunState.QUEUED.value)
 
 
@@ -50,6 +61,7 @@ class TenantRuns:
                 state=RunState.QUEUED.value,
                 due_time=_NOW,
                 available_time=_NOW,
+                retry_of=new.retry_of,
                 **content_columns(new.content),
             )
         )
@@ -69,19 +81,32 @@ class TenantRuns:
             query = query.where(runs.c.user_id == wanted.user_id)
         if wanted.task_id is not None:
             query = query.where(runs.c.task_id == wanted.task_id)
+        if wanted.schedule_id is not None:
+            query = query.where(runs.c.schedule_id == wanted.schedule_id)
+        if wanted.backfill_id is not None:
+            query = query.where(runs.c.backfill_id == wanted.backfill_id)
         if wanted.states:
             query = query.where(runs.c.state.in_(wanted.states))
         if before is not None:
             query = query.where(runs.c.id < before)
         return [run_of(row) for row in await self._connection.execute(query)]
 
-    async def list_attempts(self, run_id: UUID) -> list[RunAttempt]:
-        """Returns the attempts at a run, in their order."""
-        query = sa.select(run_attempts).where(run_attempts.c.run_id == run_id).order_by(run_attempts.c.number)
-        return [attempt_of(row) for row in await self._connection.execute(query)]
+    async def show_run(self, run_id: UUID) -> ShownRun:
+        """Returns a run with its attempts, as they stood at one moment.
+
+        Each statement has a snapshot of its own, and a worker may write between two of them. Whoever changes an attempt
+        raises the run's version in the same transaction: attempts that were read beside the same version belong to it.
+        """
+        while True:
+            run = await self.get_run(run_id)
+            values = {"run_id": run_id, "version": run.version}
+            rows = (await self._connection.execute(_ATTEMPTS_OF_VERSION, values)).all()
+            if rows:
+                return ShownRun(run, [attempt_of(row) for row in rows if row.number is not None])
 
     async def cancel_run(self, run_id: UUID, *, at_once: bool) -> None:
         """Asks for the end of a run; `at_once` for one that no worker has: it is over then."""
+        note(self._connection, RUNS_CHANGED)
         over = {"state": RunState.CANCELLED.value, "end_time": _NOW} if at_once else {}
         await self._connection.execute(
             sa.update(runs)
@@ -91,6 +116,7 @@ class TenantRuns:
 
     async def cancel_runs_of(self, task_id: UUID) -> None:
         """Asks for the end of all runs of a task."""
+        note(self._connection, RUNS_CHANGED)
         waiting = runs.c.state.in_(_WAITING)
         await self._connection.execute(
             sa.update(runs)
