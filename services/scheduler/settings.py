@@ -27,3 +27,9 @@ class SchedulerSettings(KafkaSettings):
         ge=0,
         description="How many runs of one user go at once, whatever tasks they are of, in all workers; 0 for no limit.",
     )
+    scheduler_run_retention_days: int = Field(
+        default=90,
+        ge=0,
+        le=36_500,
+        description="How many days a run is kept after its end; 0 for ever.",
+    )

@@ -40,8 +40,15 @@ def optional_time(message: Message, name: str, field: str) -> datetime | None:
     Raises:
         ServiceError: INVALID_ARGUMENT: it is outside of what can be stored.
     """
-    if not message.HasField(name):
-        return None
+    return required_time(message, name, field) if message.HasField(name) else None
+
+
+def required_time(message: Message, name: str, field: str) -> datetime:
+    """Reads a time; `field` is its path in the request.
+
+    Raises:
+        ServiceError: INVALID_ARGUMENT: it is outside of what can be stored.
+    """
     stamp: Timestamp = getattr(message, name)
     try:
         return stamp.ToDatetime(UTC)

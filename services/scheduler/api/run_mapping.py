@@ -8,10 +8,13 @@ from google.protobuf import json_format
 
 from aiagent.events.v1 import content_pb2
 from aiagent.scheduler.v1 import run_pb2
+from aiagent.scheduler.v1 import scheduler_service_pb2 as pb
 from services.scheduler.api.mapping import time
 from services.scheduler.domain.runs import Failure, Run, RunAttempt, Usage
+from services.scheduler.usecases.watching import Seen
 
 _STATES = run_pb2.TaskRun.State
+_SKIP_REASONS = run_pb2.TaskRun.SkipReason
 
 
 def run(value: Run, attempts: Sequence[RunAttempt] = ()) -> run_pb2.TaskRun:
@@ -37,10 +40,24 @@ def run(value: Run, attempts: Sequence[RunAttempt] = ()) -> run_pb2.TaskRun:
         create_time=time(value.create_time),
         start_time=time(value.start_time) if value.start_time else None,
         end_time=time(value.end_time) if value.end_time else None,
+        backfill_id=str(value.backfill_id or ""),
+        due_time=time(value.due_time),
+        skip_reason=_SKIP_REASONS.Value(
+            value.skip_reason.value if value.skip_reason else "SKIP_REASON_UNSPECIFIED"
+        ),
+        retry_of=str(value.retry_of or ""),
     )
     if value.content.variables:
         json_format.ParseDict(dict(value.content.variables), message.variables)
     return message
+
+
+def watched(seen: Seen) -> pb.WatchTaskRunResponse:
+    """Maps what a watcher is told; without a run it is a checkpoint."""
+    shown = seen.shown
+    return pb.WatchTaskRunResponse(
+        task_run=run(shown.run, shown.attempts) if shown is not None else None, cursor=seen.cursor
+    )
 
 
 def _attempt(value: RunAttempt) -> run_pb2.TaskRunAttempt:

@@ -64,6 +64,7 @@ def schedule(value: Schedule) -> schedule_pb2.Schedule:
         remaining_runs=content.remaining_runs,
         state=_STATES.Value(value.standing.state.value),
         note=value.note,
+        missed_fires=value.missed_fires,
         create_time=time(value.create_time),
         update_time=time(value.update_time),
         etag=value.etag,
@@ -71,6 +72,7 @@ def schedule(value: Schedule) -> schedule_pb2.Schedule:
     message.variables.update(content.variables)
     message.catch_up_window.FromTimedelta(content.catch_up_window)
     _set_time(message, "next_fire_time", value.standing.next_fire_time)
+    _set_time(message, "last_fire_time", value.last_fire_time)
     return message
 
 

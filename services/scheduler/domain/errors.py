@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from services.kernel.errors import ErrorKind, FieldViolation, ServiceError
+from services.kernel.errors import ErrorKind, FieldViolation, ServiceError, resource_exhausted
 from services.scheduler.domain.violations import DOMAIN, refuse
 
 __all__ = ["DOMAIN"]
@@ -54,3 +54,46 @@ def run_not_found(run_id: UUID) -> ServiceError:
 def run_ended(state: str) -> ServiceError:
     """FAILED_PRECONDITION: the run is over."""
     return _error(ErrorKind.FAILED_PRECONDITION, "TASK_RUN_ENDED", f"the run is {state}", state=state)
+
+
+def run_not_retryable(state: str, message: str) -> ServiceError:
+    """FAILED_PRECONDITION: there is nothing to do again."""
+    return _error(ErrorKind.FAILED_PRECONDITION, "TASK_RUN_NOT_RETRYABLE", message, state=state)
+
+
+def backfill_not_found(backfill_id: UUID) -> ServiceError:
+    """NOT_FOUND: there is no such backfill, or it is not the caller's. The two are the same answer."""
+    return _error(
+        ErrorKind.NOT_FOUND,
+        "BACKFILL_NOT_FOUND",
+        "the backfill does not exist",
+        backfill_id=str(backfill_id),
+    )
+
+
+def cursor_ahead(head: int) -> ServiceError:
+    """INVALID_ARGUMENT: the cursor names a change that has not happened yet."""
+    return refuse((FieldViolation("cursor", f"is at most {head}, the run's last change", "CURSOR_AHEAD"),))
+
+
+def token_expired() -> ServiceError:
+    """UNAUTHENTICATED: the token behind a stream has expired; refresh and resume."""
+    return _error(ErrorKind.UNAUTHENTICATED, "TOKEN_EXPIRED", "the access token has expired")
+
+
+def draining() -> ServiceError:
+    """UNAVAILABLE: resume with the cursor."""
+    return _error(
+        ErrorKind.UNAVAILABLE, "DRAINING", "the stream is ended by the server; resume with the cursor"
+    )
+
+
+def too_many_watches(limit: int) -> ServiceError:
+    """RESOURCE_EXHAUSTED: the user has `limit` streams open on this replica already."""
+    return resource_exhausted(
+        "TOO_MANY_WATCHES",
+        f"{limit} streams of this user are open already; close one",
+        domain=DOMAIN,
+        metadata={"limit": str(limit)},
+        retry_after_seconds=5.0,
+    )

@@ -13,6 +13,7 @@ from typing import Any, Final
 from uuid import UUID, uuid5
 
 from services.scheduler.domain.entities import TaskContent
+from services.scheduler.domain.overlap import SkipReason
 from services.scheduler.domain.retries import RetryPolicy
 from services.scheduler.domain.states import RunState
 
@@ -93,16 +94,24 @@ class RunAttempt:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One execution of a task; times and numbers as `aiagent.scheduler.v1.TaskRun` tells them."""
+    """One execution of a task; times and numbers as `aiagent.scheduler.v1.TaskRun` tells them.
+
+    Attributes:
+        version: Rises with every change of the run, and of its attempts.
+    """
 
     id: UUID
     organization_id: UUID
     user_id: UUID
     task_id: UUID
     schedule_id: UUID | None
+    backfill_id: UUID | None
+    retry_of: UUID | None
     fire_time: datetime | None
+    due_time: datetime
     content: RunContent
     state: RunState
+    skip_reason: SkipReason | None
     attempt: int
     session_id: UUID | None
     result: str
@@ -114,6 +123,7 @@ class Run:
     create_time: datetime
     start_time: datetime | None
     end_time: datetime | None
+    version: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,6 +127,8 @@ class Schedule:
     content: ScheduleContent
     standing: Standing
     note: str
+    missed_fires: int
+    last_fire_time: datetime | None
     version: int
     create_time: datetime
     update_time: datetime

@@ -39,6 +39,8 @@ FINAL_RUN_STATES = frozenset(
     {RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED, RunState.TIMED_OUT, RunState.SKIPPED}
 )
 OPEN_RUN_STATES = frozenset({RunState.QUEUED, RunState.RUNNING})
+RETRYABLE_RUN_STATES = FINAL_RUN_STATES - {RunState.SUCCEEDED}
+"""What somebody may have done again."""
 
 RUN_TRANSITIONS: dict[RunState, frozenset[RunState]] = {
     RunState.PENDING: frozenset({RunState.QUEUED, RunState.FAILED, RunState.CANCELLED, RunState.SKIPPED}),

@@ -78,6 +78,8 @@ def schedule_of(row: Any) -> Schedule:
             next_due_time=row.next_due_time,
         ),
         note=row.note,
+        missed_fires=row.missed_fires,
+        last_fire_time=row.last_fire_time,
         version=row.version,
         create_time=row.create_time,
         update_time=row.update_time,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from services.scheduler.domain.overlap import SkipReason
 from services.scheduler.domain.runs import (
     Claim,
     Failure,
@@ -26,9 +27,13 @@ def run_of(row: Any) -> Run:
         user_id=row.user_id,
         task_id=row.task_id,
         schedule_id=row.schedule_id,
+        backfill_id=row.backfill_id,
+        retry_of=row.retry_of,
         fire_time=row.fire_time,
+        due_time=row.due_time,
         content=content_of(row),
         state=RunState(row.state),
+        skip_reason=SkipReason(row.skip_reason) if row.skip_reason is not None else None,
         attempt=row.attempt,
         session_id=row.session_id,
         result=row.result_text or "",
@@ -40,6 +45,7 @@ def run_of(row: Any) -> Run:
         create_time=row.create_time,
         start_time=row.start_time,
         end_time=row.end_time,
+        version=row.version,
     )
 
 

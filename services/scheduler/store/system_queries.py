@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import timedelta
+from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.kernel.db import Database
+from services.kernel.db.database import note
 from services.kernel.db.idempotency import purge_expired
 from services.scheduler.domain.runs import Claim
 from services.scheduler.domain.states import RunState
 from services.scheduler.store import claims, endings
 from services.scheduler.store.facts import OUTBOX
+from services.scheduler.store.notes import RUNS_CHANGED
 from services.scheduler.store.tables import idempotency_keys, runs, tasks
 from services.scheduler.usecases.worker.ports import Claimed, Progress, Renewal
 
 _PURGED_AT_ONCE = 100
+_RUNS_PURGED_AT_ONCE = 1000
+_VERSIONS = sa.select(runs.c.id, runs.c.version).where(
+    runs.c.id == sa.func.any(sa.bindparam("run_ids", type_=sa.ARRAY(runs.c.id.type)))
+)
 _UNDER_WAY = sa.exists().where(runs.c.task_id == tasks.c.id, runs.c.end_time.is_(None))
 
 # Of tasks that have as many runs under way as they may have, none is claimable, however long it waits.
@@ -39,12 +47,16 @@ _OLDEST = sa.select(
 class HouseKeeping:
     """Removes what has no more meaning; several replicas do not get in each other's way."""
 
-    def __init__(self, database: Database) -> None:
-        """Args: database: the scheduler schema."""
+    def __init__(self, database: Database, *, keep_runs: timedelta | None = None) -> None:
+        """Args: database: the scheduler schema; keep_runs: how long after their end; None for ever."""
         self._database = database
+        self._keep_runs = keep_runs
 
     async def purge(self) -> int:
-        """Deletes expired request ids and deleted tasks without open runs, a bounded number; returns how many."""
+        """Deletes expired request ids, deleted tasks without open runs, and runs that ended long ago.
+
+        A bounded number; returns how many. A run's attempts go with it.
+        """
         async with self._database.system() as connection:
             found = (
                 sa.select(tasks.c.id)
@@ -53,12 +65,38 @@ class HouseKeeping:
                 .with_for_update(skip_locked=True)
             )
             removed = await connection.execute(sa.delete(tasks).where(tasks.c.id.in_(found)))
-            return removed.rowcount + await purge_expired(connection, idempotency_keys)
+            old = await self._purge_runs(connection) if self._keep_runs is not None else 0
+            note(connection, RUNS_CHANGED)
+            return removed.rowcount + old + await purge_expired(connection, idempotency_keys)
+
+    async def _purge_runs(self, connection: AsyncConnection) -> int:
+        found = (
+            sa.select(runs.c.id)
+            .where(runs.c.end_time < sa.func.clock_timestamp() - sa.cast(self._keep_runs, sa.Interval))
+            .order_by(runs.c.end_time)
+            .limit(_RUNS_PURGED_AT_ONCE)
+            .with_for_update(skip_locked=True)
+        )
+        return (await connection.execute(sa.delete(runs).where(runs.c.id.in_(found)))).rowcount
 
     async def purge_facts(self, *, unwanted: bool) -> int:
         """Deletes facts that have had their time, a bounded number; returns how many. See `Outbox.purge`."""
         async with self._database.system() as connection:
             return await OUTBOX.purge(connection, unwanted=unwanted)
+
+
+class WatchQueries:
+    """What watchers of runs ask for."""
+
+    def __init__(self, database: Database) -> None:
+        """Args: database: the scheduler schema."""
+        self._database = database
+
+    async def versions(self, run_ids: Collection[UUID]) -> dict[UUID, int]:
+        """Returns the version of each run that is there: whoever asks has read it by its watcher's rights before."""
+        async with self._database.system() as connection:
+            rows = await connection.execute(_VERSIONS, {"run_ids": list(run_ids)})
+            return {row.id: row.version for row in rows}
 
 
 class WaitingQueries:
@@ -94,9 +132,12 @@ class RunQueries:
     async def claim(self, holder: str, limit: int) -> Claimed:
         """Takes over runs whose worker died, then takes runs that wait."""
         async with self._database.system() as connection:
-            return await claims.claim(
+            claimed = await claims.claim(
                 connection, holder, limit, per_user=self._per_user, life=self._lease_life
             )
+            if claimed.runs:
+                note(connection, RUNS_CHANGED)
+            return claimed
 
     async def renew(self, held: Sequence[Claim]) -> Renewal:
         """Renews leases, on a connection of its own."""
@@ -106,6 +147,7 @@ class RunQueries:
     async def record(self, steps: Sequence[Progress]) -> list[RunState | None]:
         """Records how far attempts have come."""
         async with self._database.system() as connection:
+            note(connection, RUNS_CHANGED)
             return await claims.record(connection, steps)
 
     async def release(self, held: Sequence[Claim]) -> None:

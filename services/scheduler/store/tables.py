@@ -220,6 +220,8 @@ runs = sa.Table(
     sa.Index("runs_held_back", "schedule_id", "id", postgresql_where=sa.text("state = 'PENDING'")),
     sa.Index("runs_by_backfill", "backfill_id", "id", postgresql_where=sa.text("backfill_id IS NOT NULL")),
     sa.Index("runs_open", "task_id", "state", postgresql_where=sa.text("end_time IS NULL")),
+    # For housekeeping.
+    sa.Index("runs_ended", "end_time", postgresql_where=sa.text("end_time IS NOT NULL")),
     sa.Index("runs_leased", "lease_expire_time", postgresql_where=sa.text("state = 'RUNNING'")),
 )
 sa.Index(

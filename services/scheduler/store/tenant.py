@@ -18,6 +18,7 @@ from services.scheduler.domain.schedules import Schedule, ScheduleContent, Stand
 from services.scheduler.domain.states import FINAL_RUN_STATES, RunState
 from services.scheduler.store.rows import schedule_columns, schedule_of, task_columns, task_of
 from services.scheduler.store.tables import idempotency_keys, runs, schedules, tasks
+from services.scheduler.store.tenant_backfills import TenantBackfills
 from services.scheduler.store.tenant_runs import TenantRuns
 from services.scheduler.usecases.ports import NewSchedule, ScheduleFilter, TaskFilter
 
@@ -34,7 +35,7 @@ _LOCKED_SCHEDULE_BY_ID = _SCHEDULE_BY_ID.with_for_update()
 _LOCKED_SCHEDULES = sa.select(schedules.c.id).order_by(schedules.c.id).with_for_update()
 
 
-class TenantTransaction(TenantRuns):
+class TenantTransaction(TenantRuns, TenantBackfills):
     """See `usecases.ports.SchedulerTransaction`."""
 
     async def once(

@@ -10,15 +10,17 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.kernel.db.database import note
 from services.kernel.identity import Caller
 from services.scheduler.domain.errors import run_not_found
-from services.scheduler.domain.runs import Run, RunAttempt
+from services.scheduler.domain.runs import Run
 from services.scheduler.domain.states import RunState
 from services.scheduler.store import endings, facts
 from services.scheduler.store.endings import Ending
+from services.scheduler.store.notes import RUNS_CHANGED
 from services.scheduler.store.run_rows import attempt_of, content_columns, run_of
 from services.scheduler.store.tables import run_attempts, runs
-from services.scheduler.usecases.ports import NewRun, RunFilter
+from services.scheduler.usecases.ports import NewRun, RunFilter, ShownRun
 
 _NOW = sa.func.clock_timestamp()
 _LARGE: Final = frozenset({"prompt", "variables", "result_text", "structured_output_json"})
@@ -36,6 +38,15 @@ _OPEN = sa.select(runs.c.id, runs.c.state).where(runs.c.end_time.is_(None))
 _LOCKED_OPEN = _OPEN.order_by(runs.c.id).with_for_update(key_share=True)
 _ASK_END = sa.update(runs).values(
     cancel_time=sa.func.coalesce(runs.c.cancel_time, _NOW), update_time=_NOW, version=runs.c.version + 1
+)
+_ATTEMPTS_OF_VERSION = (
+    sa.select(run_attempts)
+    .select_from(runs.outerjoin(run_attempts, run_attempts.c.run_id == runs.c.id))
+    .where(
+        runs.c.id == sa.bindparam("run_id", type_=runs.c.id.type),
+        runs.c.version == sa.bindparam("version", type_=runs.c.version.type),
+    )
+    .order_by(run_attempts.c.number)
 )
 
 
@@ -58,6 +69,7 @@ class TenantRuns:
                 state=RunState.QUEUED.value,
                 due_time=_NOW,
                 available_time=_NOW,
+                retry_of=new.retry_of,
                 **content_columns(new.content),
             )
         )
@@ -83,19 +95,32 @@ class TenantRuns:
             query = query.where(runs.c.user_id == wanted.user_id)
         if wanted.task_id is not None:
             query = query.where(runs.c.task_id == wanted.task_id)
+        if wanted.schedule_id is not None:
+            query = query.where(runs.c.schedule_id == wanted.schedule_id)
+        if wanted.backfill_id is not None:
+            query = query.where(runs.c.backfill_id == wanted.backfill_id)
         if wanted.states:
             query = query.where(runs.c.state.in_(wanted.states))
         if before is not None:
             query = query.where(runs.c.id < before)
         return [run_of(row) for row in await self._connection.execute(query)]
 
-    async def list_attempts(self, run_id: UUID) -> list[RunAttempt]:
-        """Returns the attempts at a run, in their order."""
-        query = sa.select(run_attempts).where(run_attempts.c.run_id == run_id).order_by(run_attempts.c.number)
-        return [attempt_of(row) for row in await self._connection.execute(query)]
+    async def show_run(self, run_id: UUID) -> ShownRun:
+        """Returns a run with its attempts, as they stood at one moment.
+
+        Each statement has a snapshot of its own, and a worker may write between two of them. Whoever changes an attempt
+        raises the run's version in the same transaction: attempts that were read beside the same version belong to it.
+        """
+        while True:
+            run = await self.get_run(run_id)
+            values = {"run_id": run_id, "version": run.version}
+            rows = (await self._connection.execute(_ATTEMPTS_OF_VERSION, values)).all()
+            if rows:
+                return ShownRun(run, [attempt_of(row) for row in rows if row.number is not None])
 
     async def cancel_run(self, run_id: UUID, *, at_once: bool) -> None:
         """Asks for the end of a run that is locked; `at_once` for one that no worker has: it is over then."""
+        note(self._connection, RUNS_CHANGED)
         await self._connection.execute(_ASK_END.where(runs.c.id == run_id))
         if at_once:
             await endings.end(self._connection, [Ending(run_id, RunState.CANCELLED)])
@@ -108,6 +133,7 @@ class TenantRuns:
             among: The states in which they are to end; one that is RUNNING is left to its worker, which hears of it.
         """
         # All that are open, in their order: removing a schedule writes to every run of it.
+        note(self._connection, RUNS_CHANGED)
         found = (await self._connection.execute(_LOCKED_OPEN.where(of))).all()
         states = {row.id: RunState(row.state) for row in found if row.state in among}
         ids = sa.bindparam("ids", list(states), type_=ARRAY(sa.UUID()))

@@ -10,7 +10,9 @@ from typing import Protocol
 from uuid import UUID
 
 from services.kernel.identity import Caller
+from services.scheduler.domain.backfills import Backfill
 from services.scheduler.domain.entities import Task, TaskContent
+from services.scheduler.domain.overlap import OverlapPolicy
 from services.scheduler.domain.runs import Run, RunAttempt, RunContent
 from services.scheduler.domain.schedules import Schedule, ScheduleContent, Standing
 
@@ -49,6 +51,8 @@ class RunFilter:
 
     user_id: UUID | None = None
     task_id: UUID | None = None
+    schedule_id: UUID | None = None
+    backfill_id: UUID | None = None
     states: tuple[str, ...] = ()
 
 
@@ -60,6 +64,27 @@ class NewRun:
     task_id: UUID
     user_id: UUID
     content: RunContent
+    retry_of: UUID | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ShownRun:
+    """A run with the attempts at it, as they stood at one moment."""
+
+    run: Run
+    attempts: list[RunAttempt]
+
+
+@dataclass(frozen=True, slots=True)
+class NewBackfill:
+    """A backfill to make, for the owner of its schedule."""
+
+    id: UUID
+    schedule_id: UUID
+    user_id: UUID
+    start_time: datetime
+    end_time: datetime
+    overlap_policy: OverlapPolicy
 
 
 class SchedulerTransaction(Protocol):
@@ -114,11 +139,23 @@ class SchedulerTransaction(Protocol):
     async def list_runs(self, wanted: RunFilter, before: UUID | None, limit: int) -> list[Run]:
         """Returns runs without what may be large, the newest first."""
 
-    async def list_attempts(self, run_id: UUID) -> list[RunAttempt]:
-        """Returns the attempts at a run, in their order."""
+    async def show_run(self, run_id: UUID) -> ShownRun:
+        """Returns a run with its attempts."""
 
     async def cancel_run(self, run_id: UUID, *, at_once: bool) -> None:
         """Asks for the end of a run; `at_once` for one that no worker has: it is over then."""
+
+    async def insert_backfill(self, new: NewBackfill) -> None:
+        """Makes a backfill, of which nothing is done yet."""
+
+    async def get_backfill(self, backfill_id: UUID, *, lock: bool = False) -> Backfill:
+        """Returns a backfill; with `lock` its schedule is locked: nobody makes fires of either meanwhile."""
+
+    async def list_backfills(self, schedule_id: UUID, before: UUID | None, limit: int) -> list[Backfill]:
+        """Returns the backfills of a schedule, the newest first."""
+
+    async def cancel_backfill(self, backfill_id: UUID) -> None:
+        """Ends a backfill that is not over."""
 
     async def now(self) -> datetime:
         """The database's time."""

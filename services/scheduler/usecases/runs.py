@@ -1,4 +1,4 @@
-"""Runs of tasks: make, read, cancel."""
+"""Runs of tasks: make, read, cancel, do again."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from services.kernel.errors import FieldViolation
 from services.kernel.identity import Caller
 from services.kernel.ids import IdSource
 from services.scheduler.domain.entities import Task
-from services.scheduler.domain.errors import run_ended
-from services.scheduler.domain.runs import Run, RunAttempt, RunContent
-from services.scheduler.domain.states import RunState
+from services.scheduler.domain.errors import run_ended, run_not_retryable
+from services.scheduler.domain.runs import Run, RunContent
+from services.scheduler.domain.states import RETRYABLE_RUN_STATES, RunState
 from services.scheduler.domain.templates import Renderer, TemplateError
 from services.scheduler.domain.variables import read_values, unstorable
 from services.scheduler.domain.violations import refuse
 from services.scheduler.usecases.access import canonical, require_writer
-from services.scheduler.usecases.ports import NewRun, RunFilter, SchedulerStore
+from services.scheduler.usecases.ports import NewRun, RunFilter, SchedulerStore, ShownRun
 
 
 class WorkerWaker(Protocol):
@@ -26,14 +26,6 @@ class WorkerWaker(Protocol):
 
     def wake(self) -> None:
         """Wakes them."""
-
-
-@dataclass(frozen=True, slots=True)
-class ShownRun:
-    """A run with the attempts at it."""
-
-    run: Run
-    attempts: list[RunAttempt]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +105,7 @@ class Runs:
 
             request = canonical(task_id, variables)
             made = UUID(bytes=await transaction.once("RunTask", request_id, request, run))
-            return ShownRun(await transaction.get_run(made), await transaction.list_attempts(made))
+            return await transaction.show_run(made)
 
     async def _render(self, task: Task, variables: Mapping[str, Any]) -> _Rendered:
         content = task.content
@@ -137,7 +129,7 @@ class Runs:
             ServiceError: NOT_FOUND with TASK_RUN_NOT_FOUND.
         """
         async with self._store.begin(caller) as transaction:
-            return ShownRun(await transaction.get_run(run_id), await transaction.list_attempts(run_id))
+            return await transaction.show_run(run_id)
 
     async def list_page(
         self, caller: Caller, wanted: RunFilter, before: UUID | None, limit: int
@@ -164,4 +156,36 @@ class Runs:
                 return b""
 
             await transaction.once("CancelTaskRun", request_id, canonical(run_id), cancel)
-            return ShownRun(await transaction.get_run(run_id), await transaction.list_attempts(run_id))
+            return await transaction.show_run(run_id)
+
+    async def retry(self, caller: Caller, run_id: UUID, request_id: str) -> ShownRun:
+        """Does a run again that ended without success: a new one with the same content, queued at once.
+
+        The task is locked, so that it is not deleted meanwhile; the run need not be: what is over stays as it is.
+
+        Raises:
+            ServiceError: PERMISSION_DENIED with ROLE_NOT_ALLOWED; NOT_FOUND with TASK_RUN_NOT_FOUND or TASK_NOT_FOUND;
+                FAILED_PRECONDITION with TASK_RUN_NOT_RETRYABLE: it is open, has succeeded, or failed for want of a
+                prompt.
+        """
+        require_writer(caller)
+        new_id = self._ids.new_id()
+        async with self._store.begin(caller) as transaction:
+
+            async def retry() -> bytes:
+                found = await transaction.get_run(run_id)
+                if found.state not in RETRYABLE_RUN_STATES:
+                    raise run_not_retryable(found.state.value, f"the run is {found.state.value}")
+                if not found.content.prompt.strip():
+                    raise run_not_retryable(
+                        found.state.value, "the run has no prompt that could be sent again"
+                    )
+                await transaction.get_task(found.task_id, lock=True)
+                again = NewRun(new_id, found.task_id, found.user_id, found.content, retry_of=found.id)
+                await transaction.insert_run(again)
+                return new_id.bytes
+
+            made = UUID(bytes=await transaction.once("RetryTaskRun", request_id, canonical(run_id), retry))
+            shown = await transaction.show_run(made)
+        self._workers.wake()
+        return shown

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -12,6 +14,7 @@ from aiagent.scheduler.v1 import error_reason_pb2
 from aiagent.scheduler.v1 import scheduler_service_pb2 as pb
 from services.kernel.errors import ServiceError
 from services.scheduler.gateways import rendering
+from services.scheduler.usecases.watching import MAX_PER_USER
 from tests.databases import Copy
 from tests.integration.scheduler.serving import serving
 from tests.integration.session.serving import refusal
@@ -47,9 +50,24 @@ async def test_each_reason_arrives(databases: Copy, tmp_path: Path, monkeypatch:
         await client.CancelTaskRun(run)
         await meet(client.CancelTaskRun(run))
         assert met["TASK_RUN_ENDED"].metadata["state"] == "CANCELLED"
+        await client.RetryTaskRun(pb.RetryTaskRunRequest(task_run_id=run.task_run_id))
+        waiting = await client.run(task.id)
+        await meet(client.RetryTaskRun(pb.RetryTaskRunRequest(task_run_id=waiting.id)))
+        assert met["TASK_RUN_NOT_RETRYABLE"].metadata["state"] == "QUEUED"
+        await meet(client.GetScheduleBackfill(pb.GetScheduleBackfillRequest(backfill_id=nowhere)))
+        assert met["BACKFILL_NOT_FOUND"].metadata["backfill_id"] == nowhere
+        watch = pb.WatchTaskRunRequest(task_run_id=waiting.id)
+        await meet(api.client(client.caller, lifetime=timedelta(seconds=1)).WatchTaskRun(watch))
+        watching = [client.WatchTaskRun(watch) for _ in range(MAX_PER_USER)]
+        await asyncio.gather(*(anext(aiter(stream)) for stream in watching))
+        await meet(client.WatchTaskRun(watch))
+        assert met["TOO_MANY_WATCHES"].metadata["limit"] == str(MAX_PER_USER)
         # Its processes do not come up.
         monkeypatch.setattr(rendering, "_PROGRAM", tmp_path / "nothing.py")
         await meet(client.task(prompt_template="{{ 1 }}"))
+        drained = asyncio.create_task(api.service.drain(5))
+        await meet(watching[0])
+        await drained
 
     assert met.keys() == REASONS
     assert {reason: error.kind.value for reason, error in met.items()} == {
@@ -61,6 +79,11 @@ async def test_each_reason_arrives(databases: Copy, tmp_path: Path, monkeypatch:
         "RENDERER_UNAVAILABLE": "UNAVAILABLE",
         "TASK_RUN_NOT_FOUND": "NOT_FOUND",
         "TASK_RUN_ENDED": "FAILED_PRECONDITION",
+        "TASK_RUN_NOT_RETRYABLE": "FAILED_PRECONDITION",
+        "BACKFILL_NOT_FOUND": "NOT_FOUND",
+        "TOKEN_EXPIRED": "UNAUTHENTICATED",
+        "DRAINING": "UNAVAILABLE",
+        "TOO_MANY_WATCHES": "RESOURCE_EXHAUSTED",
         "ROLE_NOT_ALLOWED": "PERMISSION_DENIED",
     }
     assert {reason for reason, error in met.items() if error.violations} == {

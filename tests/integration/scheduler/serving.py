@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -72,10 +73,11 @@ class Serving:
     tokens: AccessTokens
     channel: grpc.aio.Channel
 
-    def client(self, caller: Caller | None = None) -> Client:
+    def client(self, caller: Caller | None = None, lifetime: timedelta = timedelta(hours=1)) -> Client:
         """A person with a token, somebody new by default."""
         caller = caller or a_caller()
-        return Client(self.channel, self.tokens.metadata(caller), caller)
+        token = self.tokens.token(caller, lifetime)
+        return Client(self.channel, (("authorization", f"Bearer {token}"),), caller)
 
     def colleague(self, of: Client, role: Role = Role.USER) -> Client:
         """Somebody else in the same organization."""

@@ -35,6 +35,7 @@ def test_the_queries_across_tenants() -> None:
     own = [kind for _, kind in classes if kind.__module__ == system_queries.__name__]
     assert {kind.__name__: functions(kind) for kind in own} == {
         "HouseKeeping": {"purge", "purge_facts"},
+        "WatchQueries": {"versions"},
         "WaitingQueries": {"oldest_seconds"},
         "RunQueries": {"claim", "renew", "record", "release", "promote_forgotten"},
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -19,8 +20,9 @@ pytestmark = pytest.mark.integration
 METHODS = [method.name for method in pb.DESCRIPTOR.services_by_name["SchedulerService"].methods]
 # What makes something new, or lists all that is the caller's: it names nothing that is there.
 NAMING_NOTHING = {"CreateTask", "ListTasks", "ListSchedules", "ListTaskRuns"}
-NAMES = ("task_id", "schedule_id", "task_run_id")
-READING = ("Get", "List", "Preview")
+YESTERDAY = datetime.now(UTC) - timedelta(days=1)
+NAMES = ("task_id", "schedule_id", "backfill_id", "task_run_id")
+READING = ("Get", "List", "Preview", "Watch")
 
 
 async def requests(owner: Client) -> dict[str, Any]:
@@ -29,6 +31,12 @@ async def requests(owner: Client) -> dict[str, Any]:
     task = {"task_id": schedule.task_id}
     kept = {"schedule_id": schedule.id}
     run = {"task_run_id": (await owner.run(schedule.task_id)).id}
+    # Over, so that it can be done again, and a watch of it ends.
+    ended = {"task_run_id": (await owner.run(schedule.task_id)).id}
+    await owner.CancelTaskRun(pb.CancelTaskRunRequest(**ended))
+    span = {"start_time": YESTERDAY - timedelta(days=2), "end_time": YESTERDAY}
+    backfill = await owner.BackfillSchedule(pb.BackfillScheduleRequest(**kept, **span))
+    filled = {"backfill_id": backfill.id}
     return {
         "CreateTask": pb.CreateTaskRequest(name="new", prompt_template="x"),
         "GetTask": pb.GetTaskRequest(**task),
@@ -43,11 +51,25 @@ async def requests(owner: Client) -> dict[str, Any]:
         "PauseSchedule": pb.PauseScheduleRequest(**kept),
         "ResumeSchedule": pb.ResumeScheduleRequest(**kept),
         "PreviewSchedule": pb.PreviewScheduleRequest(**kept),
+        "BackfillSchedule": pb.BackfillScheduleRequest(**kept, **span),
+        "GetScheduleBackfill": pb.GetScheduleBackfillRequest(**filled),
+        "ListScheduleBackfills": pb.ListScheduleBackfillsRequest(**kept),
+        "CancelScheduleBackfill": pb.CancelScheduleBackfillRequest(**filled),
         "RunTask": pb.RunTaskRequest(**task),
         "GetTaskRun": pb.GetTaskRunRequest(**run),
         "ListTaskRuns": pb.ListTaskRunsRequest(**task),
+        "WatchTaskRun": pb.WatchTaskRunRequest(**ended),
+        "RetryTaskRun": pb.RetryTaskRunRequest(**ended),
         "CancelTaskRun": pb.CancelTaskRunRequest(**run),
     }
+
+
+async def served(call: Any) -> None:
+    """Lets a call or a stream end."""
+    if hasattr(call, "__aiter__"):
+        assert [response async for response in call]
+    else:
+        await call
 
 
 async def everything(api: Serving) -> list[Any]:
@@ -76,7 +98,7 @@ async def test_viewers_read_only(api: Serving, method: str) -> None:
     before = await everything(api)
     call = getattr(api.demoted(owner), method)(request)
     if method.startswith(READING):
-        await call
+        await served(call)
     else:
         assert await reason(call) == "PERMISSION_DENIED ROLE_NOT_ALLOWED"
     assert await everything(api) == before
@@ -98,7 +120,7 @@ async def test_lists_hold_the_callers_own(api: Serving) -> None:
 async def test_administrators_of_the_organization_may(api: Serving, method: str) -> None:
     owner = api.client()
     request = (await requests(owner))[method]
-    await getattr(api.colleague(owner, Role.ADMIN), method)(request)
+    await served(getattr(api.colleague(owner, Role.ADMIN), method)(request))
 
 
 async def test_what_an_administrator_adds_to_a_task_is_its_owners(api: Serving) -> None:

@@ -25,7 +25,8 @@ from services.scheduler.gateways.rendering import TemplateProcesses
 from services.scheduler.store.system_queries import RunQueries
 from services.scheduler.store.tables import runs
 from services.scheduler.store.tenant import TenantStore
-from services.scheduler.usecases.runs import Runs, ShownRun
+from services.scheduler.usecases.ports import ShownRun
+from services.scheduler.usecases.runs import Runs
 from services.scheduler.usecases.tasks import Tasks
 from services.scheduler.usecases.worker import RunWorker
 from services.scheduler.usecases.worker.ports import Progress

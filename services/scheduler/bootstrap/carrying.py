@@ -1,78 +1,32 @@
-"""Composes the scheduler service: what serves, and what only carries runs."""
+"""Composes what carries runs: in a process that serves, or in one of its own."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import grpc
 
-from aiagent.scheduler.v1 import scheduler_service_pb2
-from aiagent.scheduler.v1.scheduler_service_pb2_grpc import add_SchedulerServiceServicer_to_server
 from services.kernel.clock import Clock, SystemClock
-from services.kernel.context import detached
 from services.kernel.db import Database
-from services.kernel.grpc import (
-    USER,
-    KernelServer,
-    MethodPolicy,
-    build_server,
-    open_channel,
-    replicas,
-)
-from services.kernel.housekeeping import keep_house
-from services.kernel.identity import JwksVerifier, ServiceTokenSigner, ServiceTokenVerifier
-from services.kernel.ids import Uuid7Source, new_id
+from services.kernel.grpc import open_channel, replicas
+from services.kernel.identity import ServiceTokenSigner
+from services.kernel.ids import new_id
 from services.kernel.kafka.settings import Broker
 from services.kernel.readiness import Readiness, once_reached, watch_database
 from services.kernel.settings import targets
 from services.kernel.supervision import repeat, supervise
-from services.scheduler.api.servicer import SchedulerServicer
-from services.scheduler.domain.errors import DOMAIN
-from services.scheduler.gateways.auth import auth_channel, key_set
-from services.scheduler.gateways.rendering import TemplateProcesses
+from services.scheduler.bootstrap.background import Background
 from services.scheduler.gateways.sessions import SessionGateway
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.store.facts import OUTBOX, RUNS_QUEUED, TASK_RUNS
-from services.scheduler.store.system_queries import HouseKeeping, RunQueries, WaitingQueries
-from services.scheduler.store.tables import SCHEMA
-from services.scheduler.store.tenant import TenantStore
-from services.scheduler.usecases.runs import Runs
-from services.scheduler.usecases.schedules import Schedules
-from services.scheduler.usecases.tasks import Tasks
+from services.scheduler.store.system_queries import RunQueries, WaitingQueries
 from services.scheduler.usecases.watchdog import MEASURE_SECONDS, QueueWatch
 from services.scheduler.usecases.worker import RunWorker
 
 if TYPE_CHECKING:
     from services.kernel.kafka.consumer import StreamConsumer
     from services.kernel.kafka.relay import OutboxRelay
-
-_MIGRATIONS = Path(__file__).with_name("migrations")
-_SERVICE = scheduler_service_pb2.DESCRIPTOR.services_by_name["SchedulerService"]
-POLICIES: dict[str, MethodPolicy] = {
-    f"/{_SERVICE.full_name}/{method.name}": USER for method in _SERVICE.methods
-}
-
-
-class Background:
-    """Work beside what a process is for: begun together, ended together."""
-
-    def __init__(self) -> None:
-        self._tasks: list[asyncio.Task[None]] = []
-
-    def begin(self, name: str, work: Coroutine[Any, Any, None]) -> None:
-        """Begins work that ends when it is cancelled."""
-        self._tasks.append(asyncio.create_task(work, name=f"scheduler-{name}", context=detached()))
-
-    async def end(self) -> None:
-        """Ends all of it."""
-        tasks, self._tasks = self._tasks, []
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Carrier:
@@ -116,66 +70,6 @@ class Carrier:
         await self._session.close()
 
 
-class SchedulerService:
-    """The scheduler service: start, drain, stop."""
-
-    name = "scheduler"
-
-    def __init__(
-        self,
-        server: KernelServer,
-        database: Database,
-        house: HouseKeeping,
-        auth: grpc.aio.Channel,
-        templates: TemplateProcesses,
-        carrier: Carrier,
-    ) -> None:
-        """Use `build`."""
-        self._server = server
-        self._database = database
-        self._house = house
-        self._auth = auth
-        self._templates = templates
-        self._carrier = carrier
-        self._background = Background()
-
-    @property
-    def port(self) -> int:
-        """The port it serves on, once started."""
-        return self._server.port
-
-    async def start(self) -> None:
-        """Serves once its database is there.
-
-        Raises:
-            OSError: the port is in use.
-        """
-        clock = SystemClock()
-        await self._server.open()
-        await once_reached(self._database.check, clock)
-        await self._server.start()
-        await self._carrier.start()
-        self._background.begin("housekeeping", keep_house(self._purge, clock))
-        self._background.begin("readiness", watch_database(self._database.check, self._server.health, clock))
-
-    async def _purge(self) -> int:
-        # Without a relay facts are kept for a while, for a broker that may be set up yet.
-        facts = await self._house.purge_facts(unwanted=not self._carrier.publishes)
-        return facts + await self._house.purge()
-
-    async def drain(self, grace_seconds: float) -> None:
-        """Lets calls end, and gives runs back for another worker, or the next start, to go on with."""
-        await asyncio.gather(self._server.drain_calls(grace_seconds), self._carrier.drain())
-
-    async def stop(self) -> None:
-        """Closes everything."""
-        await self._carrier.stop()
-        await self._background.end()
-        await self._server.stop()
-        await asyncio.gather(self._auth.close(), self._templates.close())
-        await self._database.close()
-
-
 class WorkerService:
     """A process that only carries runs: no server, no calls."""
 
@@ -211,31 +105,6 @@ class WorkerService:
         await self._carrier.stop()
         await self._background.end()
         await self._database.close()
-
-
-async def build(settings: SchedulerSettings) -> SchedulerService:
-    """Composes the scheduler service.
-
-    Args:
-        settings: Its settings.
-    """
-    database = open_database(settings)
-    auth = auth_channel(settings.auth_targets)
-    store, ids, templates = TenantStore(database), Uuid7Source(), TemplateProcesses()
-    carrier = compose_carrier(settings, database)
-    servicer = SchedulerServicer(
-        Tasks(store, ids, templates), Schedules(store, ids), Runs(store, ids, templates, carrier.worker)
-    )
-    server = build_server(
-        listen=settings.scheduler_listen,
-        domain=DOMAIN,
-        register=[partial(add_SchedulerServiceServicer_to_server, servicer)],
-        policies=POLICIES,
-        users=JwksVerifier(key_set(auth)),
-        services=ServiceTokenVerifier(settings.trusted_keys(), "scheduler"),
-        reflect=settings.reflection,
-    )
-    return SchedulerService(server, database, HouseKeeping(database), auth, templates, carrier)
 
 
 async def build_worker(settings: SchedulerSettings) -> WorkerService:
@@ -326,26 +195,3 @@ def consumer_of(
         listening=worker.wake,
         work_waits=watch.work_waits,
     )
-
-
-async def migrate(settings: SchedulerSettings) -> str:
-    """Brings the schema up to date, and creates the topic where a broker is set; returns a line that says so.
-
-    Raises:
-        ValueError: the owner's database URL is not set.
-        PublishError: the broker does not do it.
-    """
-    url = settings.scheduler_owner_database_url
-    if url is None:
-        raise ValueError("AIAGENT_SCHEDULER_OWNER_DATABASE_URL is not set")
-    # Not for services that serve: importing Alembic takes a tenth of their start.
-    from services.kernel.db.migrations import upgrade
-
-    line = f"schema {SCHEMA} is at {await upgrade(url.get_secret_value(), SCHEMA, _MIGRATIONS)}"
-    broker = settings.broker()
-    if broker is not None:
-        from services.kernel.kafka.admin import declare
-
-        created = await declare(broker, [TASK_RUNS])
-        line += f"; topic {TASK_RUNS.name} " + ("was created" if created else "is there")
-    return line
