@@ -9,6 +9,7 @@ from typing import Any
 from services.scheduler.domain.entities import Task, TaskContent, TaskVariable
 from services.scheduler.domain.overlap import OverlapPolicy
 from services.scheduler.domain.retries import RetryPolicy
+from services.scheduler.domain.runs import Failure
 from services.scheduler.domain.schedules import Schedule, ScheduleContent, ScheduleState, Standing, Timing
 from services.scheduler.domain.variables import VariableType
 
@@ -96,6 +97,16 @@ def schedule_columns(content: ScheduleContent, standing: Standing) -> dict[str, 
         "pause_on_failure": content.pause_on_failure,
         "remaining_runs": content.remaining_runs,
         "state": standing.state.value,
+    }
+
+
+def prompt_columns(prompt: str | None, fault: Failure | None = None) -> dict[str, Any]:
+    """The columns of `schedules` that say what its runs are told, or why they cannot be."""
+    return {
+        "prompt": prompt,
+        "prompt_fault_reason": fault.reason if fault else None,
+        "prompt_fault_message": fault.message if fault else None,
+        "prompt_stale": False,
     }
 
 
