@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from uuid import UUID
 
@@ -12,12 +13,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.kernel.db import Database
 from services.kernel.db.database import note
 from services.kernel.db.idempotency import purge_expired
-from services.scheduler.domain.runs import Claim
+from services.scheduler.domain.runs import Claim, Failure
 from services.scheduler.domain.states import RunState
-from services.scheduler.store import claims, endings
+from services.scheduler.store import claims, endings, firing
 from services.scheduler.store.facts import OUTBOX
 from services.scheduler.store.notes import RUNS_CHANGED
 from services.scheduler.store.tables import idempotency_keys, runs, tasks
+from services.scheduler.usecases.firing.ports import StalePrompt
 from services.scheduler.usecases.worker.ports import Claimed, Progress, Renewal
 
 _PURGED_AT_ONCE = 100
@@ -159,3 +161,32 @@ class RunQueries:
         """Queues runs that are held back behind nothing."""
         async with self._database.system() as connection:
             return await endings.promote_forgotten(connection)
+
+
+class FireQueries:
+    """See `usecases.firing.ports.Fires` and `Prompts`."""
+
+    def __init__(self, database: Database) -> None:
+        """Args: database: the scheduler schema."""
+        self._database = database
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[firing.FiringTransaction]:
+        """Opens a transaction; it commits when its block ends without an error."""
+        async with self._database.system() as connection:
+            yield firing.FiringTransaction(connection)
+
+    async def seconds_to_next(self) -> float | None:
+        """How long until something is due; None if nothing will be."""
+        async with self._database.system() as connection:
+            return await firing.seconds_to_next(connection)
+
+    async def stale(self, limit: int) -> list[StalePrompt]:
+        """Schedules whose prompt is to be rendered, those that are due soonest first."""
+        async with self._database.system() as connection:
+            return await firing.stale_prompts(connection, limit)
+
+    async def keep(self, found: StalePrompt, prompt: str | None, fault: Failure | None) -> bool:
+        """Records a prompt, or why there is none; False if task or schedule have changed."""
+        async with self._database.system() as connection:
+            return await firing.keep_prompt(connection, found, prompt, fault)

@@ -37,6 +37,7 @@ def test_the_queries_across_tenants() -> None:
         "HouseKeeping": {"purge", "purge_facts"},
         "WatchQueries": {"versions"},
         "WaitingQueries": {"oldest_seconds"},
+        "FireQueries": {"begin", "seconds_to_next", "stale", "keep"},
         "RunQueries": {"claim", "renew", "record", "release", "promote_forgotten"},
     }
     assert functions(system_queries) == set()

@@ -32,7 +32,7 @@ FULL = Decision(Outcome.SKIP, SkipReason.BUFFER_FULL)
 
 @pytest.mark.parametrize("policy", P)
 def test_alone_every_fire_starts(policy: OverlapPolicy) -> None:
-    assert decide(policy, [], []) == START
+    assert decide(policy, [], [], []) == START
 
 
 @pytest.mark.parametrize(
@@ -50,19 +50,29 @@ def test_alone_every_fire_starts(policy: OverlapPolicy) -> None:
         (P.CANCEL_OTHER, [A], [], Decision(Outcome.BUFFER, cancel=(A,))),
         (P.CANCEL_OTHER, [A, B], [C], Decision(Outcome.BUFFER, cancel=(A, B), supersede=(C,))),
         (P.CANCEL_OTHER, [], [C], Decision(Outcome.START, supersede=(C,))),
-        (P.TERMINATE_OTHER, [A, B], [C], Decision(Outcome.START, terminate=(A, B), supersede=(C,))),
+        (P.TERMINATE_OTHER, [A, B], [C], Decision(Outcome.START, cancel=(A, B), supersede=(C,))),
         (P.ALLOW_ALL, [A, B], [C], START),
     ],
 )
 def test_beside_others(
     policy: OverlapPolicy, open_runs: list[UUID], buffered: list[UUID], wanted: Decision
 ) -> None:
-    assert decide(policy, open_runs, buffered) == wanted
+    assert decide(policy, open_runs, [], buffered) == wanted
+
+
+@pytest.mark.parametrize("policy", [P.CANCEL_OTHER, P.TERMINATE_OTHER])
+def test_nothing_waits_for_a_run_that_no_worker_has(policy: OverlapPolicy) -> None:
+    assert decide(policy, [], [A], [B]) == Decision(Outcome.START, cancel=(A,), supersede=(B,))
+
+
+def test_what_is_queued_is_in_the_way_as_what_runs() -> None:
+    assert decide(P.SKIP, [], [A], []) == Decision(Outcome.SKIP, SkipReason.OVERLAP)
+    assert decide(P.BUFFER_ONE, [], [A], []) == BUFFER
 
 
 def test_the_bound_of_what_waits_is_the_callers() -> None:
-    assert decide(P.BUFFER_ALL, [A], [B, C], max_buffered=2) == FULL
-    assert decide(P.BUFFER_ONE, [A], [], max_buffered=0) == FULL
+    assert decide(P.BUFFER_ALL, [A], [], [B, C], max_buffered=2) == FULL
+    assert decide(P.BUFFER_ONE, [A], [], [], max_buffered=0) == FULL
 
 
 def test_who_waits_starts_one_after_another() -> None:
@@ -86,9 +96,10 @@ def test_runs_of_a_schedule_in_any_order_of_fires_and_ends(policy: OverlapPolicy
     waiting: list[UUID] = []
     for number, is_fire in enumerate(events):
         if is_fire:
-            found = decide(policy, open_runs, waiting, max_buffered=5)
+            found = decide(policy, open_runs, [], waiting, max_buffered=5)
             waiting = [run for run in waiting if run not in found.supersede]
-            open_runs = [run for run in open_runs if run not in found.terminate]
+            if policy is P.TERMINATE_OTHER:
+                open_runs = []
             if found.outcome is not Outcome.SKIP:
                 (open_runs if found.outcome is Outcome.START else waiting).append(UUID(int=number))
         elif open_runs:
