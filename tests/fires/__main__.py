@@ -10,6 +10,8 @@ import random
 import sys
 from pathlib import Path
 
+from services.kernel.telemetry import configure_logging
+
 from .floor import Crew
 from .running import Plan, run
 
@@ -41,6 +43,8 @@ def main() -> int:
         pid = Path(os.environ["KAFKA_PID_FILE"])
     crew = Crew(schedulers=arguments.schedulers, workers=arguments.workers, kafka=kafka, broker_pid=pid)
     plan = Plan(seed, arguments.schedules, arguments.seconds, arguments.pace, arguments.turn, crew)
+    # Killed processes and played calls would be all that is seen.
+    configure_logging("CRITICAL")
     print(f"seed {seed}", flush=True)
     outcome = asyncio.run(run(plan))
     print(json.dumps(outcome.figures, indent=1))

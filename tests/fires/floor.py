@@ -43,7 +43,9 @@ class Crew:
 
     Attributes:
         schedulers: That fire.
-        workers: That carry runs, `places` each.
+        workers: That carry runs.
+        places: Of each worker.
+        embedded: Whether the schedulers carry runs, too, in as many places.
         kafka: The variables that name a broker; a local one is started if left out.
         broker_pid: Of that broker, where it may be killed.
     """
@@ -51,6 +53,7 @@ class Crew:
     schedulers: int = 3
     workers: int = 3
     places: int = 20
+    embedded: bool = False
     kafka: Mapping[str, str] | None = None
     broker_pid: Path | None = None
 
@@ -126,7 +129,12 @@ async def floor(
         }
         processes = {}
         for replica in plan.replicas:
-            environment = {**plan.environment(replica), **told, "AIAGENT_SCHEDULER_WORKER_PLACES": "0"}
+            places = crew.places if crew.embedded else 0
+            environment = {
+                **plan.environment(replica),
+                **told,
+                "AIAGENT_SCHEDULER_WORKER_PLACES": str(places),
+            }
             processes[replica.name] = _process(replica.name, "serve", replica.listen, environment, directory)
         for number in range(1, crew.workers + 1):
             metrics = f"127.0.0.1:{free_port()}"

@@ -101,24 +101,33 @@ class Ticker:
 
     async def run(self) -> None:
         """Fires until it is cancelled. While the database is away it waits and tries again."""
+        due = True
         while True:
             self._woken.clear()
             try:
-                while await self.tick() or await self.backfill():
+                while due and (await self.tick() or await self.backfill()):
                     pass
-                seconds = await self._seconds()
+                next_due = await self._fires.seconds_to_next()
+                if not due and next_due is not None and next_due <= 0:
+                    due = True
+                    continue
+                seconds = self._seconds(next_due)
             except ServiceError as error:
                 _log.warning("schedules wait for the database", reason=error.reason)
                 seconds = AWAY_SECONDS
-            with suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await self._woken.wait()
+            # Who has slept to the end need not ask whether something is due.
+            due = not await self._woken_within(seconds)
 
-    async def _seconds(self) -> float:
-        next_due = await self._fires.seconds_to_next()
+    def _seconds(self, next_due: float | None) -> float:
         if next_due is None:
             return self._look_seconds
         return min(self._look_seconds, next_due + _EARLY_SECONDS if next_due > 0 else LOCKED_SECONDS)
+
+    async def _woken_within(self, seconds: float) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                return await self._woken.wait()
+        return False
 
     async def tick(self) -> bool:
         """Makes the fires that are due, as many as one transaction takes; returns whether there may be more.
