@@ -7,6 +7,7 @@ that batches grow with the load, and a run alone waits for nobody.
 from __future__ import annotations
 
 import asyncio
+from typing import Final
 from uuid import UUID
 
 import structlog
@@ -20,6 +21,8 @@ from services.scheduler.usecases.worker.ports import Progress, RunQueue
 
 _log = structlog.get_logger(__name__)
 
+POSTED_SECONDS: Final = 0.05
+"""How long a step that nobody waits for is kept back for the next one of its claim, which says it too."""
 _Key = tuple[UUID, int]
 _Waiter = asyncio.Future[RunState]
 
@@ -27,8 +30,9 @@ _Waiter = asyncio.Future[RunState]
 class _Waiting:
     """The latest of one claim, and who waits for it: it says all that the steps before it said."""
 
-    def __init__(self, step: Progress) -> None:
+    def __init__(self, step: Progress, due: float) -> None:
         self.step = step
+        self.due = due
         self.waiters: list[_Waiter] = []
 
 
@@ -40,13 +44,18 @@ class Recorder:
         self._queue = queue
         self._waiting: dict[_Key, _Waiting] = {}
         self._writing: asyncio.Task[None] | None = None
+        self._urged = asyncio.Event()
+        self._draining = False
 
     def post(self, step: Progress) -> None:
-        """Has a step written, without waiting for it; what becomes of it the next step of the claim comes to know."""
+        """Has a step written soon, without waiting for it, or with the next one of its claim where that comes sooner.
+
+        What becomes of it the next step of the claim comes to know.
+        """
         key = (step.claim.run_id, step.claim.epoch)
         waiting = self._waiting.get(key)
         if waiting is None:
-            self._waiting[key] = _Waiting(step)
+            self._waiting[key] = _Waiting(step, asyncio.get_running_loop().time() + POSTED_SECONDS)
         else:
             waiting.step = step
         if self._writing is None:
@@ -62,23 +71,48 @@ class Recorder:
         self.post(step)
         waiter: _Waiter = asyncio.get_running_loop().create_future()
         self._waiting[step.claim.run_id, step.claim.epoch].waiters.append(waiter)
+        self._urged.set()
         return await waiter
 
     async def drain(self) -> None:
         """Returns when all is written that was to be."""
+        self._draining = True
+        self._urged.set()
         while self._writing is not None:
             await asyncio.gather(self._writing, return_exceptions=True)
 
     async def _write_all(self) -> None:
         try:
-            # Whoever was resumed by the last batch, or by the same message, gets to say what comes of it first.
-            await asyncio.sleep(0)
             while self._waiting:
-                batch, self._waiting = list(self._waiting.values()), {}
-                await self._write(batch)
+                await self._urge()
+                # Whoever was resumed by the last batch, or by the same message, gets to say what comes of it first.
                 await asyncio.sleep(0)
+                if batch := self._take():
+                    await self._write(batch)
         finally:
             self._writing = None
+
+    async def _urge(self) -> None:
+        """Waits until somebody waits, or the first of those that were posted is due."""
+        if not self._draining:
+            first = min(waiting.due for waiting in self._waiting.values())
+            try:
+                async with asyncio.timeout_at(first):
+                    await self._urged.wait()
+            except TimeoutError:
+                pass
+            self._urged.clear()
+
+    def _take(self) -> list[_Waiting]:
+        now = asyncio.get_running_loop().time()
+        due = {
+            key: waiting
+            for key, waiting in self._waiting.items()
+            if waiting.waiters or waiting.due <= now or self._draining
+        }
+        for key in due:
+            del self._waiting[key]
+        return list(due.values())
 
     async def _write(self, batch: list[_Waiting]) -> None:
         try:
