@@ -90,6 +90,17 @@ async def test_a_user_has_no_more_runs_than_one_may(place: Floor) -> None:
     assert len(await place.queue().take("w", 5)) == 2
 
 
+async def test_who_has_all_that_one_may_keeps_no_colleague_out(place: Floor) -> None:
+    busy = a_caller()
+    task_id = await place.task(busy)
+    for _ in range(4):
+        await place.run(busy, task_id)
+    colleague = await place.run(a_caller(organization_id=busy.organization_id))
+    found = [await place.queue(per_user=1).take("w", 1) for _ in range(3)]
+    assert [len(claims) for claims in found] == [1, 1, 0]
+    assert found[1][0].run_id == colleague.run.id
+
+
 async def test_who_finds_nothing_is_told_when_to_come_again(place: Floor) -> None:
     assert (await place.queue().claim("w", 1)).next_seconds is None
     await many(place, 3, max_concurrent_runs=1)

@@ -288,17 +288,17 @@ async def test_an_end_waits_for_whoever_has_the_schedule(place: Floor) -> None:
         )
         ending = asyncio.create_task(place.queue().end(claim, SUCCEEDED, None))
         async with asyncio.timeout(10):
-            while not await _somebody_waits(place):
+            while not await _number_waiting(place):
                 await asyncio.sleep(0.005)
         await schedule.run("PENDING", connection)
     await ending
     assert await schedule.states() == ["SUCCEEDED", "QUEUED"]
 
 
-async def _somebody_waits(place: Floor) -> bool:
+async def _number_waiting(place: Floor) -> int:
     query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
     async with place.database.system() as connection:
-        return bool((await connection.execute(sa.text(query))).scalar_one())
+        return int((await connection.execute(sa.text(query))).scalar_one())
 
 
 async def test_a_cancel_of_what_waits_lets_the_next_start(place: Floor) -> None:
@@ -360,18 +360,21 @@ async def test_what_is_held_back_behind_nothing_is_found(place: Floor) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_two_ends_of_many_schedules_do_not_block_each_other(place: Floor) -> None:
-    planneds = [await planned(place) for _ in range(6)]
-    for schedule in planneds:
-        for state in ("QUEUED", "QUEUED", "PENDING"):
-            await schedule.run(state)
-    found = await claims(place, 12)
-    steps = [Progress(claim, outcome=SUCCEEDED) for claim in found]
-    halves = (steps[::2], steps[1::2][::-1])
-    for states in await asyncio.gather(*(place.queue().record(half) for half in halves)):
-        assert set(states) == {RunState.SUCCEEDED}
-    for schedule in planneds:
-        assert await schedule.states() == ["SUCCEEDED", "SUCCEEDED", "QUEUED"]
+async def test_two_that_write_to_the_same_runs_wait_for_each_other_in_one_order(place: Floor) -> None:
+    for _ in range(5):
+        await place.run()
+    steps = [Progress(claim, session_id=uuid4()) for claim in await claims(place, 5)]
+    steps.sort(key=lambda step: step.claim.run_id)
+    async with place.database.system() as connection:
+        # Both come as far as this one before either has all.
+        middle = runs.c.id == steps[2].claim.run_id
+        await connection.execute(sa.select(runs.c.id).where(middle).with_for_update())
+        both = [asyncio.create_task(place.queue().record(each)) for each in (steps, steps[::-1])]
+        async with asyncio.timeout(10):
+            while await _number_waiting(place) < 2:
+                await asyncio.sleep(0.005)
+    for states in await asyncio.gather(*both):
+        assert states == [RunState.RUNNING] * 5
 
 
 async def test_every_change_raises_the_version(place: Floor) -> None:
@@ -391,6 +394,10 @@ async def test_every_change_raises_the_version(place: Floor) -> None:
     queue = place.queue()
     (claim,) = await queue.take("w", 1)
     assert await raised()
+    caller = a_caller(user_id=shown.run.user_id, organization_id=shown.run.organization_id)
+    await place.runs.cancel(caller, shown.run.id, "")
+    assert await raised()
+    await place.change(shown, cancel_time=None)
     await queue.tell(claim, session_id=uuid4())
     assert await raised()
     await queue.renew([claim])
@@ -402,7 +409,5 @@ async def test_every_change_raises_the_version(place: Floor) -> None:
     assert not await raised()
     await queue.end(claim, FAILED, timedelta())
     assert await raised()
-    await place.runs.cancel(
-        a_caller(user_id=shown.run.user_id, organization_id=shown.run.organization_id), shown.run.id, ""
-    )
+    await place.runs.cancel(caller, shown.run.id, "")
     assert await raised()

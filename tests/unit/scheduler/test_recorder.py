@@ -87,11 +87,11 @@ async def test_a_step_that_nobody_waits_for_goes_with_the_next_of_its_claim(
     recorder = Recorder(queue)
     claim, turn = a_claim(), uuid4()
     recorder.post(Progress(claim, turn_id=turn))
-    await recorder.record(Progress(a_claim()))
+    other = Progress(a_claim())
+    await recorder.record(other)
     end = Progress(claim, turn_id=turn, outcome=CANCELLED)
     assert await recorder.record(end) is RunState.CANCELLED
-    assert [[step.claim.run_id for step in batch] for batch in queue.batches][1:] == [[claim.run_id]]
-    assert queue.batches[1] == [end]
+    assert queue.batches == [[other], [end]]
 
 
 async def test_a_step_that_nobody_waits_for_is_written_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
