@@ -151,3 +151,25 @@ async def test_without_the_database_all_are_told_at_once_and_later_ones_written(
     assert found == [away] * 3
     assert len(queue.batches) == 1
     assert await recorder.record(steps[0]) is RunState.RUNNING
+
+
+async def test_a_database_that_is_too_busy_for_some_is_not_asked_by_all() -> None:
+    queue = Written()
+    recorder = Recorder(queue)
+    busy = ServiceError(ErrorKind.UNAVAILABLE, reason="DATABASE_BUSY", domain="d", message="busy")
+    steps = [Progress(a_claim()) for _ in range(6)]
+    queue.refused = {step.claim.run_id: busy for step in steps}
+    found = await asyncio.gather(*(recorder.record(step) for step in steps), return_exceptions=True)
+    assert found == [busy] * 6
+    assert len(queue.batches) == 3
+
+
+async def test_a_process_that_ends_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorders, "DRAIN_SECONDS", 0.01)
+    queue = Written()
+    queue.open.clear()
+    recorder = Recorder(queue)
+    recorder.post(Progress(a_claim()))
+    async with asyncio.timeout(10):
+        await recorder.drain()
+    assert len(queue.batches) == 1

@@ -23,6 +23,10 @@ _log = structlog.get_logger(__name__)
 
 POSTED_SECONDS: Final = 0.05
 """How long a step that nobody waits for is kept back for the next one of its claim, which says it too."""
+MOST_BUSY: Final = 2
+"""How many steps of a batch may find the database too busy, each by itself, until it is held to be so for all."""
+DRAIN_SECONDS: Final = 5.0
+"""How long a process that ends waits for what is being written."""
 _Key = tuple[UUID, int]
 _Waiter = asyncio.Future[RunState]
 
@@ -75,11 +79,14 @@ class Recorder:
         return await waiter
 
     async def drain(self) -> None:
-        """Returns when all is written that was to be."""
+        """Returns when all is written that was to be, or `DRAIN_SECONDS` are over; nothing may be recorded any more."""
         self._draining = True
         self._urged.set()
-        while self._writing is not None:
-            await asyncio.gather(self._writing, return_exceptions=True)
+        if self._writing is not None:
+            writing = self._writing
+            await asyncio.wait((writing,), timeout=DRAIN_SECONDS)
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
 
     async def _write_all(self) -> None:
         try:
@@ -115,35 +122,50 @@ class Recorder:
         return list(due.values())
 
     async def _write(self, batch: list[_Waiting]) -> None:
+        error = await self._try(batch)
+        if error is None:
+            return
+        if len(batch) == 1 or _away(error):
+            _fail(batch, error)
+            return
+        # It is one of them: a row that somebody holds for long, a value that is not taken. The others do not share its
+        # lot, unless the database is too busy for any.
+        busy = 0
+        for number, waiting in enumerate(batch):
+            error = await self._try([waiting])
+            if error is not None:
+                _fail([waiting], error)
+                busy += isinstance(error, ServiceError)
+                if busy == MOST_BUSY or _away(error):
+                    _fail(batch[number + 1 :], error)
+                    return
+
+    async def _try(self, batch: list[_Waiting]) -> Exception | None:
+        """Writes steps, and tells who waits; nobody is told anything where it fails."""
         try:
             states = await self._queue.record([waiting.step for waiting in batch])
+        except ServiceError as error:
+            return error
         except Exception as error:
-            if len(batch) > 1 and not _away(error):
-                # It is one of them: a row that somebody holds for long, a value that is not taken. The others do not
-                # share its lot.
-                for waiting in batch:
-                    await self._write([waiting])
-                return
-            if not isinstance(error, ServiceError):
-                BACKGROUND_FAILURES.labels("run-recorder").inc()
-                _log.exception("step of a run not recorded", run_id=str(batch[0].step.claim.run_id))
-            for waiting in batch:
-                _fail(waiting, error)
-            return
+            BACKGROUND_FAILURES.labels("run-recorder").inc()
+            _log.exception("steps of runs not recorded", runs=[str(one.step.claim.run_id) for one in batch])
+            return error
         for waiting, state in zip(batch, states, strict=True):
             if state is None:
-                _fail(waiting, LeaseLost(f"epoch {waiting.step.claim.epoch}"))
+                _fail([waiting], LeaseLost(f"epoch {waiting.step.claim.epoch}"))
                 continue
             for waiter in waiting.waiters:
                 if not waiter.done():
                     waiter.set_result(state)
+        return None
 
 
 def _away(error: Exception) -> bool:
     return isinstance(error, ServiceError) and error.reason == "DATABASE_UNAVAILABLE"
 
 
-def _fail(waiting: _Waiting, error: Exception) -> None:
-    for waiter in waiting.waiters:
-        if not waiter.done():
-            waiter.set_exception(error)
+def _fail(batch: list[_Waiting], error: Exception) -> None:
+    for waiting in batch:
+        for waiter in waiting.waiters:
+            if not waiter.done():
+                waiter.set_exception(error)
