@@ -7,7 +7,7 @@ import base64
 import importlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 import grpc
@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from aiagent.executor.v1 import executor_service_pb2 as executor_pb2
 from aiagent.executor.v1.executor_service_pb2_grpc import ExecutorServiceStub
-from deploy.local.environment import Plan
+from deploy.local.environment import Plan, Replica
 from deploy.local.state import LocalError
 from services.kernel import lifecycle
 from services.kernel.errors import ServiceError
@@ -86,6 +86,27 @@ class Serving:
             except grpc.aio.AioRpcError:
                 return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+class Ready:
+    """Asks a process that serves no calls whether it does its work."""
+
+    def __init__(self, metrics: str) -> None:
+        """Args: metrics: `host:port` of its metrics."""
+        self._url = f"http://{metrics}/ready"
+
+    async def __call__(self) -> bool:
+        """Whether it says so."""
+        async with httpx.AsyncClient(trust_env=False, timeout=1.0) as client:
+            try:
+                return (await client.get(self._url)).status_code == httpx.codes.OK
+            except httpx.HTTPError:
+                return False
+
+
+def readiness(replica: Replica) -> Callable[[], Awaitable[bool]]:
+    """What asks a process whether it is ready."""
+    return Serving(replica.listen) if replica.listen else Ready(replica.metrics)
 
 
 async def answering(target: str, timeout_seconds: float = 20.0) -> None:
