@@ -43,7 +43,7 @@ from services.scheduler.store.tenant import TenantStore
 from services.scheduler.usecases.runs import Runs
 from services.scheduler.usecases.schedules import Schedules
 from services.scheduler.usecases.tasks import Tasks
-from services.scheduler.usecases.watchdog import MEASURE_SECONDS, QueueWatch
+from services.scheduler.usecases.watchdog import MEASURE_SECONDS, SILENT_SECONDS, QueueWatch
 from services.scheduler.usecases.worker import RunWorker
 
 if TYPE_CHECKING:
@@ -321,6 +321,7 @@ def consumer_of(
         broadcast=True,
         listening=worker.wake,
         work_waits=watch.work_waits,
+        silent_seconds=SILENT_SECONDS,
     )
 
 

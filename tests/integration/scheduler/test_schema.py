@@ -35,7 +35,7 @@ def test_the_queries_across_tenants() -> None:
     own = [kind for _, kind in classes if kind.__module__ == system_queries.__name__]
     assert {kind.__name__: functions(kind) for kind in own} == {
         "HouseKeeping": {"purge", "purge_facts"},
-        "WaitingQueries": {"oldest_seconds"},
+        "WaitingQueries": {"oldest_seconds", "was_told"},
         "RunQueries": {"claim", "renew", "note_session", "note_turn", "end", "release"},
     }
     assert functions(system_queries) == set()

@@ -12,6 +12,7 @@ from services.kernel.errors import unavailable
 from services.kernel.telemetry import registry
 from services.kernel.testing import a_caller
 from services.scheduler.store.system_queries import WaitingQueries
+from services.scheduler.store.tables import outbox
 from services.scheduler.usecases.runs import ShownRun
 from services.scheduler.usecases.watchdog import QueueWatch
 
@@ -50,9 +51,17 @@ async def test_the_oldest_run_that_a_worker_may_take(scheduler_database: Databas
         assert await waiting.oldest_seconds() >= 500
 
 
+async def told_before(database: Database, seconds: float | None) -> None:
+    """Says of all facts that they were published so long ago; None for not yet."""
+    time = None if seconds is None else sa.func.clock_timestamp() - timedelta(seconds=seconds)
+    async with database.system() as connection:
+        await connection.execute(sa.update(outbox).values(publish_time=time))
+
+
 async def test_work_waits_where_a_place_is_free(scheduler_database: Database) -> None:
     free = True
     async with floor(scheduler_database) as it:
+        await told_before(scheduler_database, None)
         watch = QueueWatch(WaitingQueries(scheduler_database), lambda: free)
         run = await it.run()
         assert not await watch.work_waits()
@@ -63,9 +72,24 @@ async def test_work_waits_where_a_place_is_free(scheduler_database: Database) ->
         assert not await watch.work_waits()
 
 
+@pytest.mark.parametrize(
+    ("seconds", "deaf"), [(None, False), (1.0, False), (15.0, True), (60.0, False)], ids=str
+)
+async def test_who_hears_nothing_of_what_was_told_is_deaf(
+    scheduler_database: Database, seconds: float | None, deaf: bool
+) -> None:
+    async with floor(scheduler_database) as it:
+        await it.run()
+        await told_before(scheduler_database, seconds)
+        assert await QueueWatch(WaitingQueries(scheduler_database), lambda: False).work_waits() == deaf
+
+
 async def test_a_database_that_is_away_is_no_reason_to_begin_anew() -> None:
     class Away:
         async def oldest_seconds(self) -> float:
+            raise unavailable("DATABASE_UNAVAILABLE", "away", retry_after_seconds=1)
+
+        async def was_told(self, earliest_seconds: float, latest_seconds: float) -> bool:
             raise unavailable("DATABASE_UNAVAILABLE", "away", retry_after_seconds=1)
 
     watch = QueueWatch(Away(), lambda: True)
