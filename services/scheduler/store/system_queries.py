@@ -32,7 +32,6 @@ _OLDEST = sa.select(
     sa.func.extract("epoch", sa.func.clock_timestamp() - sa.func.min(runs.c.available_time))
 ).where(
     runs.c.state == RunState.QUEUED.value,
-    runs.c.available_time <= sa.func.clock_timestamp(),
     runs.c.task_id.not_in(_FULL_TASKS),
 )
 
