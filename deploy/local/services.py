@@ -93,15 +93,22 @@ class Ready:
 
     def __init__(self, metrics: str) -> None:
         """Args: metrics: `host:port` of its metrics."""
-        self._url = f"http://{metrics}/ready"
+        self._host, _, port = metrics.rpartition(":")
+        self._port = int(port)
 
     async def __call__(self) -> bool:
         """Whether it says so."""
-        async with httpx.AsyncClient(trust_env=False, timeout=1.0) as client:
-            try:
-                return (await client.get(self._url)).status_code == httpx.codes.OK
-            except httpx.HTTPError:
-                return False
+        # Without a client's library: making one reads the authorities of TLS, for a tenth of a second.
+        try:
+            async with asyncio.timeout(1.0):
+                reader, writer = await asyncio.open_connection(self._host, self._port)
+                try:
+                    writer.write(b"GET /ready HTTP/1.0\r\n\r\n")
+                    return (await reader.readline()).split()[1:2] == [b"200"]
+                finally:
+                    writer.close()
+        except (OSError, TimeoutError):
+            return False
 
 
 def readiness(replica: Replica) -> Callable[[], Awaitable[bool]]:
