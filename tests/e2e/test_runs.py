@@ -109,7 +109,7 @@ async def test_a_run_is_cancelled_and_its_agent_stopped(user: User):
         assert turn["state"] == "INTERRUPTED"
 
 
-async def test_the_scheduler_killed_in_mid_run(in_processes: RunningSuite):
+async def test_a_worker_killed_in_mid_run(in_processes: RunningSuite):
     async with grpc.aio.insecure_channel(in_processes.grpc_target, options=OPTIONS) as channel:
         user = User(in_processes.base_url, channel)
         await user.sign_up()
@@ -121,7 +121,7 @@ async def test_the_scheduler_killed_in_mid_run(in_processes: RunningSuite):
             async with asyncio.timeout(30):
                 while not run["session_id"] or await _calls(http, run["session_id"]) == []:
                     run = await until(http, run, "QUEUED", "RUNNING")
-            note = in_processes.state_dir / "run" / "scheduler-1.pid"
+            note = in_processes.state_dir / "run" / "scheduler-worker-1.pid"
             pid = int(note.read_text(encoding="utf-8").split()[0])
             os.kill(pid, signal.SIGKILL)
             # The turn ends while nobody follows it.
