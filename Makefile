@@ -9,7 +9,7 @@ PYTHON := .venv/bin/python
 UV_VERSION := 0.13.9
 ARGS ?=
 
-.PHONY: help run test chaos soak kafka lint fmt proto migrate bench env env-run
+.PHONY: help run test chaos fires soak kafka lint fmt proto migrate bench env env-run
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 14
@@ -22,6 +22,9 @@ test: env ## everything this machine can check; ARGS go to pytest
 
 chaos: env ## ten minutes of faults at random; ARGS="--seed N --minutes M" for others
 	@$(PYTHON) -m tests.chaos $(ARGS)
+
+fires: env ## schedules fire once while schedulers, workers and broker are killed; ARGS go to it
+	@$(PYTHON) -m tests.fires $(ARGS)
 
 soak: env ## many starts, turns and streams, and what is held after them; ARGS="starts turns loss" for some
 	@$(PYTHON) -m tests.soak $(ARGS)
@@ -43,7 +46,7 @@ migrate: env-run ## bring the database schemas of the local suite up to date (a 
 	@$(PYTHON) -m deploy.local migrate
 
 bench: env ## the benchmarks
-	@for name in main_job relay unary fanout; do $(PYTHON) benchmarks/$$name.py; done
+	@for name in main_job relay unary fanout fires; do $(PYTHON) benchmarks/$$name.py; done
 
 env: .venv/.development ## the environment to develop in
 env-run: .venv/.runtime ## the environment to run in, the smaller one

@@ -1,4 +1,4 @@
-"""`python -m services.<name>`: the same for every service, whatever commands it has beside `serve`."""
+"""`python -m services.<name>`: the same for every service, whatever roles and commands it has beside `serve`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import uvloop
 from pydantic import ValidationError
@@ -29,11 +30,34 @@ class Command[S: KernelSettings]:
     run: Callable[[S], Awaitable[str]]
 
 
+class Working(Service, Protocol):
+    """A service without a server, which says by itself whether it does its work."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it does; asked from another thread, for `GET /ready` beside the metrics."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Role[S: KernelSettings]:
+    """What a process of the service can be for beside serving, until SIGTERM.
+
+    Attributes:
+        help: what it does, for `--help`.
+        build: composes it.
+    """
+
+    help: str
+    build: Callable[[S], Awaitable[Working]]
+
+
 def main[S: KernelSettings](
     name: str,
     settings: type[S],
     build: Callable[[S], Awaitable[Service]],
     *,
+    roles: Mapping[str, Role[S]] | None = None,
     commands: Mapping[str, Command[S]] | None = None,
     expected: tuple[type[Exception], ...] = (),
 ) -> int:
@@ -43,16 +67,19 @@ def main[S: KernelSettings](
         name: of the service.
         settings: their class.
         build: composes the service.
-        commands: what it can do beside `serve`.
+        roles: what a process of it can be beside one that serves.
+        commands: what it can do beside that.
         expected: errors of the service's own whose message is one line for an operator.
 
     Returns:
         The exit code: 0, 1 when it failed, 2 when a setting is wrong.
     """
-    commands = commands or {}
+    roles, commands = roles or {}, commands or {}
     parser = argparse.ArgumentParser(prog=f"python -m services.{name}")
     choices = parser.add_subparsers(dest="command", required=True)
     choices.add_parser("serve", help="serve until SIGTERM")
+    for word, role in roles.items():
+        choices.add_parser(word, help=role.help)
     for word, command in commands.items():
         choices.add_parser(word, help=command.help)
     chosen = parser.parse_args().command
@@ -62,6 +89,8 @@ def main[S: KernelSettings](
         configure_logging(values.log_level)
         if chosen == "serve":
             uvloop.run(serve(values, build))
+        elif chosen in roles:
+            uvloop.run(work(values, roles[chosen].build))
         else:
             sys.stdout.write(f"{uvloop.run(_told(commands[chosen], values))}\n")
     except ValidationError as error:
@@ -82,10 +111,20 @@ async def serve[S: KernelSettings](settings: S, build: Callable[[S], Awaitable[S
 
     The metrics are there before the service is: one that waits for its database can be looked at.
     """
-    services: list[Service] = []
+    await _run(settings, await build(settings), None)
+
+
+async def work[S: KernelSettings](settings: S, build: Callable[[S], Awaitable[Working]]) -> None:
+    """As `serve`, for a service without a server; whether it is ready is told beside the metrics."""
+    service = await build(settings)
+    await _run(settings, service, lambda: service.ready)
+
+
+async def _run(settings: KernelSettings, service: Service, ready: Callable[[], bool] | None) -> None:
+    services = [service]
     if settings.metrics_listen:
-        services.append(_Metrics(MetricsServer.at(settings.metrics_listen)))
-    await run([*services, await build(settings)], grace_seconds=settings.drain_seconds)
+        services.insert(0, _Metrics(MetricsServer.at(settings.metrics_listen, ready)))
+    await run(services, grace_seconds=settings.drain_seconds)
 
 
 class _Metrics:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 
 from services.kernel.clock import Clock
 from services.kernel.errors import ServiceError
-from services.kernel.grpc.health import Health
 from services.kernel.supervision import repeat
 
 _log = structlog.get_logger(__name__)
@@ -21,6 +20,29 @@ LOOK_SECONDS: Final = 1.0
 GRACE_SECONDS: Final = 10.0
 """A restart of PostgreSQL is over by then; callers meanwhile get UNAVAILABLE and try again."""
 _ANSWER_SECONDS: Final = 3.0
+
+
+class Health(Protocol):
+    """Where it is told whether the process serves: the health service of its server, or `Readiness`."""
+
+    async def set_serving(self, serving: bool) -> None:
+        """Tells it."""
+
+
+class Readiness:
+    """Whether a process without a server does its work."""
+
+    def __init__(self) -> None:
+        self.ready = False
+        self._over = False
+
+    async def set_serving(self, serving: bool) -> None:
+        """See `Health`."""
+        self.ready = serving and not self._over
+
+    def shut_down(self) -> None:
+        """Not ready for good."""
+        self.ready, self._over = False, True
 
 
 async def once_reached(prepare: Callable[[], Awaitable[None]], clock: Clock) -> None:
@@ -53,13 +75,13 @@ async def watch_database(check: Callable[[], Awaitable[None]], health: Health, c
 
     Args:
         check: raises ServiceError when the database cannot be reached.
-        health: of the service's server.
+        health: of the service's server, or of a process without one.
         clock: waits between looks.
     """
-    await repeat("readiness", _Readiness(check, health, clock).look, clock, LOOK_SECONDS)
+    await repeat("readiness", _Looks(check, health, clock).look, clock, LOOK_SECONDS)
 
 
-class _Readiness:
+class _Looks:
     """What is known of the database."""
 
     def __init__(self, check: Callable[[], Awaitable[None]], health: Health, clock: Clock) -> None:

@@ -16,6 +16,7 @@ from prometheus_client import (
     Gauge,
     Histogram,
     ProcessCollector,
+    make_wsgi_app,
     start_http_server,
 )
 
@@ -115,17 +116,21 @@ def hide_secrets(_logger: object, _method: str, event: MutableMapping[str, Any])
 class MetricsServer:
     """Answers `GET /metrics` with the registry, from a thread of its own: a loop that is stuck can be looked at."""
 
-    def __init__(self, host: str, port: int) -> None:
-        """Args: port: 0 takes a free one."""
+    def __init__(self, host: str, port: int, ready: Callable[[], bool] | None = None) -> None:
+        """Args:
+        port: 0 takes a free one.
+        ready: asked, in that thread, for `GET /ready`: 200 or 503; for processes without a health service.
+        """
         self._host = host
         self.port = port
+        self._ready = ready
         self._stop: Callable[[], None] | None = None
 
     @classmethod
-    def at(cls, listen: str) -> MetricsServer:
-        """Args: listen: `host:port`; an IPv6 address in brackets."""
+    def at(cls, listen: str, ready: Callable[[], bool] | None = None) -> MetricsServer:
+        """Args: listen: `host:port`; an IPv6 address in brackets. ready: as above."""
         host, _, port = listen.rpartition(":")
-        return cls(host.strip("[]"), int(port))
+        return cls(host.strip("[]"), int(port), ready)
 
     async def start(self) -> int:
         """Listens; returns the port.
@@ -137,6 +142,8 @@ class MetricsServer:
         ASYNCIO_TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
         server, thread = start_http_server(self.port, self._host, registry)
         self.port = server.server_port
+        if self._ready is not None:
+            server.set_app(_telling_ready(make_wsgi_app(registry), self._ready))
 
         def stop() -> None:
             server.shutdown()
@@ -151,3 +158,19 @@ class MetricsServer:
         if self._stop is not None:
             await asyncio.to_thread(self._stop)
             self._stop = None
+
+
+def _telling_ready(metrics: Callable[..., Any], ready: Callable[[], bool]) -> Callable[..., Any]:
+    """The application of WSGI (PEP 3333) that answers `/ready` too."""
+
+    def answer(environment: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        if environment.get("PATH_INFO") != "/ready":
+            return metrics(environment, start_response)
+        is_ready = ready()
+        start_response(
+            "200 OK" if is_ready else "503 Service Unavailable",
+            [("Content-Type", "text/plain; charset=utf-8")],
+        )
+        return [b"ready\n" if is_ready else b"not ready\n"]
+
+    return answer

@@ -1,11 +1,12 @@
-"""`python -m services.scheduler serve|migrate`."""
+"""`python -m services.scheduler serve|worker|migrate`."""
 
 from __future__ import annotations
 
 import sys
 
-from services.kernel.command_line import Command, main
-from services.scheduler.bootstrap import build, migrate
+from services.kernel.command_line import Command, Role, main
+from services.kernel.db.outbox import PublishError
+from services.scheduler.bootstrap import build, build_worker, migrate
 from services.scheduler.settings import SchedulerSettings
 
 if __name__ == "__main__":
@@ -14,6 +15,10 @@ if __name__ == "__main__":
             "scheduler",
             SchedulerSettings,
             build,
-            commands={"migrate": Command("bring the schema up to date, as its owner", migrate)},
+            roles={"worker": Role("carry runs of tasks until SIGTERM, without serving calls", build_worker)},
+            commands={
+                "migrate": Command("bring the schema up to date, as its owner, and create the topic", migrate)
+            },
+            expected=(PublishError,),
         )
     )

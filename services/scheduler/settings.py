@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field, SecretStr
 
-from services.kernel.settings import KernelSettings
+from services.kernel.kafka.settings import KafkaSettings
 
 
-class SchedulerSettings(KernelSettings):
+class SchedulerSettings(KafkaSettings):
     """Read from the environment (prefix `AIAGENT_`), then from `.env`."""
 
     scheduler_listen: str = "127.0.0.1:50054"
@@ -20,7 +20,12 @@ class SchedulerSettings(KernelSettings):
         default=20,
         ge=0,
         le=1000,
-        description="How many runs of tasks this process carries at once; 0 for none.",
+        description="How many runs of tasks this process carries at once; 0 for none, where workers do it.",
+    )
+    scheduler_max_runs_per_user: int = Field(
+        default=0,
+        ge=0,
+        description="How many runs of one user go at once, whatever tasks they are of, in all workers; 0 for no limit.",
     )
     scheduler_run_retention_days: int = Field(
         default=90,

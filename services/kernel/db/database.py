@@ -6,11 +6,13 @@ tenant, sees all. Which rows a statement can reach is decided by the connection,
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any, Final
 
 import sqlalchemy as sa
+from asyncpg.exceptions import InterfaceError, PostgresError
 from sqlalchemy import exc
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -23,6 +25,7 @@ _TENANT: Final = sa.text(
     " set_config('aiagent.user_id', :user_id, true), set_config('aiagent.role', :role, true)"
 )
 _PROBE: Final = sa.text("SELECT 1")
+_LISTENER_PROBE_SECONDS: Final = 10.0
 _NOTES: Final = "aiagent_notes"
 
 
@@ -86,6 +89,7 @@ class Database:
         self._system = engine(system_url, system_pool_size, "system")
         self._dedicated = engine(system_url, dedicated_pool_size, "dedicated")
         self._relay = engine(system_url, 1, "relay")
+        self._listener = engine(system_url, 1, "listener")
         self._on_commit: dict[str, Callable[[], None]] = {}
         self._probes = (
             engine(system_url, 1, "system probe"),
@@ -122,6 +126,41 @@ class Database:
         """As `system`, on the one connection of the outbox's relay, which holds it for as long as a broker thinks."""
         return self._transaction(self._relay)
 
+    async def listen(self, channel: str, heard: Callable[[], None]) -> None:
+        """Listens to what transactions `NOTIFY`, on a connection of its own, until that is lost or this is cancelled.
+
+        Args:
+            channel: its name.
+            heard: called for each notification, and once in the beginning: what was told before was not heard.
+
+        Raises:
+            ServiceError: UNAVAILABLE: the database is away, or went.
+        """
+        try:
+            async with self._listener.connect() as connection:
+                driver = (await connection.get_raw_connection()).driver_connection
+                if driver is None:
+                    raise AssertionError("the connection was opened")
+                closed = asyncio.Event()
+                driver.add_termination_listener(lambda _: closed.set())
+                try:
+                    await driver.add_listener(channel, lambda *_: heard())
+                    heard()
+                    while True:
+                        with suppress(TimeoutError):
+                            async with asyncio.timeout(_LISTENER_PROBE_SECONDS):
+                                await closed.wait()
+                        # A connection that is gone without a word is found so.
+                        await driver.execute("SELECT 1", timeout=_LISTENER_PROBE_SECONDS)
+                finally:
+                    # It listens for as long as it lives.
+                    await connection.invalidate()
+        except (exc.SQLAlchemyError, PostgresError, InterfaceError, OSError) as error:
+            failure = database_failure(error)
+            if failure is None:
+                raise
+            raise failure from error
+
     def on_commit(self, noted: str, call: Callable[[], None]) -> None:
         """Has `call` called after the commit of each transaction that `note` was told of; it must not block or raise.
 
@@ -149,7 +188,14 @@ class Database:
 
     async def close(self) -> None:
         """Closes every connection."""
-        for engine in (self._application, self._system, self._dedicated, self._relay, *self._probes):
+        for engine in (
+            self._application,
+            self._system,
+            self._dedicated,
+            self._relay,
+            self._listener,
+            *self._probes,
+        ):
             await engine.dispose()
 
 

@@ -10,6 +10,7 @@ its service makes by itself. Handlers are called at least once for each event, a
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from faust.types import StreamT
 from mode.threads import WorkerThread
 from prometheus_client import Counter
 
+from services.kernel.ids import new_id
 from services.kernel.kafka.headers import EVENT_ID, MESSAGE_TYPE, ORGANIZATION_ID
 from services.kernel.kafka.settings import Broker
 from services.kernel.kafka.topics import Topic
@@ -72,17 +74,21 @@ class StreamEvent:
 Handler = Callable[[StreamEvent], Awaitable[None]]
 
 
-def application(group: str, broker: Broker, handlers: Mapping[Topic, Handler]) -> faust.App:
+def application(
+    group: str, broker: Broker, handlers: Mapping[Topic, Handler], *, broadcast: bool = False
+) -> faust.App:
     """Makes an application that is started once, in the running loop, by `await app.start()`.
 
     Args:
         group: The consumer group: of its members each partition has one.
         broker: Where from.
         handlers: What is called for the events of each topic; one at a time for each topic.
+        broadcast: Every process hears every event, from its start on: the application is the one member of a group of
+            its own, which commits nothing. Brokers forget such a group when its member is gone (0084).
     """
     session = LOCAL_SESSION_SECONDS if broker.local else SESSION_SECONDS
     app = faust.App(
-        group,
+        f"{group}-{new_id()}" if broadcast else group,
         broker=[f"kafka://{server}" for server in broker.servers],
         broker_credentials=_credentials(broker),
         autodiscover=False,
@@ -93,14 +99,14 @@ def application(group: str, broker: Broker, handlers: Mapping[Topic, Handler]) -
         topic_disable_leader=True,
         store="memory://",
         processing_guarantee="at_least_once",
-        consumer_auto_offset_reset="earliest",
+        consumer_auto_offset_reset="latest" if broadcast else "earliest",
         broker_commit_interval=COMMIT_SECONDS,
         # Waiting so would be for ever once a broker has come back without what was in flight; see `consumer.py`.
         stream_wait_empty=False,
         broker_session_timeout=session,
         broker_heartbeat_interval=session / 4,
     )
-    app.transport = (_LocalTransport if broker.local else _Transport)(app.conf.broker_consumer, app)
+    app.transport = _transport(broker.local, broadcast)(app.conf.broker_consumer, app)
     for topic, handler in handlers.items():
         channel = app.topic(
             topic.name,
@@ -169,7 +175,7 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
     Worker = _Worker
 
 
-class _LocalConsumerThread(_ConsumerThread):
+class _LocalFetching(_ConsumerThread):
     """Faust fixes how long a fetch waits; no setting reaches it. For the local broker alone."""
 
     def _create_worker_consumer(self, transport: Any) -> Any:
@@ -178,19 +184,36 @@ class _LocalConsumerThread(_ConsumerThread):
         return consumer
 
 
-class _Consumer(driver.Consumer):
-    def _new_consumer_thread(self) -> driver.AIOKafkaConsumerThread:
-        return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+class _NotCommitting(_ConsumerThread):
+    """A group that has committed nothing is forgotten with its last member."""
+
+    async def commit(self, offsets: Mapping[Any, int]) -> bool:
+        self.tp_last_committed_at.update(dict.fromkeys(offsets, time.monotonic()))
+        return True
 
 
-class _LocalConsumer(driver.Consumer):
-    def _new_consumer_thread(self) -> driver.AIOKafkaConsumerThread:
-        return _LocalConsumerThread(self, loop=self.loop, beacon=self.beacon)
+class _LocalFetchingNotCommitting(_LocalFetching, _NotCommitting):
+    pass
 
 
-class _Transport(driver.Transport):
-    Consumer = cast(Any, _Consumer)
+_THREADS: Final = {
+    (False, False): _ConsumerThread,
+    (True, False): _LocalFetching,
+    (False, True): _NotCommitting,
+    (True, True): _LocalFetchingNotCommitting,
+}
 
 
-class _LocalTransport(driver.Transport):
-    Consumer = cast(Any, _LocalConsumer)
+def _transport(local: bool, broadcast: bool) -> type[driver.Transport]:
+    thread = _THREADS[local, broadcast]
+
+    class Consumer(driver.Consumer):
+        def _new_consumer_thread(self) -> driver.AIOKafkaConsumerThread:
+            return thread(self, loop=self.loop, beacon=self.beacon)
+
+    class Transport(driver.Transport):
+        pass
+
+    # Assigned so: in a class body the name would stand for itself.
+    Transport.Consumer = cast(Any, Consumer)
+    return Transport

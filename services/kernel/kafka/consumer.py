@@ -49,6 +49,8 @@ class StreamConsumer:
         handlers: Mapping[Topic, Handler],
         clock: Clock,
         *,
+        broadcast: bool = False,
+        listening: Callable[[], None] = lambda: None,
         work_waits: Callable[[], Awaitable[bool]] = nothing_waits,
         silent_seconds: float = 30.0,
     ) -> None:
@@ -59,6 +61,9 @@ class StreamConsumer:
             broker: Where from.
             handlers: What is called for the events of each topic.
             clock: Waits.
+            broadcast: See `application`.
+            listening: Called whenever a consumer has got its partitions; with `broadcast`, what was told before was not
+                heard here. It must not block or raise.
             work_waits: Whether there is work that an event should have told of long ago. Asked when none has come for
                 `silent_seconds`, and again after each such time; a consumer that is silent then is started anew.
             silent_seconds: See there.
@@ -67,6 +72,8 @@ class StreamConsumer:
         self._broker = broker
         self._clock = clock
         self._handlers = {topic: self._heard(handler) for topic, handler in handlers.items()}
+        self._broadcast = broadcast
+        self._listening = listening
         self._work_waits = work_waits
         self._silent_seconds = silent_seconds
         self._last_heard = clock.monotonic()
@@ -109,7 +116,7 @@ class StreamConsumer:
         try:
             if self._broker.declare_topics:
                 await declare(self._broker, self._handlers)
-            app = application(self._group, self._broker, self._handlers)
+            app = application(self._group, self._broker, self._handlers, broadcast=self._broadcast)
         except PublishError as error:
             _log.info("consumer waits for the broker", group=self._group, why=str(error))
             return "failed"
@@ -126,8 +133,9 @@ class StreamConsumer:
     async def _watch(self, app: faust.App) -> str:
         self._last_heard = self._clock.monotonic()
         while not app.should_stop:
-            if app.consumer.assignment():
+            if app.consumer.assignment() and not self.ready.is_set():
                 self.ready.set()
+                self._listening()
             await self._clock.sleep(LOOK_SECONDS)
             if self._clock.monotonic() - self._last_heard > self._silent_seconds:
                 self._last_heard = self._clock.monotonic()

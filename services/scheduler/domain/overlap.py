@@ -24,9 +24,13 @@ class OverlapPolicy(StrEnum):
     CANCEL_OTHER = "CANCEL_OTHER"
     """Open runs are asked to end; the new one waits for it. Runs that waited are skipped."""
     TERMINATE_OTHER = "TERMINATE_OTHER"
-    """Open runs are ended, and the new one does not wait for it. Runs that waited are skipped."""
+    """Open runs are asked to end, and the new one does not wait for it. Runs that waited are skipped."""
     ALLOW_ALL = "ALLOW_ALL"
     """Runs go side by side."""
+
+
+ENDING_POLICIES: Final = frozenset({OverlapPolicy.CANCEL_OTHER, OverlapPolicy.TERMINATE_OTHER})
+"""Those by which a fire ends other runs."""
 
 
 class Outcome(StrEnum):
@@ -55,21 +59,20 @@ class Decision:
     Attributes:
         outcome: What becomes of the fire.
         reason: Why it is skipped; None if it is not.
-        cancel: Open runs that are to be asked to end.
-        terminate: Open runs that are to be ended without being waited for.
+        cancel: Open runs that are to end: those that are queued at once, those that run are asked to.
         supersede: Waiting runs that are to be skipped, as SUPERSEDED.
     """
 
     outcome: Outcome
     reason: SkipReason | None = None
     cancel: tuple[UUID, ...] = ()
-    terminate: tuple[UUID, ...] = ()
     supersede: tuple[UUID, ...] = ()
 
 
 def decide(
     policy: OverlapPolicy,
-    open_runs: Sequence[UUID],
+    running: Sequence[UUID],
+    queued: Sequence[UUID],
     buffered: Sequence[UUID],
     max_buffered: int = MAX_BUFFERED,
 ) -> Decision:
@@ -77,19 +80,22 @@ def decide(
 
     Args:
         policy: the schedule's, or the backfill's.
-        open_runs: its runs that are queued or running.
+        running: its runs that a worker has.
+        queued: its runs that no worker has yet.
         buffered: its runs that wait, in their order.
         max_buffered: how many may wait.
     """
+    open_runs = (*running, *queued)
     busy = bool(open_runs or buffered)
     match policy:
         case OverlapPolicy.ALLOW_ALL:
             return Decision(Outcome.START)
         case OverlapPolicy.TERMINATE_OTHER:
-            return Decision(Outcome.START, terminate=tuple(open_runs), supersede=tuple(buffered))
+            return Decision(Outcome.START, cancel=open_runs, supersede=tuple(buffered))
         case OverlapPolicy.CANCEL_OTHER:
-            outcome = Outcome.BUFFER if open_runs else Outcome.START
-            return Decision(outcome, cancel=tuple(open_runs), supersede=tuple(buffered))
+            # What is queued is over as soon as it is cancelled: nothing is left to wait for.
+            outcome = Outcome.BUFFER if running else Outcome.START
+            return Decision(outcome, cancel=open_runs, supersede=tuple(buffered))
         case OverlapPolicy.SKIP:
             return Decision(Outcome.SKIP, SkipReason.OVERLAP) if busy else Decision(Outcome.START)
         case OverlapPolicy.BUFFER_ONE | OverlapPolicy.BUFFER_ALL:
@@ -101,17 +107,21 @@ def decide(
             return Decision(Outcome.BUFFER)
 
 
-def promote(policy: OverlapPolicy, open_runs: Sequence[UUID], buffered: Sequence[UUID]) -> tuple[UUID, ...]:
-    """Which waiting runs may start now.
+def promote(open_runs: Sequence[UUID], held_back: Sequence[tuple[UUID, OverlapPolicy]]) -> tuple[UUID, ...]:
+    """Which runs of a schedule that wait may start now.
 
     Args:
-        policy: the schedule's; it may be another one than when they began to wait.
         open_runs: its runs that are queued or running.
-        buffered: its runs that wait, in their order.
+        held_back: its runs that wait, in their order, each with the policy of what made it: its backfill's, else its
+            schedule's, which may be another one than when it began to wait.
 
     Returns:
-        Those to start: the first when no run is open, all when runs may go side by side.
+        Those to start, in their order: one that may go beside others starts; another one only where nothing is open
+        and nothing was started before it. Nobody overtakes: the first that has to wait keeps all behind it waiting.
     """
-    if policy is OverlapPolicy.ALLOW_ALL:
-        return tuple(buffered)
-    return () if open_runs else tuple(buffered[:1])
+    started: list[UUID] = []
+    for run, policy in held_back:
+        if policy is not OverlapPolicy.ALLOW_ALL and (open_runs or started):
+            break
+        started.append(run)
+    return tuple(started)

@@ -276,5 +276,24 @@ def pause_after(claim: Claim, outcome: Outcome, draw: Callable[[], float]) -> ti
     return claim.content.retry_policy.pause_after(claim.attempt, outcome.failure.reason, draw)
 
 
+@dataclass(frozen=True, slots=True)
+class EndedRun:
+    """A run that is over, as others are told; fields as in `aiagent.events.v1.TaskRunEndedFact`."""
+
+    run_id: UUID
+    organization_id: UUID
+    user_id: UUID
+    task_id: UUID
+    schedule_id: UUID | None
+    state: RunState
+    failure: Failure | None
+    attempts: int
+    session_id: UUID | None
+    usage: Usage
+    cost_usd: float
+    start_time: datetime | None
+    end_time: datetime
+
+
 class LeaseLost(Exception):
     """Another worker has the run, or it is gone: what this one knows of it is worth nothing any more."""

@@ -1,8 +1,8 @@
 """Claims: which worker holds which run. Expiry is judged by PostgreSQL's clock alone.
 
 Every write of a worker names the epoch under which it claimed (the fencing token; Kleppmann, "How to do distributed
-locking", 2016) and touches nothing once another worker has the run. Whoever locks a schedule and a run locks the
-schedule first.
+locking", 2016) and touches nothing once another worker has the run. What it records of many runs goes in one
+transaction. Whoever locks schedules and runs locks the schedules first, and of each kind several by their ids.
 """
 
 from __future__ import annotations
@@ -13,13 +13,16 @@ from typing import Any, Final
 from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.scheduler.domain.runs import Claim, LeaseLost, Outcome
+from services.scheduler.domain.runs import Claim
 from services.scheduler.domain.states import RunState
-from services.scheduler.store.run_rows import TOKENS, claim_of, failure_columns
-from services.scheduler.store.tables import run_attempts, runs
-from services.scheduler.usecases.worker.ports import Renewal
+from services.scheduler.store import endings
+from services.scheduler.store.endings import Ending
+from services.scheduler.store.run_rows import TOKENS, claim_of
+from services.scheduler.store.tables import runs
+from services.scheduler.usecases.worker.ports import Claimed, Progress, Renewal
 
 LEASE_LIFE: Final = timedelta(seconds=5)
 """How long a lease lives without being renewed."""
@@ -31,7 +34,9 @@ _PARAMETERS = (
 )
 _SECONDS_LEFT = "extract(epoch FROM r.start_time + r.run_timeout - clock_timestamp()) AS seconds_left"
 
-# Workers claim one after another: two that count at the same time would both find a task's last place free.
+# Workers claim one after another: two that count at the same time would both find the last place of a task or a user
+# free. Where nothing is limited they would choose the same runs, and the second go without; and whether a task is
+# limited may change at any moment. It costs a claim, of however many runs, one round trip.
 _ONE_AT_A_TIME = sa.text("SELECT pg_advisory_xact_lock(1094797636, hashtext('scheduler.runs'))")
 
 _TAKE_OVER = sa.text(
@@ -41,7 +46,8 @@ _TAKE_OVER = sa.text(
         ORDER BY lease_expire_time LIMIT :places FOR UPDATE SKIP LOCKED
     ), taken AS (
         UPDATE scheduler.runs AS r
-        SET epoch = r.epoch + 1, lease_holder = :holder, lease_expire_time = clock_timestamp() + :life
+        SET epoch = r.epoch + 1, lease_holder = :holder, lease_expire_time = clock_timestamp() + :life,
+            update_time = clock_timestamp(), version = r.version + 1
         FROM lost WHERE r.id = lost.id RETURNING r.*
     )
     SELECT r.*, a.session_id AS attempt_session_id, a.turn_id AS attempt_turn_id, {_SECONDS_LEFT}
@@ -62,39 +68,49 @@ _TAKE = sa.text(
                 ORDER BY r.organization_id LIMIT 1)
         FROM organizations AS o WHERE o.organization_id IS NOT NULL
     ), under_way AS (
-        SELECT organization_id, task_id, count(*) AS number FROM scheduler.runs WHERE state = 'RUNNING'
-        GROUP BY organization_id, task_id
-    ), busy AS (
+        SELECT organization_id, user_id, task_id, count(*) AS number FROM scheduler.runs WHERE state = 'RUNNING'
+        GROUP BY organization_id, user_id, task_id
+    ), of_organizations AS (
         SELECT organization_id, sum(number) AS number FROM under_way GROUP BY organization_id
+    ), of_users AS (
+        SELECT user_id, sum(number) AS number FROM under_way WHERE :per_user > 0 GROUP BY user_id
+    ), of_tasks AS (
+        SELECT task_id, sum(number) AS number FROM under_way GROUP BY task_id
     ), full_tasks AS (
-        SELECT t.id FROM under_way AS u JOIN scheduler.tasks AS t ON t.id = u.task_id
+        SELECT t.id FROM of_tasks AS u JOIN scheduler.tasks AS t ON t.id = u.task_id
         WHERE t.max_concurrent_runs > 0 AND u.number >= t.max_concurrent_runs
     ), waiting AS (
-        SELECT w.*, t.max_concurrent_runs, coalesce(busy.number, 0) + row_number() OVER (
+        SELECT w.*, t.max_concurrent_runs, coalesce(of_organizations.number, 0) + row_number() OVER (
                 PARTITION BY o.organization_id ORDER BY w.priority DESC, w.available_time, w.id) AS place,
-            coalesce(mine.number, 0) + row_number() OVER (
-                PARTITION BY w.task_id ORDER BY w.priority DESC, w.available_time, w.id) AS of_task
+            coalesce(of_tasks.number, 0) + row_number() OVER (
+                PARTITION BY w.task_id ORDER BY w.priority DESC, w.available_time, w.id) AS of_task,
+            coalesce(of_users.number, 0) + row_number() OVER (
+                PARTITION BY w.user_id ORDER BY w.priority DESC, w.available_time, w.id) AS of_user
         FROM organizations AS o
         CROSS JOIN LATERAL (
-            SELECT r.id, r.task_id, r.priority, r.available_time FROM scheduler.runs AS r
+            SELECT r.id, r.user_id, r.task_id, r.priority, r.available_time FROM scheduler.runs AS r
             WHERE r.state = 'QUEUED' AND r.organization_id = o.organization_id
                 AND r.available_time <= clock_timestamp()
                 AND r.task_id NOT IN (SELECT id FROM full_tasks)
+                AND r.user_id NOT IN (SELECT user_id FROM of_users WHERE number >= :per_user)
             ORDER BY r.priority DESC, r.available_time, r.id LIMIT :places
         ) AS w
         JOIN scheduler.tasks AS t ON t.id = w.task_id
-        LEFT JOIN busy ON busy.organization_id = o.organization_id
-        LEFT JOIN under_way AS mine ON mine.task_id = w.task_id
+        LEFT JOIN of_organizations ON of_organizations.organization_id = o.organization_id
+        LEFT JOIN of_tasks ON of_tasks.task_id = w.task_id
+        LEFT JOIN of_users ON of_users.user_id = w.user_id
     ), chosen AS (
         SELECT r.id FROM scheduler.runs AS r
         WHERE r.state = 'QUEUED' AND r.id = ANY(ARRAY(
-            SELECT id FROM waiting WHERE max_concurrent_runs = 0 OR of_task <= max_concurrent_runs
+            SELECT id FROM waiting WHERE (max_concurrent_runs = 0 OR of_task <= max_concurrent_runs)
+                AND (:per_user = 0 OR of_user <= :per_user)
             ORDER BY priority DESC, place, available_time, id LIMIT :places))
         FOR UPDATE SKIP LOCKED
     ), taken AS (
         UPDATE scheduler.runs AS r
         SET state = 'RUNNING', attempt = r.attempt + 1, epoch = r.epoch + 1, lease_holder = :holder,
-            lease_expire_time = clock_timestamp() + :life, start_time = coalesce(r.start_time, clock_timestamp())
+            lease_expire_time = clock_timestamp() + :life, start_time = coalesce(r.start_time, clock_timestamp()),
+            update_time = clock_timestamp(), version = r.version + 1
         WHERE r.id = ANY(ARRAY(SELECT id FROM chosen)) RETURNING r.*
     ), begun AS (
         INSERT INTO scheduler.run_attempts (run_id, number, organization_id, user_id, state)
@@ -103,31 +119,135 @@ _TAKE = sa.text(
     SELECT r.*, CAST(NULL AS uuid) AS attempt_session_id, CAST(NULL AS uuid) AS attempt_turn_id, {_SECONDS_LEFT}
     FROM taken AS r
     """  # noqa: S608  nothing of it comes from outside
-).bindparams(*_PARAMETERS)
+).bindparams(*_PARAMETERS, sa.bindparam("per_user", type_=sa.Integer))
+
+# Since the transaction began: what became claimable after that may not have been seen, and counts as claimable at once.
+_NEXT = sa.text(
+    """
+    SELECT extract(epoch FROM min(available_time) - clock_timestamp()) FROM scheduler.runs
+    WHERE state = 'QUEUED' AND available_time > transaction_timestamp()
+    """
+)
+
+_IDS: Final = ARRAY(sa.UUID())
+_NUMBERS: Final = ARRAY(sa.BigInteger())
+_TEXTS: Final = ARRAY(sa.Text())
+
+_LOCK_HELD = sa.text(
+    """
+    SELECT r.id, r.epoch, r.cancel_time IS NOT NULL AS cancelled,
+        clock_timestamp() + w.pause < r.start_time + r.run_timeout AS in_time
+    FROM unnest(:ids, :epochs, :holders, :pauses) AS w(id, epoch, holder, pause)
+    JOIN scheduler.runs AS r
+        ON r.id = w.id AND r.epoch = w.epoch AND r.lease_holder = w.holder AND r.state = 'RUNNING'
+    ORDER BY r.id FOR NO KEY UPDATE OF r
+    """
+).bindparams(
+    sa.bindparam("ids", type_=_IDS),
+    sa.bindparam("epochs", type_=_NUMBERS),
+    sa.bindparam("holders", type_=_TEXTS),
+    sa.bindparam("pauses", type_=ARRAY(sa.Interval())),
+)
+
+_NOTE = sa.text(
+    """
+    WITH known AS (
+        SELECT * FROM unnest(:ids, :attempts, :sessions, :turns) AS k(id, attempt, session_id, turn_id)
+    ), noted AS (
+        UPDATE scheduler.run_attempts AS a
+        SET session_id = coalesce(k.session_id, a.session_id), turn_id = coalesce(k.turn_id, a.turn_id)
+        FROM known AS k WHERE a.run_id = k.id AND a.number = k.attempt
+    )
+    UPDATE scheduler.runs AS r
+    SET session_id = coalesce(k.session_id, r.session_id), update_time = clock_timestamp(), version = r.version + 1
+    FROM known AS k WHERE r.id = k.id
+    """
+).bindparams(
+    *(sa.bindparam(name, type_=_IDS) for name in ("ids", "sessions", "turns")),
+    sa.bindparam("attempts", type_=_NUMBERS),
+)
+
+_END_ATTEMPTS = sa.text(
+    """
+    UPDATE scheduler.run_attempts AS a
+    SET state = w.state, session_id = coalesce(w.session_id, a.session_id), turn_id = coalesce(w.turn_id, a.turn_id),
+        failure_reason = w.reason, failure_message = w.message, input_tokens = w.input_tokens,
+        output_tokens = w.output_tokens, cache_read_tokens = w.cache_read_tokens,
+        cache_write_tokens = w.cache_write_tokens, cost_usd = CAST(w.cost_usd AS numeric(14, 6)),
+        end_time = clock_timestamp()
+    FROM unnest(:ids, :attempts, :states, :sessions, :turns, :reasons, :messages, :input_tokens, :output_tokens,
+                :cache_read_tokens, :cache_write_tokens, :costs)
+        AS w(id, attempt, state, session_id, turn_id, reason, message, input_tokens, output_tokens,
+             cache_read_tokens, cache_write_tokens, cost_usd)
+    WHERE a.run_id = w.id AND a.number = w.attempt
+    """
+).bindparams(
+    *(sa.bindparam(name, type_=_IDS) for name in ("ids", "sessions", "turns")),
+    *(sa.bindparam(name, type_=_NUMBERS) for name in ("attempts", *TOKENS)),
+    *(sa.bindparam(name, type_=_TEXTS) for name in ("states", "reasons", "messages")),
+    sa.bindparam("costs", type_=ARRAY(sa.Double())),
+)
+
+# What the attempt came to adds up in its run, as at an end.
+_QUEUE_AGAIN = sa.text(
+    """
+    UPDATE scheduler.runs AS r
+    SET state = 'QUEUED', available_time = clock_timestamp() + w.pause,
+        session_id = coalesce(a.session_id, r.session_id),
+        failure_reason = a.failure_reason, failure_message = a.failure_message,
+        input_tokens = r.input_tokens + a.input_tokens, output_tokens = r.output_tokens + a.output_tokens,
+        cache_read_tokens = r.cache_read_tokens + a.cache_read_tokens,
+        cache_write_tokens = r.cache_write_tokens + a.cache_write_tokens, cost_usd = r.cost_usd + a.cost_usd,
+        lease_holder = NULL, lease_expire_time = NULL, update_time = clock_timestamp(), version = r.version + 1
+    FROM unnest(:ids, :pauses) AS w(id, pause), scheduler.run_attempts AS a
+    WHERE r.id = w.id AND a.run_id = r.id AND a.number = r.attempt
+    """
+).bindparams(sa.bindparam("ids", type_=_IDS), sa.bindparam("pauses", type_=ARRAY(sa.Interval())))
+
+_RELEASE = sa.text(
+    """
+    WITH held AS (
+        SELECT r.id FROM unnest(:ids, :epochs, :holders) AS w(id, epoch, holder)
+        JOIN scheduler.runs AS r
+            ON r.id = w.id AND r.epoch = w.epoch AND r.lease_holder = w.holder AND r.state = 'RUNNING'
+        ORDER BY r.id FOR NO KEY UPDATE OF r
+    )
+    UPDATE scheduler.runs SET lease_expire_time = clock_timestamp() WHERE id IN (SELECT id FROM held)
+    """
+).bindparams(
+    sa.bindparam("ids", type_=_IDS),
+    sa.bindparam("epochs", type_=_NUMBERS),
+    sa.bindparam("holders", type_=_TEXTS),
+)
 
 
 async def claim(
-    connection: AsyncConnection, holder: str, limit: int, life: timedelta = LEASE_LIFE
-) -> list[Claim]:
+    connection: AsyncConnection, holder: str, limit: int, *, per_user: int = 0, life: timedelta = LEASE_LIFE
+) -> Claimed:
     """Takes runs: first those whose worker died, then those that wait, by priority, fair between organizations.
 
     Args:
         connection: A system transaction.
         holder: The worker's own id, new at each start.
         limit: How many at most.
+        per_user: How many of one user may be under way at once, in all workers; 0 for no limit.
         life: How long the lease lives without being renewed.
 
     Returns:
-        Fewer than `limit` may be had although more wait, where tasks bound how many of their runs go at once.
+        Fewer than `limit` may be had although more wait, where tasks or users have no more places.
     """
-    values = {"holder": holder, "places": limit, "life": life}
+    values: dict[str, Any] = {"holder": holder, "places": limit, "life": life}
     rows = await connection.execute(_TAKE_OVER, values)
     found = [claim_of(row, taken_over=True) for row in rows]
     if len(found) < limit:
         await connection.execute(_ONE_AT_A_TIME)
-        rows = await connection.execute(_TAKE, {**values, "places": limit - len(found)})
+        values |= {"places": limit - len(found), "per_user": per_user}
+        rows = await connection.execute(_TAKE, values)
         found += [claim_of(row, taken_over=False) for row in rows]
-    return found
+    if found:
+        return Claimed(found)
+    seconds = (await connection.execute(_NEXT)).scalar_one()
+    return Claimed([], None if seconds is None else max(0.0, float(seconds)))
 
 
 async def renew(connection: AsyncConnection, held: Sequence[Claim], life: timedelta = LEASE_LIFE) -> Renewal:
@@ -159,109 +279,98 @@ async def renew(connection: AsyncConnection, held: Sequence[Claim], life: timede
     )
 
 
-async def note_session(connection: AsyncConnection, claim: Claim, session_id: UUID) -> None:
-    """Records the session of an attempt. Raises: LeaseLost."""
-    await _fenced(connection, claim, {"session_id": session_id})
-    await _on_attempt(connection, claim, {"session_id": session_id})
+async def record(connection: AsyncConnection, steps: Sequence[Progress]) -> list[RunState | None]:
+    """Records how far attempts have come, and what becomes of the runs of those that have ended.
 
-
-async def note_turn(connection: AsyncConnection, claim: Claim, turn_id: UUID) -> None:
-    """Records the turn of an attempt. Raises: LeaseLost."""
-    await _fenced(connection, claim, {"attempt": claim.attempt})
-    await _on_attempt(connection, claim, {"turn_id": turn_id})
-
-
-async def end(
-    connection: AsyncConnection, claim: Claim, outcome: Outcome, pause: timedelta | None
-) -> RunState:
-    """Records how an attempt ended, and what becomes of its run.
+    Locks the schedules of runs whose attempt has ended, then all runs that are still their holder's; the rest is
+    written to those alone. Dying before the commit leaves every run as its lease says: whoever takes it over makes the
+    same calls, and comes to the same end.
 
     Args:
         connection: A system transaction.
-        claim: The run.
-        outcome: How its attempt ended.
-        pause: How long to wait before the next attempt; None if there is to be none.
+        steps: What is known, at most one for each claim.
 
     Returns:
-        The run's state: QUEUED if another attempt follows; CANCELLED if one would and somebody has asked for the end.
-        A run whose time is up before the pause is over ends as its attempt did.
-
-    Raises:
-        LeaseLost: Another worker has the run, or it is gone.
+        For each step the run's state now: QUEUED if another attempt follows; CANCELLED if one would and somebody has
+        asked for the end. A run whose time is up before the pause is over ends as its attempt did. None where another
+        worker has the run, or it is gone.
     """
-    row = (
-        await connection.execute(
-            sa.select(
-                runs.c.cancel_time,
-                # No pause: nothing to compare.
-                (
-                    _NOW + sa.cast(pause or timedelta(), sa.Interval) < runs.c.start_time + runs.c.run_timeout
-                ).label("in_time"),
-            )
-            .where(*_held(claim))
-            .with_for_update()
-        )
-    ).one_or_none()
-    if row is None:
-        raise LeaseLost(f"epoch {claim.epoch}")
-    spent = {name: getattr(outcome.usage, name) for name in TOKENS}
-    await _on_attempt(
-        connection,
-        claim,
-        {
-            **spent,
-            **failure_columns(outcome),
-            "state": outcome.state.value,
-            "cost_usd": outcome.cost_usd,
-            "end_time": _NOW,
-        },
+    over = [step for step in steps if step.outcome is not None]
+    await endings.lock_schedules(connection, [step.claim.run_id for step in over])
+    rows = await connection.execute(
+        _LOCK_HELD, {**_fences([step.claim for step in steps]), "pauses": [step.pause for step in steps]}
     )
-    values: dict[str, Any] = {
-        **{name: runs.c[name] + value for name, value in spent.items()},
-        **failure_columns(outcome),
-        "cost_usd": runs.c.cost_usd + sa.cast(outcome.cost_usd, runs.c.cost_usd.type),
-        "lease_holder": None,
-        "lease_expire_time": None,
-    }
-    if pause is not None and row.in_time and row.cancel_time is None:
-        state = RunState.QUEUED
-        values |= {"available_time": _NOW + pause}
-    else:
-        state = RunState.CANCELLED if pause is not None and row.cancel_time is not None else outcome.state
-        values |= {
-            "result_text": outcome.result,
-            "structured_output_json": outcome.structured_output_json,
-            "end_time": _NOW,
-        }
-    await _fenced(connection, claim, {**values, "state": state.value})
-    return state
+    held = {(row.id, row.epoch): row for row in rows}
+    mine = [step for step in steps if (step.claim.run_id, step.claim.epoch) in held]
+    states = dict.fromkeys(held, RunState.RUNNING)
+    noted = [step for step in mine if step.outcome is None]
+    if noted:
+        await connection.execute(_NOTE, _known(noted))
+    ended: list[Ending] = []
+    again: list[tuple[UUID, timedelta]] = []
+    over = [step for step in mine if step.outcome is not None]
+    for step in over:
+        key = (step.claim.run_id, step.claim.epoch)
+        if step.pause is not None and held[key].in_time and not held[key].cancelled:
+            states[key] = RunState.QUEUED
+            again.append((step.claim.run_id, step.pause))
+        else:
+            ending = _ending(step, cancelled=step.pause is not None and held[key].cancelled)
+            states[key] = ending.state
+            ended.append(ending)
+    if over:
+        await connection.execute(_END_ATTEMPTS, _known(over) | _outcomes(over))
+    if again:
+        ids, pauses = zip(*again, strict=True)
+        await connection.execute(_QUEUE_AGAIN, {"ids": ids, "pauses": pauses})
+    await endings.end(connection, ended)
+    return [states.get((step.claim.run_id, step.claim.epoch)) for step in steps]
 
 
 async def release(connection: AsyncConnection, held: Sequence[Claim]) -> None:
     """Gives leases back, so that another worker goes on at once; those that are lost already are left alone."""
-    for claim in held:
-        await connection.execute(sa.update(runs).where(*_held(claim)).values(lease_expire_time=_NOW))
+    await connection.execute(_RELEASE, _fences(held))
 
 
-def _held(claim: Claim) -> tuple[sa.ColumnElement[bool], ...]:
-    return (
-        runs.c.id == claim.run_id,
-        runs.c.epoch == claim.epoch,
-        runs.c.lease_holder == claim.holder,
-        runs.c.state == RunState.RUNNING.value,
-    )
+def _fences(claims: Sequence[Claim]) -> dict[str, list[Any]]:
+    return {
+        "ids": [claim.run_id for claim in claims],
+        "epochs": [claim.epoch for claim in claims],
+        "holders": [claim.holder for claim in claims],
+    }
 
 
-async def _fenced(connection: AsyncConnection, claim: Claim, values: dict[str, Any]) -> None:
-    done = await connection.execute(sa.update(runs).where(*_held(claim)).values(**values, update_time=_NOW))
-    if done.rowcount == 0:
-        raise LeaseLost(f"epoch {claim.epoch}")
+def _known(steps: Sequence[Progress]) -> dict[str, list[Any]]:
+    return {
+        "ids": [step.claim.run_id for step in steps],
+        "attempts": [step.claim.attempt for step in steps],
+        "sessions": [step.session_id for step in steps],
+        "turns": [step.turn_id for step in steps],
+    }
 
 
-async def _on_attempt(connection: AsyncConnection, claim: Claim, values: dict[str, Any]) -> None:
-    """In the transaction in which the run was found to be the worker's."""
-    await connection.execute(
-        sa.update(run_attempts)
-        .where(run_attempts.c.run_id == claim.run_id, run_attempts.c.number == claim.attempt)
-        .values(**values)
+def _outcomes(steps: Sequence[Progress]) -> dict[str, list[Any]]:
+    outcomes = [step.outcome for step in steps if step.outcome is not None]
+    return {
+        "states": [outcome.state.value for outcome in outcomes],
+        "reasons": [outcome.failure and outcome.failure.reason for outcome in outcomes],
+        "messages": [outcome.failure and outcome.failure.message for outcome in outcomes],
+        **{name: [getattr(outcome.usage, name) for outcome in outcomes] for name in TOKENS},
+        "costs": [outcome.cost_usd for outcome in outcomes],
+    }
+
+
+def _ending(step: Progress, *, cancelled: bool) -> Ending:
+    outcome = step.outcome
+    if outcome is None:
+        raise AssertionError("the attempt goes on")
+    return Ending(
+        step.claim.run_id,
+        RunState.CANCELLED if cancelled else outcome.state,
+        session_id=step.session_id,
+        result=outcome.result,
+        structured_output_json=outcome.structured_output_json,
+        failure=outcome.failure,
+        usage=outcome.usage,
+        cost_usd=outcome.cost_usd,
     )

@@ -6,9 +6,11 @@ from dataclasses import asdict, fields
 from datetime import timedelta
 from typing import Any
 
+from services.scheduler.domain.backfills import Backfill, BackfillState
 from services.scheduler.domain.entities import Task, TaskContent, TaskVariable
 from services.scheduler.domain.overlap import OverlapPolicy
 from services.scheduler.domain.retries import RetryPolicy
+from services.scheduler.domain.runs import Failure
 from services.scheduler.domain.schedules import Schedule, ScheduleContent, ScheduleState, Standing, Timing
 from services.scheduler.domain.variables import VariableType
 
@@ -98,6 +100,34 @@ def schedule_columns(content: ScheduleContent, standing: Standing) -> dict[str, 
         "pause_on_failure": content.pause_on_failure,
         "remaining_runs": content.remaining_runs,
         "state": standing.state.value,
+    }
+
+
+def backfill_of(row: Any) -> Backfill:
+    """Reads a row of `backfills`."""
+    return Backfill(
+        id=row.id,
+        organization_id=row.organization_id,
+        user_id=row.user_id,
+        schedule_id=row.schedule_id,
+        start_time=row.start_time,
+        end_time=row.end_time,
+        overlap_policy=OverlapPolicy(row.overlap_policy),
+        state=BackfillState(row.state),
+        handled_until=row.handled_until,
+        fire_count=row.fire_count,
+        create_time=row.create_time,
+        complete_time=row.complete_time,
+    )
+
+
+def prompt_columns(prompt: str | None, fault: Failure | None = None) -> dict[str, Any]:
+    """The columns of `schedules` that say what its runs are told, or why they cannot be."""
+    return {
+        "prompt": prompt,
+        "prompt_fault_reason": fault.reason if fault else None,
+        "prompt_fault_message": fault.message if fault else None,
+        "prompt_stale": False,
     }
 
 

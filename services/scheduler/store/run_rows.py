@@ -8,7 +8,6 @@ from services.scheduler.domain.overlap import SkipReason
 from services.scheduler.domain.runs import (
     Claim,
     Failure,
-    Outcome,
     Run,
     RunAttempt,
     RunContent,
@@ -39,8 +38,8 @@ def run_of(row: Any) -> Run:
         session_id=row.session_id,
         result=row.result_text or "",
         structured_output_json=row.structured_output_json,
-        failure=_failure_of(row),
-        usage=_usage_of(row),
+        failure=failure_of(row),
+        usage=usage_of(row),
         cost_usd=float(row.cost_usd),
         cancel_requested=row.cancel_time is not None,
         create_time=row.create_time,
@@ -57,8 +56,8 @@ def attempt_of(row: Any) -> RunAttempt:
         state=RunState(row.state),
         session_id=row.session_id,
         turn_id=row.turn_id,
-        failure=_failure_of(row),
-        usage=_usage_of(row),
+        failure=failure_of(row),
+        usage=usage_of(row),
         cost_usd=float(row.cost_usd),
         start_time=row.start_time,
         end_time=row.end_time,
@@ -115,18 +114,11 @@ def content_columns(content: RunContent) -> dict[str, Any]:
     }
 
 
-def failure_columns(outcome: Outcome) -> dict[str, Any]:
-    """The columns that say why an attempt ended badly."""
-    failure = outcome.failure
-    return {
-        "failure_reason": failure.reason if failure else None,
-        "failure_message": failure.message if failure else None,
-    }
-
-
-def _failure_of(row: Any) -> Failure | None:
+def failure_of(row: Any) -> Failure | None:
+    """Reads why a run or an attempt ended badly."""
     return Failure(row.failure_reason, row.failure_message) if row.failure_reason is not None else None
 
 
-def _usage_of(row: Any) -> Usage:
+def usage_of(row: Any) -> Usage:
+    """Reads the tokens of a run or an attempt."""
     return Usage(**{name: getattr(row, name) for name in TOKENS})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from uuid import UUID
 
@@ -12,12 +13,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.kernel.db import Database
 from services.kernel.db.database import note
 from services.kernel.db.idempotency import purge_expired
-from services.scheduler.domain.runs import Claim, Outcome
+from services.scheduler.domain.runs import Claim, Failure
 from services.scheduler.domain.states import RunState
-from services.scheduler.store import claims
+from services.scheduler.store import claims, endings, firing
+from services.scheduler.store.facts import OUTBOX
 from services.scheduler.store.notes import RUNS_CHANGED
 from services.scheduler.store.tables import idempotency_keys, runs, tasks
-from services.scheduler.usecases.worker.ports import Renewal
+from services.scheduler.usecases.firing.ports import StalePrompt
+from services.scheduler.usecases.worker.ports import Claimed, Progress, Renewal
 
 _PURGED_AT_ONCE = 100
 _RUNS_PURGED_AT_ONCE = 1000
@@ -25,6 +28,22 @@ _VERSIONS = sa.select(runs.c.id, runs.c.version).where(
     runs.c.id == sa.func.any(sa.bindparam("run_ids", type_=sa.ARRAY(runs.c.id.type)))
 )
 _UNDER_WAY = sa.exists().where(runs.c.task_id == tasks.c.id, runs.c.end_time.is_(None))
+
+# Of tasks that have as many runs under way as they may have, none is claimable, however long it waits.
+_FULL_TASKS = (
+    sa.select(tasks.c.id)
+    .join(runs, runs.c.task_id == tasks.c.id)
+    .where(runs.c.state == RunState.RUNNING.value, tasks.c.max_concurrent_runs > 0)
+    .group_by(tasks.c.id)
+    .having(sa.func.count() >= tasks.c.max_concurrent_runs)
+)
+_OLDEST = sa.select(
+    sa.func.extract("epoch", sa.func.clock_timestamp() - sa.func.min(runs.c.available_time))
+).where(
+    runs.c.state == RunState.QUEUED.value,
+    runs.c.available_time <= sa.func.clock_timestamp(),
+    runs.c.task_id.not_in(_FULL_TASKS),
+)
 
 
 class HouseKeeping:
@@ -62,6 +81,11 @@ class HouseKeeping:
         )
         return (await connection.execute(sa.delete(runs).where(runs.c.id.in_(found)))).rowcount
 
+    async def purge_facts(self, *, unwanted: bool) -> int:
+        """Deletes facts that have had their time, a bounded number; returns how many. See `Outbox.purge`."""
+        async with self._database.system() as connection:
+            return await OUTBOX.purge(connection, unwanted=unwanted)
+
 
 class WatchQueries:
     """What watchers of runs ask for."""
@@ -77,46 +101,92 @@ class WatchQueries:
             return {row.id: row.version for row in rows}
 
 
+class WaitingQueries:
+    """See `usecases.watchdog.WaitingRuns`."""
+
+    def __init__(self, database: Database) -> None:
+        """Args: database: the scheduler schema."""
+        self._database = database
+
+    async def oldest_seconds(self) -> float:
+        """Reads all that is queued, so not often: 20 ms for 100,000 runs."""
+        async with self._database.system() as connection:
+            return max(0.0, float((await connection.execute(_OLDEST)).scalar_one() or 0.0))
+
+
 class RunQueries:
     """See `usecases.worker.ports.RunQueue`."""
 
-    def __init__(self, database: Database, *, lease_life: timedelta = claims.LEASE_LIFE) -> None:
-        """Args: database: the scheduler schema; lease_life: how long a lease lives without being renewed."""
+    def __init__(
+        self, database: Database, *, lease_life: timedelta = claims.LEASE_LIFE, per_user: int = 0
+    ) -> None:
+        """Composes the queries.
+
+        Args:
+            database: The scheduler schema.
+            lease_life: How long a lease lives without being renewed.
+            per_user: How many runs of one user may be under way at once; 0 for no limit.
+        """
         self._database = database
         self._lease_life = lease_life
+        self._per_user = per_user
 
-    async def claim(self, holder: str, limit: int) -> list[Claim]:
+    async def claim(self, holder: str, limit: int) -> Claimed:
         """Takes over runs whose worker died, then takes runs that wait."""
         async with self._database.system() as connection:
-            found = await claims.claim(connection, holder, limit, self._lease_life)
-            if found:
+            claimed = await claims.claim(
+                connection, holder, limit, per_user=self._per_user, life=self._lease_life
+            )
+            if claimed.runs:
                 note(connection, RUNS_CHANGED)
-            return found
+            return claimed
 
     async def renew(self, held: Sequence[Claim]) -> Renewal:
         """Renews leases, on a connection of its own."""
         async with self._database.dedicated_system() as connection:
             return await claims.renew(connection, held, self._lease_life)
 
-    async def note_session(self, claim: Claim, session_id: UUID) -> None:
-        """Records the session of the attempt."""
+    async def record(self, steps: Sequence[Progress]) -> list[RunState | None]:
+        """Records how far attempts have come."""
         async with self._database.system() as connection:
             note(connection, RUNS_CHANGED)
-            await claims.note_session(connection, claim, session_id)
-
-    async def note_turn(self, claim: Claim, turn_id: UUID) -> None:
-        """Records the turn of the attempt."""
-        async with self._database.system() as connection:
-            note(connection, RUNS_CHANGED)
-            await claims.note_turn(connection, claim, turn_id)
-
-    async def end(self, claim: Claim, outcome: Outcome, pause: timedelta | None) -> RunState:
-        """Records how the attempt ended; with a pause the run is queued again where its time allows."""
-        async with self._database.system() as connection:
-            note(connection, RUNS_CHANGED)
-            return await claims.end(connection, claim, outcome, pause)
+            return await claims.record(connection, steps)
 
     async def release(self, held: Sequence[Claim]) -> None:
         """Gives leases back."""
         async with self._database.system() as connection:
             await claims.release(connection, held)
+
+    async def promote_forgotten(self) -> int:
+        """Queues runs that are held back behind nothing."""
+        async with self._database.system() as connection:
+            return await endings.promote_forgotten(connection)
+
+
+class FireQueries:
+    """See `usecases.firing.ports.Fires` and `Prompts`."""
+
+    def __init__(self, database: Database) -> None:
+        """Args: database: the scheduler schema."""
+        self._database = database
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[firing.FiringTransaction]:
+        """Opens a transaction; it commits when its block ends without an error."""
+        async with self._database.system() as connection:
+            yield firing.FiringTransaction(connection)
+
+    async def seconds_to_next(self) -> float | None:
+        """How long until something is due; None if nothing will be."""
+        async with self._database.system() as connection:
+            return await firing.seconds_to_next(connection)
+
+    async def stale(self, limit: int) -> list[StalePrompt]:
+        """Schedules whose prompt is to be rendered, those that are due soonest first."""
+        async with self._database.system() as connection:
+            return await firing.stale_prompts(connection, limit)
+
+    async def keep(self, found: StalePrompt, prompt: str | None, fault: Failure | None) -> bool:
+        """Records a prompt, or why there is none; False if task or schedule have changed."""
+        async with self._database.system() as connection:
+            return await firing.keep_prompt(connection, found, prompt, fault)

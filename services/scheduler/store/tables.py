@@ -232,6 +232,8 @@ sa.Index(
     runs.c.id,
     postgresql_where=sa.text("state = 'QUEUED'"),
 )
+# When the next one may be had that waits for its time.
+sa.Index("runs_available", runs.c.available_time, postgresql_where=sa.text("state = 'QUEUED'"))
 
 run_attempts = sa.Table(
     "run_attempts",

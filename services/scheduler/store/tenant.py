@@ -15,8 +15,10 @@ from services.kernel.identity import Caller
 from services.scheduler.domain.entities import Task, TaskContent
 from services.scheduler.domain.errors import schedule_not_found, task_not_found
 from services.scheduler.domain.schedules import Schedule, ScheduleContent, Standing
-from services.scheduler.store.rows import schedule_columns, schedule_of, task_columns, task_of
-from services.scheduler.store.tables import idempotency_keys, schedules, tasks
+from services.scheduler.domain.states import FINAL_RUN_STATES, RunState
+from services.scheduler.store import notes
+from services.scheduler.store.rows import prompt_columns, schedule_columns, schedule_of, task_columns, task_of
+from services.scheduler.store.tables import idempotency_keys, runs, schedules, tasks
 from services.scheduler.store.tenant_backfills import TenantBackfills
 from services.scheduler.store.tenant_runs import TenantRuns
 from services.scheduler.usecases.ports import NewSchedule, ScheduleFilter, TaskFilter
@@ -26,11 +28,13 @@ _NOW = sa.func.clock_timestamp()
 _TASK_BY_ID = sa.select(tasks).where(
     tasks.c.id == sa.bindparam("task_id", type_=tasks.c.id.type), tasks.c.delete_time.is_(None)
 )
-_LOCKED_TASK_BY_ID = _TASK_BY_ID.with_for_update()
+# Whoever holds a schedule and makes a run of it takes a key share of the task: no lock on a task may be in its way.
+_LOCKED_TASK_BY_ID = _TASK_BY_ID.with_for_update(key_share=True)
 _SCHEDULE_BY_ID = sa.select(schedules).where(
     schedules.c.id == sa.bindparam("schedule_id", type_=schedules.c.id.type)
 )
 _LOCKED_SCHEDULE_BY_ID = _SCHEDULE_BY_ID.with_for_update()
+_LOCKED_SCHEDULES = sa.select(schedules.c.id).order_by(schedules.c.id).with_for_update()
 
 
 class TenantTransaction(TenantRuns, TenantBackfills):
@@ -64,18 +68,28 @@ class TenantTransaction(TenantRuns, TenantBackfills):
         )
 
     async def update_task(self, task_id: UUID, content: TaskContent) -> None:
-        """Changes a task, and with it its version."""
+        """Changes a task, and with it its version; the prompts of its schedules are rendered anew before they fire."""
         await self._connection.execute(
             sa.update(tasks)
             .where(tasks.c.id == task_id)
             .values(**task_columns(content), version=tasks.c.version + 1, update_time=_NOW)
         )
+        await self._connection.execute(
+            sa.update(schedules).where(schedules.c.task_id == task_id).values(prompt_stale=True)
+        )
+        await notes.schedules_changed(self._connection)
 
     async def mark_task_deleted(self, task_id: UUID) -> None:
-        """Makes a task invisible, removes its schedules and cancels its runs; its other rows are removed later."""
-        await self._connection.execute(sa.delete(schedules).where(schedules.c.task_id == task_id))
+        """Makes a task invisible, removes its schedules and cancels its runs; its other rows are removed later.
+
+        Locks, behind the task, its schedules and its open runs. Runs end before their schedules go, so that what tells
+        of them names the schedule; and as none of them stays held back, none is let go.
+        """
+        of_task = schedules.c.task_id == task_id
+        await self._connection.execute(_LOCKED_SCHEDULES.where(of_task))
+        await self.cancel_runs(runs.c.task_id == task_id, set(RunState) - FINAL_RUN_STATES)
+        await self._connection.execute(sa.delete(schedules).where(of_task))
         await self._connection.execute(sa.update(tasks).where(tasks.c.id == task_id).values(delete_time=_NOW))
-        await self.cancel_runs_of(task_id)
 
     async def get_task(self, task_id: UUID, *, lock: bool = False) -> Task:
         """Returns a task; with `lock` nobody else changes it until the end of the transaction."""
@@ -104,14 +118,22 @@ class TenantTransaction(TenantRuns, TenantBackfills):
                 organization_id=self._caller.organization_id,
                 user_id=new.user_id,
                 task_id=new.task_id,
+                **prompt_columns(new.prompt),
                 **schedule_columns(new.content, new.standing),
             )
         )
+        await notes.schedules_changed(self._connection)
 
     async def update_schedule(
-        self, schedule_id: UUID, content: ScheduleContent, standing: Standing, note: str
+        self,
+        schedule_id: UUID,
+        content: ScheduleContent,
+        standing: Standing,
+        note: str,
+        prompt: str | None = None,
     ) -> None:
-        """Changes a schedule, and with it its version."""
+        """Changes a schedule, and with it its version; with a prompt that of its runs."""
+        values = {} if prompt is None else prompt_columns(prompt)
         await self._connection.execute(
             sa.update(schedules)
             .where(schedules.c.id == schedule_id)
@@ -120,11 +142,14 @@ class TenantTransaction(TenantRuns, TenantBackfills):
                 note=note,
                 version=schedules.c.version + 1,
                 update_time=_NOW,
+                **values,
             )
         )
+        await notes.schedules_changed(self._connection)
 
     async def delete_schedule(self, schedule_id: UUID) -> None:
-        """Removes a schedule."""
+        """Removes a schedule that is locked, and cancels what it holds back: nobody else would ever let that go."""
+        await self.cancel_runs(runs.c.schedule_id == schedule_id, [RunState.PENDING])
         await self._connection.execute(sa.delete(schedules).where(schedules.c.id == schedule_id))
 
     async def get_schedule(self, schedule_id: UUID, *, lock: bool = False) -> Schedule:

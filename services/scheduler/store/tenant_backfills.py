@@ -7,18 +7,16 @@ read of either stays so until its end.
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.kernel.db.database import note
 from services.kernel.identity import Caller
 from services.scheduler.domain.backfills import Backfill, BackfillState
 from services.scheduler.domain.errors import backfill_not_found
-from services.scheduler.domain.overlap import OverlapPolicy
-from services.scheduler.store.notes import SCHEDULES_CHANGED
+from services.scheduler.store import notes
+from services.scheduler.store.rows import backfill_of
 from services.scheduler.store.tables import backfills, schedules
 from services.scheduler.usecases.ports import NewBackfill
 
@@ -47,7 +45,7 @@ class TenantBackfills:
 
     async def insert_backfill(self, new: NewBackfill) -> None:
         """Makes a backfill, of which nothing is done yet."""
-        note(self._connection, SCHEDULES_CHANGED)
+        await notes.schedules_changed(self._connection)
         await self._connection.execute(
             sa.insert(backfills).values(
                 id=new.id,
@@ -69,7 +67,7 @@ class TenantBackfills:
         row = (await self._connection.execute(_BACKFILL_BY_ID, {"backfill_id": backfill_id})).one_or_none()
         if row is None:
             raise backfill_not_found(backfill_id)
-        return _backfill_of(row)
+        return backfill_of(row)
 
     async def list_backfills(self, schedule_id: UUID, before: UUID | None, limit: int) -> list[Backfill]:
         """Returns the backfills of a schedule, the newest first."""
@@ -81,30 +79,12 @@ class TenantBackfills:
         )
         if before is not None:
             query = query.where(backfills.c.id < before)
-        return [_backfill_of(row) for row in await self._connection.execute(query)]
+        return [backfill_of(row) for row in await self._connection.execute(query)]
 
     async def cancel_backfill(self, backfill_id: UUID) -> None:
         """Ends a backfill that is not over."""
-        note(self._connection, SCHEDULES_CHANGED)
         await self._connection.execute(
             sa.update(backfills)
             .where(backfills.c.id == backfill_id, backfills.c.state == BackfillState.RUNNING.value)
             .values(state=BackfillState.CANCELLED.value, complete_time=_NOW)
         )
-
-
-def _backfill_of(row: Any) -> Backfill:
-    return Backfill(
-        id=row.id,
-        organization_id=row.organization_id,
-        user_id=row.user_id,
-        schedule_id=row.schedule_id,
-        start_time=row.start_time,
-        end_time=row.end_time,
-        overlap_policy=OverlapPolicy(row.overlap_policy),
-        state=BackfillState(row.state),
-        handled_until=row.handled_until,
-        fire_count=row.fire_count,
-        create_time=row.create_time,
-        complete_time=row.complete_time,
-    )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final
 from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.kernel.db.database import note
@@ -13,6 +15,8 @@ from services.kernel.identity import Caller
 from services.scheduler.domain.errors import run_not_found
 from services.scheduler.domain.runs import Run
 from services.scheduler.domain.states import RunState
+from services.scheduler.store import endings, facts
+from services.scheduler.store.endings import Ending
 from services.scheduler.store.notes import RUNS_CHANGED
 from services.scheduler.store.run_rows import attempt_of, content_columns, run_of
 from services.scheduler.store.tables import run_attempts, runs
@@ -30,6 +34,11 @@ _LISTED = sa.select(*(column for column in runs.c if column.name not in _LARGE),
 # Built once: building it for each call costs more than running it.
 _RUN_BY_ID = sa.select(runs).where(runs.c.id == sa.bindparam("run_id", type_=runs.c.id.type))
 _LOCKED_RUN_BY_ID = _RUN_BY_ID.with_for_update()
+_OPEN = sa.select(runs.c.id, runs.c.state).where(runs.c.end_time.is_(None))
+_LOCKED_OPEN = _OPEN.order_by(runs.c.id).with_for_update(key_share=True)
+_ASK_END = sa.update(runs).values(
+    cancel_time=sa.func.coalesce(runs.c.cancel_time, _NOW), update_time=_NOW, version=runs.c.version + 1
+)
 _ATTEMPTS_OF_VERSION = (
     sa.select(run_attempts)
     .select_from(runs.outerjoin(run_attempts, run_attempts.c.run_id == runs.c.id))
@@ -39,7 +48,6 @@ _ATTEMPTS_OF_VERSION = (
     )
     .order_by(run_attempts.c.number)
 )
-_WAITING: Final = (RunState.PENDING.value, RunState.QUEUED.value)
 
 
 class TenantRuns:
@@ -51,7 +59,7 @@ class TenantRuns:
         self._caller = caller
 
     async def insert_run(self, new: NewRun) -> None:
-        """Makes a run."""
+        """Makes a run, and tells workers of it."""
         await self._connection.execute(
             sa.insert(runs).values(
                 id=new.id,
@@ -65,9 +73,15 @@ class TenantRuns:
                 **content_columns(new.content),
             )
         )
+        await facts.add_queued(self._connection, self._caller.organization_id, 1)
 
     async def get_run(self, run_id: UUID, *, lock: bool = False) -> Run:
-        """Returns a run; with `lock` no worker writes to it until the end of the transaction."""
+        """Returns a run; with `lock` no worker writes to it until the end of the transaction.
+
+        Its schedule is locked before it: it goes on when the run ends.
+        """
+        if lock:
+            await endings.lock_schedules(self._connection, [run_id])
         query = _LOCKED_RUN_BY_ID if lock else _RUN_BY_ID
         row = (await self._connection.execute(query, {"run_id": run_id})).one_or_none()
         if row is None:
@@ -105,25 +119,24 @@ class TenantRuns:
                 return ShownRun(run, [attempt_of(row) for row in rows if row.number is not None])
 
     async def cancel_run(self, run_id: UUID, *, at_once: bool) -> None:
-        """Asks for the end of a run; `at_once` for one that no worker has: it is over then."""
+        """Asks for the end of a run that is locked; `at_once` for one that no worker has: it is over then."""
         note(self._connection, RUNS_CHANGED)
-        over = {"state": RunState.CANCELLED.value, "end_time": _NOW} if at_once else {}
-        await self._connection.execute(
-            sa.update(runs)
-            .where(runs.c.id == run_id)
-            .values(cancel_time=sa.func.coalesce(runs.c.cancel_time, _NOW), **over)
-        )
+        await self._connection.execute(_ASK_END.where(runs.c.id == run_id))
+        if at_once:
+            await endings.end(self._connection, [Ending(run_id, RunState.CANCELLED)])
 
-    async def cancel_runs_of(self, task_id: UUID) -> None:
-        """Asks for the end of all runs of a task."""
+    async def cancel_runs(self, of: sa.ColumnElement[bool], among: Collection[RunState]) -> None:
+        """Asks for the end of open runs, and ends those that wait; their schedules must be locked.
+
+        Args:
+            of: Which runs.
+            among: The states in which they are to end; one that is RUNNING is left to its worker, which hears of it.
+        """
+        # All that are open, in their order: removing a schedule writes to every run of it.
         note(self._connection, RUNS_CHANGED)
-        waiting = runs.c.state.in_(_WAITING)
-        await self._connection.execute(
-            sa.update(runs)
-            .where(runs.c.task_id == task_id, sa.or_(waiting, runs.c.state == RunState.RUNNING.value))
-            .values(
-                cancel_time=sa.func.coalesce(runs.c.cancel_time, _NOW),
-                state=sa.case((waiting, RunState.CANCELLED.value), else_=runs.c.state),
-                end_time=sa.case((waiting, _NOW), else_=runs.c.end_time),
-            )
-        )
+        found = (await self._connection.execute(_LOCKED_OPEN.where(of))).all()
+        states = {row.id: RunState(row.state) for row in found if row.state in among}
+        ids = sa.bindparam("ids", list(states), type_=ARRAY(sa.UUID()))
+        await self._connection.execute(_ASK_END.where(runs.c.id == sa.any_(ids)))
+        over = [run_id for run_id, state in states.items() if state is not RunState.RUNNING]
+        await endings.end(self._connection, [Ending(run_id, RunState.CANCELLED) for run_id in over])

@@ -43,6 +43,7 @@ class NewSchedule:
     user_id: UUID
     content: ScheduleContent
     standing: Standing
+    prompt: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ class SchedulerTransaction(Protocol):
         """Creates a task of the caller's."""
 
     async def update_task(self, task_id: UUID, content: TaskContent) -> None:
-        """Changes a task, and with it its version."""
+        """Changes a task, and with it its version; the prompts of its schedules are rendered anew before they fire."""
 
     async def mark_task_deleted(self, task_id: UUID) -> None:
         """Makes a task invisible and removes its schedules; its other rows are removed later."""
@@ -117,9 +118,14 @@ class SchedulerTransaction(Protocol):
         """Creates a schedule."""
 
     async def update_schedule(
-        self, schedule_id: UUID, content: ScheduleContent, standing: Standing, note: str
+        self,
+        schedule_id: UUID,
+        content: ScheduleContent,
+        standing: Standing,
+        note: str,
+        prompt: str | None = None,
     ) -> None:
-        """Changes a schedule, and with it its version."""
+        """Changes a schedule, and with it its version; with a prompt that of its runs."""
 
     async def delete_schedule(self, schedule_id: UUID) -> None:
         """Removes a schedule."""

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import UUID
 
-from services.kernel.errors import FieldViolation
 from services.kernel.identity import Caller
 from services.kernel.ids import IdSource
-from services.scheduler.domain.entities import Task
 from services.scheduler.domain.errors import run_ended, run_not_retryable
-from services.scheduler.domain.runs import Run, RunContent
+from services.scheduler.domain.runs import Run
 from services.scheduler.domain.states import RETRYABLE_RUN_STATES, RunState
-from services.scheduler.domain.templates import Renderer, TemplateError
-from services.scheduler.domain.variables import read_values, unstorable
-from services.scheduler.domain.violations import refuse
+from services.scheduler.domain.templates import Renderer
 from services.scheduler.usecases.access import canonical, require_writer
 from services.scheduler.usecases.ports import NewRun, RunFilter, SchedulerStore, ShownRun
+from services.scheduler.usecases.prompts import Rendered, Unrendered, render
 
 
 class WorkerWaker(Protocol):
@@ -26,21 +22,6 @@ class WorkerWaker(Protocol):
 
     def wake(self) -> None:
         """Wakes them."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Rendered:
-    task_id: UUID
-    version: int
-    content: RunContent
-
-
-class _Unrendered(Exception):
-    """The task is not the one whose prompt was rendered; nothing was changed."""
-
-    def __init__(self, task: Task) -> None:
-        super().__init__()
-        self.task = task
 
 
 class Runs:
@@ -68,18 +49,16 @@ class Runs:
 
         Raises:
             ServiceError: PERMISSION_DENIED with ROLE_NOT_ALLOWED; NOT_FOUND with TASK_NOT_FOUND; INVALID_ARGUMENT with
-                INVALID_REQUEST, and a violation for each variable at fault (see `read_values`) or for a prompt that
-                cannot be rendered with them (the reasons of `TemplateFault`, and EMPTY), or with REQUEST_ID_REUSED;
-                UNAVAILABLE with RENDERER_UNAVAILABLE.
+                INVALID_REQUEST as `prompts.render` says, or with REQUEST_ID_REUSED; UNAVAILABLE with
+                RENDERER_UNAVAILABLE.
         """
         require_writer(caller)
         rendered = None
         while True:
             try:
                 made = await self._make(caller, task_id, variables, request_id, rendered)
-            except _Unrendered as unrendered:
-                # Outside of the transaction: it may take seconds, and connections are few.
-                rendered = await self._render(unrendered.task, variables)
+            except Unrendered as unrendered:
+                rendered = await render(self._renderer, unrendered.task, variables)
             else:
                 self._workers.wake()
                 return made
@@ -90,7 +69,7 @@ class Runs:
         task_id: UUID,
         variables: Mapping[str, Any],
         request_id: str,
-        rendered: _Rendered | None,
+        rendered: Rendered | None,
     ) -> ShownRun:
         run_id = self._ids.new_id()
         async with self._store.begin(caller) as transaction:
@@ -99,28 +78,13 @@ class Runs:
                 # Locked, so that it is neither changed nor deleted meanwhile.
                 task = await transaction.get_task(task_id, lock=True)
                 if rendered is None or rendered.version != task.version:
-                    raise _Unrendered(task)
+                    raise Unrendered(task)
                 await transaction.insert_run(NewRun(run_id, task.id, task.user_id, rendered.content))
                 return run_id.bytes
 
             request = canonical(task_id, variables)
             made = UUID(bytes=await transaction.once("RunTask", request_id, request, run))
             return await transaction.show_run(made)
-
-    async def _render(self, task: Task, variables: Mapping[str, Any]) -> _Rendered:
-        content = task.content
-        values = read_values(content.variables, variables)
-        try:
-            prompt = await self._renderer.render(content.prompt_template, values)
-        except TemplateError as error:
-            description = f"the prompt cannot be rendered: {error}"
-            raise refuse([FieldViolation("variables", description, error.fault.value)]) from None
-        fault = unstorable(prompt)
-        if fault is not None:
-            raise refuse([FieldViolation("variables", f"the prompt {fault}", "FAILED")])
-        if not prompt.strip():
-            raise refuse([FieldViolation("variables", "make an empty prompt", "EMPTY")])
-        return _Rendered(task.id, task.version, RunContent.of(content, values, prompt))
 
     async def get(self, caller: Caller, run_id: UUID) -> ShownRun:
         """Returns a run with its attempts.

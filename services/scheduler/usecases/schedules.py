@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
@@ -24,7 +25,7 @@ from services.scheduler.domain.schedules import (
     following,
     standing_of,
 )
-from services.scheduler.domain.variables import read_values
+from services.scheduler.domain.templates import Renderer
 from services.scheduler.usecases.access import canonical, require_writer
 from services.scheduler.usecases.ports import (
     NewSchedule,
@@ -32,6 +33,7 @@ from services.scheduler.usecases.ports import (
     SchedulerStore,
     SchedulerTransaction,
 )
+from services.scheduler.usecases.prompts import Rendered, Unrendered, render
 
 _EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST: Final = datetime(9998, 1, 1, tzinfo=UTC)
@@ -50,10 +52,11 @@ class UpdateSchedule:
 class Schedules:
     """The use cases."""
 
-    def __init__(self, store: SchedulerStore, ids: IdSource) -> None:
-        """Args: store: the database; ids: names schedules."""
+    def __init__(self, store: SchedulerStore, ids: IdSource, renderer: Renderer) -> None:
+        """Args: store: the database; ids: names schedules; renderer: renders the prompt of their runs."""
         self._store = store
         self._ids = ids
+        self._renderer = renderer
 
     async def create(
         self, caller: Caller, task_id: UUID, content: ScheduleContent, request_id: str
@@ -62,26 +65,31 @@ class Schedules:
 
         Raises:
             ServiceError: PERMISSION_DENIED with ROLE_NOT_ALLOWED; NOT_FOUND with TASK_NOT_FOUND; INVALID_ARGUMENT with
-                INVALID_REQUEST or REQUEST_ID_REUSED.
+                INVALID_REQUEST, also for a prompt that cannot be rendered with the variables (see `prompts.render`), or
+                REQUEST_ID_REUSED; UNAVAILABLE with RENDERER_UNAVAILABLE.
         """
         require_writer(caller)
         schedule_id = self._ids.new_id()
-        async with self._store.begin(caller) as transaction:
 
-            async def run() -> bytes:
-                # Locked, so that it is not deleted meanwhile.
-                task = await transaction.get_task(task_id, lock=True)
-                _check_variables(task, content.variables)
-                now = await transaction.now()
-                content.timing.spec(now=now)
-                standing = standing_of(schedule_id, content, now)
-                await transaction.insert_schedule(
-                    NewSchedule(schedule_id, task.id, task.user_id, content, standing)
-                )
-                return schedule_id.bytes
+        async def create(rendered: Rendered | None) -> Schedule:
+            async with self._store.begin(caller) as transaction:
 
-            made = await transaction.once("CreateSchedule", request_id, canonical(task_id, content), run)
-            return await transaction.get_schedule(UUID(bytes=made))
+                async def run() -> bytes:
+                    # Locked, so that it is neither changed nor deleted meanwhile.
+                    task = await transaction.get_task(task_id, lock=True)
+                    prompt = _prompt_of(task, rendered)
+                    now = await transaction.now()
+                    content.timing.spec(now=now)
+                    standing = standing_of(schedule_id, content, now)
+                    await transaction.insert_schedule(
+                        NewSchedule(schedule_id, task.id, task.user_id, content, standing, prompt)
+                    )
+                    return schedule_id.bytes
+
+                made = await transaction.once("CreateSchedule", request_id, canonical(task_id, content), run)
+                return await transaction.get_schedule(UUID(bytes=made))
+
+        return await self._rendering(create, content.variables)
 
     async def get(self, caller: Caller, schedule_id: UUID) -> Schedule:
         """Returns a schedule.
@@ -104,15 +112,19 @@ class Schedules:
 
         Raises:
             ServiceError: NOT_FOUND with SCHEDULE_NOT_FOUND; ABORTED with ETAG_MISMATCH; INVALID_ARGUMENT with
-                INVALID_REQUEST.
+                INVALID_REQUEST, also for a prompt that cannot be rendered with new variables; UNAVAILABLE with
+                RENDERER_UNAVAILABLE.
         """
         values, changed = change.values, change.values.keys()
 
-        async def move(transaction: SchedulerTransaction, schedule: Schedule) -> None:
+        async def move(
+            transaction: SchedulerTransaction, schedule: Schedule, rendered: Rendered | None
+        ) -> None:
             _check_etag(schedule, change.etag)
             content, standing = replace(schedule.content, **values), schedule.standing
+            prompt = None
             if "variables" in changed:
-                _check_variables(await transaction.get_task(schedule.task_id), content.variables)
+                prompt = _prompt_of(await transaction.get_task(schedule.task_id), rendered)
             if "timing" in changed:
                 content.timing.spec(now=await transaction.now())
             if changed & {"timing", "remaining_runs"}:
@@ -124,16 +136,19 @@ class Schedules:
                     if standing.state is ScheduleState.PAUSED
                     else standing_of(schedule.id, content, handled_until)
                 )
-            await transaction.update_schedule(schedule.id, content, standing, schedule.note)
+            await transaction.update_schedule(schedule.id, content, standing, schedule.note, prompt)
 
-        return await self._change(
-            caller,
-            "UpdateSchedule",
-            change.schedule_id,
-            change.request_id,
-            canonical(change.schedule_id, values, change.etag),
-            move,
-        )
+        async def update(rendered: Rendered | None) -> Schedule:
+            return await self._change(
+                caller,
+                "UpdateSchedule",
+                change.schedule_id,
+                change.request_id,
+                canonical(change.schedule_id, values, change.etag),
+                partial(move, rendered=rendered),
+            )
+
+        return await self._rendering(update, values.get("variables", {}))
 
     async def pause(self, caller: Caller, schedule_id: UUID, note: str, request_id: str) -> Schedule:
         """Keeps a schedule from firing.
@@ -213,6 +228,18 @@ class Schedules:
             await asyncio.sleep(0)
         return fires
 
+    async def _rendering(
+        self, make: Callable[[Rendered | None], Awaitable[Schedule]], variables: Mapping[str, Any]
+    ) -> Schedule:
+        """Tries a change with the prompt that it needs: it is rendered between two tries, of what was found under
+        locks."""
+        rendered = None
+        while True:
+            try:
+                return await make(rendered)
+            except Unrendered as unrendered:
+                rendered = await render(self._renderer, unrendered.task, variables)
+
     async def _change(
         self,
         caller: Caller,
@@ -234,9 +261,10 @@ class Schedules:
             return await transaction.get_schedule(schedule_id)
 
 
-def _check_variables(task: Task, given: Mapping[str, Any]) -> None:
-    # Only judged: what the task declares may be another thing by the time of a run.
-    read_values(task.content.variables, given)
+def _prompt_of(task: Task, rendered: Rendered | None) -> str:
+    if rendered is None or (rendered.task_id, rendered.version) != (task.id, task.version):
+        raise Unrendered(task)
+    return rendered.content.prompt
 
 
 def _check_etag(schedule: Schedule, etag: str) -> None:

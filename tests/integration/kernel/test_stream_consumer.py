@@ -209,3 +209,28 @@ async def test_a_silent_consumer_is_started_anew_when_work_waits(broker: LocalBr
         await until(consumer.ready.is_set)
         events = await publish(broker, 3)
         await until(lambda: heard.ids >= set(events))
+
+
+async def test_of_a_broadcast_each_member_hears_all_from_its_start_on(broker: LocalBroker) -> None:
+    # One by one: of records that came in one batch, the local broker takes all but the first for newer than its end.
+    early = [event for _ in range(5) for event in await publish(broker)]
+    one, two, begun = Heard(), Heard(), []
+    options = {"broadcast": True, "listening": lambda: begun.append(1)}
+    async with consuming(broker, one, **options), consuming(broker, two, **options):
+        assert len(begun) == 2
+        late: list[UUID] = []
+
+        async def all_hear() -> None:
+            # Where a partition begins is asked for after it was assigned.
+            while not (one.events and two.events):
+                late.extend(await publish(broker, 6))
+                await asyncio.sleep(0.1)
+
+        await asyncio.wait_for(all_hear(), 20)
+        events = await publish(broker, 60)
+        await until(lambda: one.ids >= set(events) and two.ids >= set(events))
+    assert not (one.ids | two.ids) & set(early)
+    # Nothing was committed: a member of the plain group begins at the beginning.
+    after = Heard()
+    async with consuming(broker, after):
+        await until(lambda: after.ids >= {*early, *late, *events})

@@ -98,8 +98,12 @@ class Serving:
 
 
 @asynccontextmanager
-async def serving(databases: Copy) -> AsyncIterator[Serving]:
-    """Runs a scheduler service on a database; its runs wait for a worker."""
+async def serving(databases: Copy, **options: Any) -> AsyncIterator[Serving]:
+    """Runs a scheduler service on a database; its runs wait for a worker.
+
+    Args:
+        options: settings.
+    """
     tokens = AccessTokens()
     async with AsyncExitStack() as stack:
         auth, _ = await stack.enter_async_context(
@@ -109,15 +113,15 @@ async def serving(databases: Copy) -> AsyncIterator[Serving]:
                 domain="auth.aiagent",
             )
         )
-        settings = SchedulerSettings(
-            _env_file=None,
-            scheduler_listen="127.0.0.1:0",
-            scheduler_database_url=databases.url("scheduler_application"),
-            scheduler_system_database_url=databases.url("scheduler_system"),
-            auth_targets=f"127.0.0.1:{auth.port}",
-            scheduler_worker_places=0,
-            service_key=private_key_to_text(generate_private_key()),
-        )
+        values: dict[str, Any] = {
+            "scheduler_listen": "127.0.0.1:0",
+            "scheduler_database_url": databases.url("scheduler_application"),
+            "scheduler_system_database_url": databases.url("scheduler_system"),
+            "auth_targets": f"127.0.0.1:{auth.port}",
+            "scheduler_worker_places": 0,
+            "service_key": private_key_to_text(generate_private_key()),
+        }
+        settings = SchedulerSettings(_env_file=None, **{**values, **options})
         database = databases.open("scheduler")
         stack.push_async_callback(database.close)
         service = await build(settings)

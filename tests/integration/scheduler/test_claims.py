@@ -36,7 +36,7 @@ async def many(place: Floor, number: int, **changes: object) -> list[str]:
 
 async def test_each_run_goes_to_one_worker(place: Floor) -> None:
     made = [run for _ in range(3) for run in await many(place, 10)]
-    found = await asyncio.gather(*(place.queue().claim(str(uuid4()), 4) for _ in range(8)))
+    found = await asyncio.gather(*(place.queue().take(str(uuid4()), 4) for _ in range(8)))
     claimed = [str(claim.run_id) for claims in found for claim in claims]
     assert sorted(claimed) == sorted(made)
     assert [len(claims) for claims in found].count(4) == 7
@@ -44,7 +44,7 @@ async def test_each_run_goes_to_one_worker(place: Floor) -> None:
 
 async def test_priority_goes_before_age(place: Floor) -> None:
     (low,), (high,), (middle,) = [await many(place, 1, priority=number) for number in (-1, 5, 0)]
-    order = [str((await place.queue().claim("w", 1))[0].run_id) for _ in range(3)]
+    order = [str((await place.queue().take("w", 1))[0].run_id) for _ in range(3)]
     assert order == [high, middle, low]
 
 
@@ -52,66 +52,66 @@ async def test_equals_share_the_places(place: Floor) -> None:
     crowd, few, one = await many(place, 20), await many(place, 3), await many(place, 1)
     # The first four places, then four more: what is under way counts.
     for shares in ((2, 1, 1), (2, 2, 0)):
-        claimed = [str(claim.run_id) for claim in await place.queue().claim("w", 4)]
+        claimed = [str(claim.run_id) for claim in await place.queue().take("w", 4)]
         assert tuple(len(set(claimed) & set(group)) for group in (crowd, few, one)) == shares
         assert [run for run in claimed if run in crowd] == crowd[:2] or shares == (2, 2, 0)
 
 
 async def test_what_is_under_way_counts(place: Floor) -> None:
     await many(place, 8)
-    await place.queue().claim("w", 4)
+    await place.queue().take("w", 4)
     late = await many(place, 3)
-    assert {str(claim.run_id) for claim in await place.queue().claim("w", 3)} == set(late)
+    assert {str(claim.run_id) for claim in await place.queue().take("w", 3)} == set(late)
 
 
 async def test_a_task_has_no_more_runs_than_it_says(place: Floor) -> None:
     await many(place, 5, max_concurrent_runs=2)
-    found = await asyncio.gather(*(place.queue().claim(str(uuid4()), 3) for _ in range(4)))
+    found = await asyncio.gather(*(place.queue().take(str(uuid4()), 3) for _ in range(4)))
     claims = [claim for claims in found for claim in claims]
     assert len(claims) == 2
     await place.queue().end(claims[0], CANCELLED, None)
-    assert len(await place.queue().claim("w", 5)) == 1
+    assert len(await place.queue().take("w", 5)) == 1
 
 
 async def test_a_pause_is_kept(place: Floor) -> None:
     run = await place.run()
-    (claim,) = await place.queue().claim("w", 1)
+    (claim,) = await place.queue().take("w", 1)
     assert await place.queue().end(claim, FAILED, timedelta(seconds=30)) is RunState.QUEUED
-    assert await place.queue().claim("w", 1) == []
+    assert await place.queue().take("w", 1) == []
     await place.change(run, available_time=sa.func.clock_timestamp())
-    (again,) = await place.queue().claim("w", 1)
+    (again,) = await place.queue().take("w", 1)
     assert (again.attempt, again.taken_over) == (2, False)
 
 
 async def test_no_attempt_follows_that_would_begin_too_late(place: Floor) -> None:
     run = await place.run(run_timeout=timedelta(seconds=20))
-    (claim,) = await place.queue().claim("w", 1)
+    (claim,) = await place.queue().take("w", 1)
     assert await place.queue().end(claim, FAILED, timedelta(seconds=30)) is RunState.FAILED
     assert (await place.read(run)).run.failure == FAILED.failure
 
 
 async def test_a_live_lease_is_nobody_elses(place: Floor) -> None:
     run = await place.run()
-    (claim,) = await place.queue().claim("first", 1)
-    assert await place.queue().claim("second", 1) == []
+    (claim,) = await place.queue().take("first", 1)
+    assert await place.queue().take("second", 1) == []
     await place.expire(run)
     # What was only late is kept.
     assert (await place.queue().renew([claim])).lost == frozenset()
-    assert await place.queue().claim("second", 1) == []
+    assert await place.queue().take("second", 1) == []
 
 
 @pytest.mark.parametrize("successor", ["second", "first"])
 async def test_who_has_lost_a_run_writes_nothing(place: Floor, successor: str) -> None:
     run = await place.run()
     queue = place.queue()
-    (first,) = await queue.claim("first", 1)
+    (first,) = await queue.take("first", 1)
     await place.expire(run)
-    (second,) = await queue.claim(successor, 1)
+    (second,) = await queue.take(successor, 1)
     assert (second.attempt, second.epoch, second.taken_over) == (first.attempt, first.epoch + 1, True)
     before = await place.read(run)
     for late in (
-        queue.note_session(first, uuid4()),
-        queue.note_turn(first, uuid4()),
+        queue.tell(first, session_id=uuid4()),
+        queue.tell(first, turn_id=uuid4()),
         queue.end(first, Outcome(RunState.SUCCEEDED, result="late"), None),
         queue.end(first, FAILED, timedelta()),
     ):
@@ -120,14 +120,14 @@ async def test_who_has_lost_a_run_writes_nothing(place: Floor, successor: str) -
     await queue.release([first])
     assert (await queue.renew([first])).lost == {first.run_id}
     assert await place.read(run) == before
-    assert await queue.claim("third", 1) == []
+    assert await queue.take("third", 1) == []
     await queue.end(second, Outcome(RunState.SUCCEEDED, result="in time"), None)
     assert (await place.read(run)).run.result == "in time"
 
 
 async def test_a_holder_hears_of_a_cancel_and_a_retry_becomes_one(place: Floor) -> None:
     run = await place.run()
-    (claim,) = await place.queue().claim("w", 1)
+    (claim,) = await place.queue().take("w", 1)
     assert (await place.queue().renew([claim])).cancelled == frozenset()
     await place.runs.cancel(
         a_caller(user_id=claim.user_id, organization_id=claim.organization_id), claim.run_id, ""
@@ -139,10 +139,10 @@ async def test_a_holder_hears_of_a_cancel_and_a_retry_becomes_one(place: Floor) 
 
 async def test_the_next_attempt_knows_what_was_spent(place: Floor) -> None:
     await place.run()
-    (claim,) = await place.queue().claim("w", 1)
+    (claim,) = await place.queue().take("w", 1)
     await place.queue().end(
         claim, Outcome(RunState.FAILED, failure=FAILED.failure, cost_usd=0.25), timedelta()
     )
-    (again,) = await place.queue().claim("w", 1)
+    (again,) = await place.queue().take("w", 1)
     assert again.spent_usd == 0.25
     assert claim.request_id("session") != again.request_id("session")

@@ -34,9 +34,11 @@ def test_the_queries_across_tenants() -> None:
     classes = inspect.getmembers(system_queries, inspect.isclass)
     own = [kind for _, kind in classes if kind.__module__ == system_queries.__name__]
     assert {kind.__name__: functions(kind) for kind in own} == {
-        "HouseKeeping": {"purge"},
+        "HouseKeeping": {"purge", "purge_facts"},
         "WatchQueries": {"versions"},
-        "RunQueries": {"claim", "renew", "note_session", "note_turn", "end", "release"},
+        "WaitingQueries": {"oldest_seconds"},
+        "FireQueries": {"begin", "seconds_to_next", "stale", "keep"},
+        "RunQueries": {"claim", "renew", "record", "release", "promote_forgotten"},
     }
     assert functions(system_queries) == set()
 

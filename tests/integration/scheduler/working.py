@@ -19,6 +19,7 @@ from services.kernel.ids import Uuid7Source
 from services.kernel.testing import a_caller
 from services.scheduler.domain.entities import TaskContent
 from services.scheduler.domain.retries import RetryPolicy
+from services.scheduler.domain.runs import Claim, LeaseLost, Outcome
 from services.scheduler.domain.states import RunState
 from services.scheduler.gateways.rendering import TemplateProcesses
 from services.scheduler.store.system_queries import RunQueries
@@ -28,6 +29,7 @@ from services.scheduler.usecases.ports import ShownRun
 from services.scheduler.usecases.runs import Runs
 from services.scheduler.usecases.tasks import Tasks
 from services.scheduler.usecases.worker import RunWorker
+from services.scheduler.usecases.worker.ports import Progress
 
 from .fake_sessions import FakeSessions
 
@@ -52,6 +54,25 @@ def content(**changes: Any) -> TaskContent:
     return TaskContent(**{**values, **changes})
 
 
+class Queue(RunQueries):
+    """The runs as workers see them, one by one."""
+
+    async def take(self, holder: str, limit: int) -> list[Claim]:
+        """Claims runs."""
+        return (await self.claim(holder, limit)).runs
+
+    async def tell(self, claim: Claim, **known: Any) -> RunState:
+        """Records a step of one run; returns its state. Raises LeaseLost."""
+        (state,) = await self.record([Progress(claim, **known)])
+        if state is None:
+            raise LeaseLost
+        return state
+
+    async def end(self, claim: Claim, outcome: Outcome, pause: timedelta | None) -> RunState:
+        """Records how an attempt ended. Raises LeaseLost."""
+        return await self.tell(claim, outcome=outcome, pause=pause)
+
+
 @dataclass
 class Floor:
     """Where workers work."""
@@ -70,9 +91,9 @@ class Floor:
         for worker in self.workers:
             worker.wake()
 
-    def queue(self, *, lease_seconds: float = 5.0) -> RunQueries:
+    def queue(self, *, lease_seconds: float = 5.0, per_user: int = 0) -> Queue:
         """The runs as workers see them."""
-        return RunQueries(self.database, lease_life=timedelta(seconds=lease_seconds))
+        return Queue(self.database, lease_life=timedelta(seconds=lease_seconds), per_user=per_user)
 
     async def worker(self, places: int = 4, *, lease_seconds: float = 5.0, **options: Any) -> RunWorker:
         """Starts a worker, which looks often."""
@@ -92,6 +113,8 @@ class Floor:
         """Lets a worker end where it stands, as a process does that is killed: nothing is given back."""
         self.workers.remove(worker)
         tasks = [*worker._loops, *worker._tasks.values()]
+        if worker._recorder._writing is not None:
+            tasks.append(worker._recorder._writing)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -32,7 +32,7 @@ FULL = Decision(Outcome.SKIP, SkipReason.BUFFER_FULL)
 
 @pytest.mark.parametrize("policy", P)
 def test_alone_every_fire_starts(policy: OverlapPolicy) -> None:
-    assert decide(policy, [], []) == START
+    assert decide(policy, [], [], []) == START
 
 
 @pytest.mark.parametrize(
@@ -50,27 +50,44 @@ def test_alone_every_fire_starts(policy: OverlapPolicy) -> None:
         (P.CANCEL_OTHER, [A], [], Decision(Outcome.BUFFER, cancel=(A,))),
         (P.CANCEL_OTHER, [A, B], [C], Decision(Outcome.BUFFER, cancel=(A, B), supersede=(C,))),
         (P.CANCEL_OTHER, [], [C], Decision(Outcome.START, supersede=(C,))),
-        (P.TERMINATE_OTHER, [A, B], [C], Decision(Outcome.START, terminate=(A, B), supersede=(C,))),
+        (P.TERMINATE_OTHER, [A, B], [C], Decision(Outcome.START, cancel=(A, B), supersede=(C,))),
         (P.ALLOW_ALL, [A, B], [C], START),
     ],
 )
 def test_beside_others(
     policy: OverlapPolicy, open_runs: list[UUID], buffered: list[UUID], wanted: Decision
 ) -> None:
-    assert decide(policy, open_runs, buffered) == wanted
+    assert decide(policy, open_runs, [], buffered) == wanted
+
+
+@pytest.mark.parametrize("policy", [P.CANCEL_OTHER, P.TERMINATE_OTHER])
+def test_nothing_waits_for_a_run_that_no_worker_has(policy: OverlapPolicy) -> None:
+    assert decide(policy, [], [A], [B]) == Decision(Outcome.START, cancel=(A,), supersede=(B,))
+
+
+def test_what_is_queued_is_in_the_way_as_what_runs() -> None:
+    assert decide(P.SKIP, [], [A], []) == Decision(Outcome.SKIP, SkipReason.OVERLAP)
+    assert decide(P.BUFFER_ONE, [], [A], []) == BUFFER
 
 
 def test_the_bound_of_what_waits_is_the_callers() -> None:
-    assert decide(P.BUFFER_ALL, [A], [B, C], max_buffered=2) == FULL
-    assert decide(P.BUFFER_ONE, [A], [], max_buffered=0) == FULL
+    assert decide(P.BUFFER_ALL, [A], [], [B, C], max_buffered=2) == FULL
+    assert decide(P.BUFFER_ONE, [A], [], [], max_buffered=0) == FULL
 
 
 def test_who_waits_starts_one_after_another() -> None:
     for policy in set(P) - {P.ALLOW_ALL}:
-        assert promote(policy, [A], [B, C]) == ()
-        assert promote(policy, [], [B, C]) == (B,)
-        assert promote(policy, [], []) == ()
-    assert promote(P.ALLOW_ALL, [A], [B, C]) == (B, C)
+        assert promote([A], [(B, policy), (C, policy)]) == ()
+        assert promote([], [(B, policy), (C, policy)]) == (B,)
+        assert promote([], []) == ()
+    assert promote([A], [(B, P.ALLOW_ALL), (C, P.ALLOW_ALL)]) == (B, C)
+
+
+def test_of_several_policies_nobody_overtakes() -> None:
+    # A backfill has a policy of its own.
+    assert promote([], [(A, P.BUFFER_ALL), (B, P.ALLOW_ALL), (C, P.BUFFER_ALL)]) == (A, B)
+    assert promote([A], [(B, P.BUFFER_ONE), (C, P.ALLOW_ALL)]) == ()
+    assert promote([], [(A, P.ALLOW_ALL), (B, P.BUFFER_ALL), (C, P.ALLOW_ALL)]) == (A,)
 
 
 @given(policy=st.sampled_from(P), events=st.lists(st.booleans(), max_size=60))
@@ -79,14 +96,15 @@ def test_runs_of_a_schedule_in_any_order_of_fires_and_ends(policy: OverlapPolicy
     waiting: list[UUID] = []
     for number, is_fire in enumerate(events):
         if is_fire:
-            found = decide(policy, open_runs, waiting, max_buffered=5)
+            found = decide(policy, open_runs, [], waiting, max_buffered=5)
             waiting = [run for run in waiting if run not in found.supersede]
-            open_runs = [run for run in open_runs if run not in found.terminate]
+            if policy is P.TERMINATE_OTHER:
+                open_runs = []
             if found.outcome is not Outcome.SKIP:
                 (open_runs if found.outcome is Outcome.START else waiting).append(UUID(int=number))
         elif open_runs:
             open_runs.pop(0)
-        for run in promote(policy, open_runs, waiting):
+        for run in promote(open_runs, [(run, policy) for run in waiting]):
             waiting.remove(run)
             open_runs.append(run)
         assert policy is P.ALLOW_ALL or len(open_runs) <= 1

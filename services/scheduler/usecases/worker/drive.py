@@ -30,7 +30,8 @@ from services.scheduler.domain.runs import (
     timed_out,
 )
 from services.scheduler.domain.states import RunState
-from services.scheduler.usecases.worker.ports import NewSession, Owner, RunQueue, Sessions
+from services.scheduler.usecases.worker.ports import NewSession, Owner, Progress, Sessions
+from services.scheduler.usecases.worker.recorder import Recorder
 
 _log = structlog.get_logger(__name__)
 
@@ -59,11 +60,19 @@ class RunDrive:
     """One attempt, in the hands of one worker."""
 
     def __init__(
-        self, claim: Claim, queue: RunQueue, sessions: Sessions, clock: Clock, draw: Callable[[], float]
+        self, claim: Claim, recorder: Recorder, sessions: Sessions, clock: Clock, draw: Callable[[], float]
     ) -> None:
-        """Args: claim: the run; queue, sessions: see the ports; clock: for waiting; draw: chance, from 0 to 1."""
+        """Composes the drive.
+
+        Args:
+            claim: The run.
+            recorder: Writes what is known of it.
+            sessions: Where it is carried out.
+            clock: For waiting.
+            draw: A source of chance, 0 to 1 without 1.
+        """
         self.claim = claim
-        self._queue = queue
+        self._recorder = recorder
         self._sessions = sessions
         self._clock = clock
         self._draw = draw
@@ -86,7 +95,9 @@ class RunDrive:
             ServiceError: UNAVAILABLE: the database is away. The lease runs out; the run is taken over.
         """
         outcome = await self._attempt()
-        state = await self._queue.end(self.claim, outcome, pause_after(self.claim, outcome, self._draw))
+        state = await self._recorder.record(
+            self._progress(outcome, pause_after(self.claim, outcome, self._draw))
+        )
         _log.info(
             "attempt ended",
             attempt=self.claim.attempt,
@@ -131,7 +142,7 @@ class RunDrive:
                 lambda: self._sessions.create_session(self._owner, new, claim.request_id("session"))
             )
             # Before anything is sent to it: a session that its owner has deleted must not come again.
-            await self._queue.note_session(claim, self._session_id)
+            await self._recorder.record(self._progress())
         if self._turn_id is None:
             session_id = self._session_id
             self._turn_id = await self._patiently(
@@ -139,7 +150,12 @@ class RunDrive:
                     self._owner, session_id, claim.content.prompt, claim.request_id("message")
                 )
             )
-            await self._queue.note_turn(claim, self._turn_id)
+            # Not waited for: a successor that does not find it sends the message again, and by the same request id is
+            # told the same turn. The end says it too, and is written after it or with it.
+            self._recorder.post(self._progress())
+
+    def _progress(self, outcome: Outcome | None = None, pause: timedelta | None = None) -> Progress:
+        return Progress(self.claim, self._session_id, self._turn_id, outcome, pause)
 
     def _new_session(self, budget: float | None) -> NewSession:
         # Nothing of it may depend on who makes the call, or when: a repeated request must be the same.

@@ -20,13 +20,15 @@ from services.kernel.telemetry import registry
 from services.scheduler.domain.runs import Claim, LeaseLost
 from services.scheduler.usecases.worker.drive import RunDrive
 from services.scheduler.usecases.worker.ports import RunQueue, Sessions
+from services.scheduler.usecases.worker.recorder import Recorder
 
 _log = structlog.get_logger(__name__)
 
 RENEW_SECONDS: Final = 1.0
 """Between two renewals: a fifth of a lease's life, and how soon a wish to cancel is heard."""
 LOOK_SECONDS: Final = 5.0
-"""Between two looks for runs where nothing wakes the worker: those whose worker died, those whose pause is over."""
+"""Between two looks for runs where nothing wakes the worker: those whose worker died, those that others made, those
+that are held back behind nothing. The end of a pause is waited for."""
 _ENDED = Counter(
     "aiagent_task_runs_ended_total",
     "Attempts at runs that have ended, by what became of their run.",
@@ -75,6 +77,9 @@ class RunWorker:
         self._tasks: dict[UUID, asyncio.Task[None]] = {}
         self._loops: list[asyncio.Task[None]] = []
         self._woken = asyncio.Event()
+        self._recorder = Recorder(queue)
+        self._next_look_seconds = look_seconds
+        self._looked = clock.monotonic() - look_seconds
 
     async def start(self) -> None:
         """Starts claiming and renewing."""
@@ -95,6 +100,8 @@ class RunWorker:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        # What had come to an end has; nobody has to find that out again.
+        await self._recorder.drain()
         # What a claim brought while it was being cancelled is not among them; its lease runs out.
         try:
             if held:
@@ -113,20 +120,26 @@ class RunWorker:
 
     async def _claim_when_woken(self) -> None:
         try:
-            async with asyncio.timeout(self._look_seconds):
+            async with asyncio.timeout(self._next_look_seconds):
                 await self._woken.wait()
         except TimeoutError:
             pass
         self._woken.clear()
+        self._next_look_seconds = self._look_seconds
         await _unless_away(self._claim)
 
     async def _claim(self) -> None:
         """Claims until no place is free or nothing is left to claim."""
+        if self._clock.monotonic() - self._looked >= self._look_seconds:
+            self._looked = self._clock.monotonic()
+            await self._queue.promote_forgotten()
         while free := self._places - len(self._drives):
             found = await self._queue.claim(self._holder, free)
-            for claim in found:
+            for claim in found.runs:
                 self._take(claim)
-            if not found:
+            if not found.runs:
+                if found.next_seconds is not None:
+                    self._next_look_seconds = min(self._look_seconds, found.next_seconds)
                 return
 
     def _take(self, claim: Claim) -> None:
@@ -135,7 +148,7 @@ class RunWorker:
         if before is not None:
             # It was taken from this very worker: its lease had run out.
             before.cancel()
-        drive = RunDrive(claim, self._queue, self._sessions, self._clock, self._draw)
+        drive = RunDrive(claim, self._recorder, self._sessions, self._clock, self._draw)
         self._drives[run_id] = drive
         _UNDER_WAY.set(len(self._drives))
         self._tasks[run_id] = asyncio.create_task(

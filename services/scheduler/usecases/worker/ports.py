@@ -25,30 +25,63 @@ class Renewal:
     cancelled: frozenset[UUID] = frozenset()
 
 
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """What a claim brought.
+
+    Attributes:
+        runs: The runs that are the worker's now.
+        next_seconds: Where there are none: until when the next one that waits for its time may be had; None if none
+            does.
+    """
+
+    runs: list[Claim]
+    next_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the attempt of a claim has come: all that is known of it by now, also what was recorded before.
+
+    Attributes:
+        claim: The run.
+        session_id: The attempt's session; None if there is none yet.
+        turn_id: The same of its turn.
+        outcome: How it has ended; None while it goes on.
+        pause: With an outcome: how long to wait before the next attempt; None if there is to be none.
+    """
+
+    claim: Claim
+    session_id: UUID | None = None
+    turn_id: UUID | None = None
+    outcome: Outcome | None = None
+    pause: timedelta | None = None
+
+
 class RunQueue(Protocol):
     """The runs of all tenants, as workers see them.
 
-    All methods raise ServiceError UNAVAILABLE while the database is away; those that write under a claim raise
-    LeaseLost when another worker has the run, or it is gone.
+    All methods raise ServiceError UNAVAILABLE while the database is away.
     """
 
-    async def claim(self, holder: str, limit: int) -> list[Claim]:
+    async def claim(self, holder: str, limit: int) -> Claimed:
         """Takes at most `limit` runs: first those whose worker died, then those that wait."""
 
     async def renew(self, held: Sequence[Claim]) -> Renewal:
         """Renews leases."""
 
-    async def note_session(self, claim: Claim, session_id: UUID) -> None:
-        """Records the session of the attempt."""
+    async def record(self, steps: Sequence[Progress]) -> list[RunState | None]:
+        """Records how far attempts have come, all or nothing, at most one step for each claim.
 
-    async def note_turn(self, claim: Claim, turn_id: UUID) -> None:
-        """Records the turn of the attempt."""
-
-    async def end(self, claim: Claim, outcome: Outcome, pause: timedelta | None) -> RunState:
-        """Records how the attempt ended; with a pause another one follows. Returns the run's state."""
+        Returns:
+            For each step the run's state; None when another worker has the run, or it is gone.
+        """
 
     async def release(self, held: Sequence[Claim]) -> None:
         """Gives leases back; those that are lost already are left alone."""
+
+    async def promote_forgotten(self) -> int:
+        """Queues runs that are held back behind nothing; returns how many."""
 
 
 @dataclass(frozen=True, slots=True)

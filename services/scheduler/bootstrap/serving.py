@@ -1,51 +1,40 @@
-"""Composes the scheduler service."""
+"""Composes what serves, fires, and may carry runs too."""
 
 from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 
 import grpc
 
 from aiagent.scheduler.v1 import scheduler_service_pb2
 from aiagent.scheduler.v1.scheduler_service_pb2_grpc import add_SchedulerServiceServicer_to_server
 from services.kernel.clock import SystemClock
-from services.kernel.context import detached
 from services.kernel.db import Database
-from services.kernel.grpc import (
-    USER,
-    KernelServer,
-    MethodPolicy,
-    build_server,
-    open_channel,
-    replicas,
-)
+from services.kernel.grpc import USER, KernelServer, MethodPolicy, build_server
 from services.kernel.housekeeping import keep_house
-from services.kernel.identity import JwksVerifier, ServiceTokenSigner, ServiceTokenVerifier
-from services.kernel.ids import Uuid7Source, new_id
+from services.kernel.identity import JwksVerifier, ServiceTokenVerifier
+from services.kernel.ids import Uuid7Source
 from services.kernel.lifecycle import Drain
 from services.kernel.readiness import once_reached, watch_database
-from services.kernel.settings import targets
 from services.scheduler.api.servicer import SchedulerServicer
+from services.scheduler.bootstrap.background import Background
+from services.scheduler.bootstrap.carrying import Carrier, compose_carrier, open_database
+from services.scheduler.bootstrap.firing import Firing
 from services.scheduler.domain.errors import DOMAIN
 from services.scheduler.gateways.auth import auth_channel, key_set
 from services.scheduler.gateways.rendering import TemplateProcesses
-from services.scheduler.gateways.sessions import SessionGateway
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.store.notes import RUNS_CHANGED
-from services.scheduler.store.system_queries import HouseKeeping, RunQueries, WatchQueries
-from services.scheduler.store.tables import SCHEMA
+from services.scheduler.store.system_queries import HouseKeeping, WatchQueries
 from services.scheduler.store.tenant import TenantStore
 from services.scheduler.usecases.backfills import Backfills
 from services.scheduler.usecases.runs import Runs
 from services.scheduler.usecases.schedules import Schedules
 from services.scheduler.usecases.tasks import Tasks
 from services.scheduler.usecases.watching import RunLooks, Watching
-from services.scheduler.usecases.worker import RunWorker
 
-_MIGRATIONS = Path(__file__).with_name("migrations")
 _SERVICE = scheduler_service_pb2.DESCRIPTOR.services_by_name["SchedulerService"]
 POLICIES: dict[str, MethodPolicy] = {
     f"/{_SERVICE.full_name}/{method.name}": USER for method in _SERVICE.methods
@@ -62,20 +51,22 @@ class SchedulerService:
         server: KernelServer,
         database: Database,
         house: HouseKeeping,
-        channels: list[grpc.aio.Channel],
+        auth: grpc.aio.Channel,
         templates: TemplateProcesses,
-        worker: RunWorker,
+        carrier: Carrier,
+        firing: Firing,
         looks: RunLooks,
     ) -> None:
         """Use `build`."""
         self._server = server
         self._database = database
         self._house = house
-        self._channels = channels
+        self._auth = auth
         self._templates = templates
-        self._worker = worker
+        self._carrier = carrier
+        self._firing = firing
         self._looks = looks
-        self._tasks: list[asyncio.Task[None]] = []
+        self._background = Background()
 
     @property
     def port(self) -> int:
@@ -93,26 +84,27 @@ class SchedulerService:
         await once_reached(self._database.check, clock)
         await self._looks.start()
         await self._server.start()
-        await self._worker.start()
-        for name, work in (
-            ("scheduler-housekeeping", keep_house(self._house.purge, clock)),
-            ("scheduler-readiness", watch_database(self._database.check, self._server.health, clock)),
-        ):
-            self._tasks.append(asyncio.create_task(work, name=name, context=detached()))
+        await self._carrier.start()
+        self._firing.begin(self._background)
+        self._background.begin("housekeeping", keep_house(self._purge, clock))
+        self._background.begin("readiness", watch_database(self._database.check, self._server.health, clock))
+
+    async def _purge(self) -> int:
+        # Without a relay facts are kept for a while, for a broker that may be set up yet.
+        facts = await self._house.purge_facts(unwanted=not self._carrier.publishes)
+        return facts + await self._house.purge()
 
     async def drain(self, grace_seconds: float) -> None:
         """Lets calls end, and gives runs back for another worker, or the next start, to go on with."""
-        await asyncio.gather(self._server.drain_calls(grace_seconds), self._worker.drain())
+        await asyncio.gather(self._server.drain_calls(grace_seconds), self._carrier.drain())
 
     async def stop(self) -> None:
         """Closes everything."""
-        await self._worker.drain()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._carrier.stop()
+        await self._background.end()
         await self._server.stop()
         await self._looks.stop()
-        await asyncio.gather(*(channel.close() for channel in self._channels), self._templates.close())
+        await asyncio.gather(self._auth.close(), self._templates.close())
         await self._database.close()
 
 
@@ -123,34 +115,17 @@ async def build(settings: SchedulerSettings) -> SchedulerService:
         settings: Its settings.
     """
     clock, drain = SystemClock(), Drain()
-    database = Database(
-        settings.scheduler_database_url.get_secret_value(),
-        settings.scheduler_system_database_url.get_secret_value(),
-        application_name="aiagent/scheduler",
-    )
+    database = open_database(settings)
     auth = auth_channel(settings.auth_targets)
     store, ids, templates = TenantStore(database), Uuid7Source(), TemplateProcesses()
-    session = open_channel(
-        replicas(targets(settings.session_targets)),
-        signer=ServiceTokenSigner("scheduler", settings.private_key()),
-        audience="session",
-        forward_caller=True,
-        balanced=True,
-    )
-    worker = RunWorker(
-        RunQueries(database),
-        SessionGateway(session),
-        holder=str(new_id()),
-        clock=clock,
-        places=settings.scheduler_worker_places,
-    )
+    carrier = compose_carrier(settings, database)
     looks = RunLooks(WatchQueries(database).versions, drain, clock)
     database.on_commit(RUNS_CHANGED, looks.wake)
     servicer = SchedulerServicer(
         Tasks(store, ids, templates),
-        Schedules(store, ids),
+        Schedules(store, ids, templates),
         Backfills(store, ids),
-        Runs(store, ids, templates, worker),
+        Runs(store, ids, templates, carrier.worker),
         Watching(store, looks, clock),
     )
     days = settings.scheduler_run_retention_days
@@ -165,19 +140,5 @@ async def build(settings: SchedulerSettings) -> SchedulerService:
         reflect=settings.reflection,
         drain=drain,
     )
-    return SchedulerService(server, database, house, [auth, session], templates, worker, looks)
-
-
-async def migrate(settings: SchedulerSettings) -> str:
-    """Brings the schema up to date; returns a line that says what it is then.
-
-    Raises:
-        ValueError: the owner's database URL is not set.
-    """
-    url = settings.scheduler_owner_database_url
-    if url is None:
-        raise ValueError("AIAGENT_SCHEDULER_OWNER_DATABASE_URL is not set")
-    # Not for services that serve: importing Alembic takes a tenth of their start.
-    from services.kernel.db.migrations import upgrade
-
-    return f"schema {SCHEMA} is at {await upgrade(url.get_secret_value(), SCHEMA, _MIGRATIONS)}"
+    firing = Firing(database, templates, clock)
+    return SchedulerService(server, database, house, auth, templates, carrier, firing, looks)

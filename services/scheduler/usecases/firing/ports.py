@@ -1,0 +1,132 @@
+"""What firing needs of the outside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+from uuid import UUID
+
+from services.scheduler.domain.backfills import Backfill, BackfillState
+from services.scheduler.domain.entities import Task
+from services.scheduler.domain.firing import FirePlan, OpenRun
+from services.scheduler.domain.runs import Failure, RunContent
+from services.scheduler.domain.schedules import Schedule, Standing
+
+
+@dataclass(frozen=True, slots=True)
+class DueSchedule:
+    """A schedule that is due, with all that its fires need.
+
+    Attributes:
+        schedule: It.
+        task: Its task.
+        prompt: What its runs are told; None where it cannot be rendered.
+        fault: Why not; None where it can.
+        now: The database's time, at which it was found.
+    """
+
+    schedule: Schedule
+    task: Task
+    prompt: str | None
+    fault: Failure | None
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class DueBackfill:
+    """A backfill with fires to make, and what they need."""
+
+    backfill: Backfill
+    of: DueSchedule
+
+
+@dataclass(frozen=True, slots=True)
+class Fired:
+    """What is to be recorded of a look at a schedule.
+
+    Attributes:
+        content: What each of the runs does; None where there are none.
+        standing: Where the schedule stands afterwards.
+        note: What is to be said of it; None to leave that as it is, and its version too.
+    """
+
+    due: DueSchedule
+    content: RunContent | None
+    plan: FirePlan
+    standing: Standing
+    remaining_runs: int | None
+    missed: int
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BackfillFired:
+    """What is to be recorded of a look at a backfill; `waits`: it is looked at again after a while."""
+
+    due: DueBackfill
+    content: RunContent | None
+    plan: FirePlan
+    handled_until: datetime
+    state: BackfillState
+    waits: bool
+
+
+class FireTransaction(Protocol):
+    """One look at what is due, all of it recorded or nothing.
+
+    What it takes is locked until its end, and passed over by the looks of other replicas.
+    """
+
+    async def take_due(self, limit: int, aside: Sequence[UUID]) -> list[DueSchedule]:
+        """Locks schedules that are due by the database's clock, those that are due longest first, `aside` left out."""
+
+    async def take_backfill(self) -> DueBackfill | None:
+        """Locks a backfill with fires to make, and its schedule; None if there is none."""
+
+    async def open_runs(
+        self, schedule_ids: Sequence[UUID], ending: Sequence[UUID]
+    ) -> Mapping[UUID, list[OpenRun]]:
+        """The runs of locked schedules that are not over, in the order of their fires.
+
+        Those of the schedules in `ending` are locked: no worker takes one that is queued.
+
+        Raises:
+            ServiceError: UNAVAILABLE with DATABASE_BUSY: somebody holds one of these.
+        """
+
+    async def record(self, fired: Sequence[Fired]) -> None:
+        """Makes the runs of schedules, and moves the schedules on."""
+
+    async def record_backfill(self, fired: BackfillFired) -> None:
+        """Makes the runs of a backfill, and moves it on."""
+
+
+class Fires(Protocol):
+    """The schedules of all tenants. All methods raise ServiceError UNAVAILABLE while the database is away."""
+
+    def begin(self) -> AbstractAsyncContextManager[FireTransaction]:
+        """Opens a transaction; it commits when its block ends without an error."""
+
+    async def seconds_to_next(self) -> float | None:
+        """How long until something is due, 0 or less if something is; None if nothing will be."""
+
+
+@dataclass(frozen=True, slots=True)
+class StalePrompt:
+    """A schedule whose prompt is to be rendered, as it was when it was found."""
+
+    schedule: Schedule
+    task: Task
+
+
+class Prompts(Protocol):
+    """The prompts of schedules. All methods raise ServiceError UNAVAILABLE while the database is away."""
+
+    async def stale(self, limit: int) -> list[StalePrompt]:
+        """Schedules whose prompt is to be rendered, those that are due soonest first."""
+
+    async def keep(self, found: StalePrompt, prompt: str | None, fault: Failure | None) -> bool:
+        """Records a prompt, or why there is none; False if task or schedule have changed, and nothing was recorded."""

@@ -1,0 +1,261 @@
+"""The tick: makes the runs of schedules when they are due, on every replica, each fire once.
+
+Who writes what, under which lock, and what is so when the process dies on the next line:
+
+1. A look locks due schedules (`FOR UPDATE SKIP LOCKED`): other replicas pass over them. If it dies, the locks go with
+   its connection, and the schedules are as due as before.
+2. Under these locks it reads which of their runs are open, and decides (`domain.firing`). Whoever ends, cancels or
+   promotes a run of a schedule locks the schedule first, so none of that changes meanwhile.
+3. It inserts the runs, marks those that give way, moves the schedules on and writes the outbox, and commits all of it
+   together. If it dies before, nothing of it is; after, the schedules are not due any more.
+4. The commit wakes the worker of this process and the outbox's relay. If it dies before they have done anything, the
+   runs are found by workers that look by themselves.
+
+That a fire makes one run is held by the lock and the step forward in the same transaction; a unique index stands
+behind. Due is what PostgreSQL's clock says. There is no period: a replica sleeps until the next schedule is due, or a
+change of schedules is told (`NOTIFY`), or `LOOK_SECONDS`, should that have been lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Final
+from uuid import UUID
+
+import structlog
+from prometheus_client import Counter, Histogram
+
+from services.kernel.clock import Clock
+from services.kernel.errors import ServiceError
+from services.kernel.ids import IdSource
+from services.kernel.supervision import BACKGROUND_FAILURES
+from services.kernel.telemetry import registry
+from services.scheduler.domain.backfills import BackfillState
+from services.scheduler.domain.firing import (
+    FirePlan,
+    OpenRun,
+    look_at_backfill,
+    look_at_schedule,
+)
+from services.scheduler.domain.overlap import ENDING_POLICIES
+from services.scheduler.domain.runs import RunContent
+from services.scheduler.domain.schedules import ScheduleState, Standing
+from services.scheduler.domain.variables import read_values
+from services.scheduler.usecases.firing.ports import (
+    BackfillFired,
+    DueBackfill,
+    DueSchedule,
+    Fired,
+    Fires,
+)
+
+_log = structlog.get_logger(__name__)
+LOOK_SECONDS: Final = 30.0
+SCHEDULES_AT_ONCE: Final = 50
+LOCKED_SECONDS: Final = 0.02
+"""Before looking again at what is due and was locked by another replica."""
+AWAY_SECONDS: Final = 1.0
+"""Before looking again when the database was not reached."""
+ASIDE_SECONDS: Final = 5.0
+_BUSY: Final = "DATABASE_BUSY"
+_EARLY_SECONDS: Final = 0.001
+"""Timers may be early by as much; a look that finds nothing due costs more."""
+FIRES = Counter(
+    "aiagent_schedule_fires_total",
+    "Fires that were made, by the first state of their run.",
+    ("state",),
+    registry=registry,
+)
+MISSED = Counter(
+    "aiagent_schedule_fires_missed_total",
+    "Fires that were later than their catch-up window.",
+    registry=registry,
+)
+LATENESS = Histogram(
+    "aiagent_schedule_lateness_seconds",
+    "From the time at which a fire was due to the look that made it.",
+    buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 300, 3600),
+    registry=registry,
+)
+
+
+class Ticker:
+    """Fires, for ever. Its `wake` may be called from the loop at any time."""
+
+    def __init__(
+        self, fires: Fires, ids: IdSource, clock: Clock, *, look_seconds: float = LOOK_SECONDS
+    ) -> None:
+        """Args: fires: the schedules; ids: names runs; clock: for waiting; look_seconds: the longest sleep."""
+        self._fires = fires
+        self._ids = ids
+        self._clock = clock
+        self._look_seconds = look_seconds
+        self._at_once = SCHEDULES_AT_ONCE
+        self._aside: dict[UUID, float] = {}
+        self._woken = asyncio.Event()
+
+    def wake(self) -> None:
+        """Says that something may be due earlier than was known."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Fires until it is cancelled. While the database is away it waits and tries again."""
+        due = True
+        while True:
+            self._woken.clear()
+            try:
+                while due and (await self.tick() or await self.backfill()):
+                    pass
+                next_due = await self._fires.seconds_to_next()
+                if not due and next_due is not None and next_due <= 0:
+                    due = True
+                    continue
+                seconds = self._seconds(next_due)
+            except ServiceError as error:
+                _log.warning("schedules wait for the database", reason=error.reason)
+                seconds = AWAY_SECONDS
+            # Who has slept to the end need not ask whether something is due.
+            due = not await self._woken_within(seconds)
+
+    def _seconds(self, next_due: float | None) -> float:
+        if next_due is None:
+            return self._look_seconds
+        return min(self._look_seconds, next_due + _EARLY_SECONDS if next_due > 0 else LOCKED_SECONDS)
+
+    async def _woken_within(self, seconds: float) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                return await self._woken.wait()
+        return False
+
+    async def tick(self) -> bool:
+        """Makes the fires that are due, as many as one transaction takes; returns whether there may be more.
+
+        Where a run that is to give way is held by a process that is frozen, its schedule is set aside for a while, and
+        no other waits for it.
+
+        Raises:
+            ServiceError: UNAVAILABLE: the database is away. Nothing was made.
+        """
+        now = self._clock.monotonic()
+        self._aside = {found: until for found, until in self._aside.items() if until > now}
+        taken: list[UUID] = []
+        try:
+            fired = await self._fire(taken)
+        except ServiceError as error:
+            if error.reason != _BUSY or not taken:
+                raise
+            if len(taken) == 1:
+                _log.warning("schedule set aside: a run that gives way is held", schedule_id=str(taken[0]))
+                self._aside[taken[0]] = now + ASIDE_SECONDS
+            # Which of several it was is seen when they are looked at one by one.
+            self._at_once = 1
+            return True
+        if not fired:
+            self._at_once = SCHEDULES_AT_ONCE
+        for one in fired:
+            MISSED.inc(one.missed)
+            for run in one.plan.runs:
+                FIRES.labels(run.state.value).inc()
+                LATENESS.observe((one.due.now - run.due_time).total_seconds())
+        return bool(fired)
+
+    async def _fire(self, taken: list[UUID]) -> list[Fired]:
+        fired: list[Fired] = []
+        async with self._fires.begin() as transaction:
+            due = await transaction.take_due(self._at_once, list(self._aside))
+            if not due:
+                return []
+            taken += [found.schedule.id for found in due]
+            ending = [
+                found.schedule.id for found in due if found.schedule.content.overlap_policy in ENDING_POLICIES
+            ]
+            runs = await transaction.open_runs(taken, ending)
+            for found in due:
+                fired.append(self._look(found, runs.get(found.schedule.id, [])))
+                # Finding the next fire takes a millisecond: others are served in between.
+                await asyncio.sleep(0)
+            await transaction.record(fired)
+        return fired
+
+    async def backfill(self) -> bool:
+        """Makes fires of one backfill, as many as one transaction takes; returns whether there was one to look at.
+
+        Raises:
+            ServiceError: UNAVAILABLE: the database is away. Nothing was made.
+        """
+        async with self._fires.begin() as transaction:
+            due = await transaction.take_backfill()
+            if due is None:
+                return False
+            ids = [due.of.schedule.id]
+            ending = ids if due.backfill.overlap_policy in ENDING_POLICIES else []
+            runs = await transaction.open_runs(ids, ending)
+            fired = self._look_back(due, runs.get(due.of.schedule.id, []))
+            await transaction.record_backfill(fired)
+        for run in fired.plan.runs:
+            FIRES.labels(run.state.value).inc()
+        return True
+
+    def _look(self, due: DueSchedule, open_runs: list[OpenRun]) -> Fired:
+        try:
+            content = _content(due)
+            look = look_at_schedule(
+                due.schedule, open_runs, now=due.now, renders=due.fault is None, new_id=self._ids.new_id
+            )
+        except Exception as error:
+            # One that cannot be read must not keep the others from firing, nor be looked at for ever.
+            return self._give_up(due, error)
+        return Fired(due, content, look.plan, look.standing, look.remaining_runs, look.missed)
+
+    def _give_up(self, due: DueSchedule, error: Exception) -> Fired:
+        schedule = due.schedule
+        expected = isinstance(error, ServiceError)
+        why = str(error) if expected else "an internal error"
+        if not expected:
+            BACKGROUND_FAILURES.labels("schedule").inc()
+        _log.error(
+            "schedule paused: its next fire cannot be found",
+            schedule_id=str(schedule.id),
+            why=why,
+            exc_info=None if expected else error,
+        )
+        return Fired(
+            due,
+            None,
+            FirePlan(),
+            Standing(ScheduleState.PAUSED, schedule.standing.handled_until),
+            schedule.content.remaining_runs,
+            0,
+            note=f"paused by the scheduler: its next fire cannot be found ({why})",
+        )
+
+    def _look_back(self, due: DueBackfill, open_runs: list[OpenRun]) -> BackfillFired:
+        of, backfill = due.of, due.backfill
+        try:
+            content = _content(of)
+            look = look_at_backfill(
+                of.schedule,
+                backfill,
+                open_runs,
+                now=of.now,
+                renders=of.fault is None,
+                new_id=self._ids.new_id,
+            )
+        except Exception as error:
+            BACKGROUND_FAILURES.labels("backfill").inc()
+            _log.error("backfill cancelled: its schedule cannot be read", id=str(backfill.id), exc_info=error)
+            return BackfillFired(
+                due, None, FirePlan(), backfill.handled_until, BackfillState.CANCELLED, waits=False
+            )
+        state = BackfillState.COMPLETED if look.done else BackfillState.RUNNING
+        return BackfillFired(due, content, look.plan, look.handled_until, state, look.waits)
+
+
+def _content(due: DueSchedule) -> RunContent:
+    values = due.schedule.content.variables
+    if due.fault is None:
+        # With their defaults, as they went into the prompt.
+        values = read_values(due.task.content.variables, values)
+    return RunContent.of(due.task.content, values, due.prompt or "")

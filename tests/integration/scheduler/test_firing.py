@@ -1,0 +1,392 @@
+"""Schedules fire: when, how often, and beside whom."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+from itertools import pairwise
+from typing import Any
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+
+from services.kernel.clock import SystemClock
+from services.kernel.db import Database
+from services.kernel.ids import Uuid7Source
+from services.kernel.supervision import supervise
+from services.scheduler.domain.entities import TaskVariable
+from services.scheduler.domain.overlap import MAX_BUFFERED, OverlapPolicy
+from services.scheduler.domain.schedules import Schedule, Timing
+from services.scheduler.domain.variables import VariableType
+from services.scheduler.store.facts import OUTBOX, RUNS_QUEUED
+from services.scheduler.store.firing import FiringTransaction
+from services.scheduler.store.notes import CHANNEL, SCHEDULES_CHANGED
+from services.scheduler.store.tables import backfills, runs
+from services.scheduler.usecases.firing.ports import Fired
+from services.scheduler.usecases.schedules import UpdateSchedule
+from tests.databases import Copy
+
+from .ticking import MINUTE, Clockwork, clockwork, owner
+
+pytestmark = pytest.mark.integration
+P = OverlapPolicy
+WHO = TaskVariable("who", VariableType.STRING, required=True)
+
+
+@pytest.fixture
+async def works(scheduler_database: Database) -> AsyncIterator[Clockwork]:
+    async with clockwork(scheduler_database) as made:
+        yield made
+
+
+async def test_a_fire_makes_a_run_that_says_what_its_task_says(works: Clockwork) -> None:
+    schedule = await works.due(
+        task={"prompt_template": "greet {{ who }}", "variables": (WHO,), "priority": 7},
+        variables={"who": "Ada"},
+    )
+    due = (await works.read(schedule)).next_due_time
+    woken = asyncio.Event()
+    works.database.on_commit(RUNS_QUEUED, woken.set)
+    await works.tick()
+    (run,) = await works.runs(schedule)
+    assert (run.state, run.fire_time, run.due_time) == ("QUEUED", due, due)
+    assert (run.prompt, run.variables, run.priority, run.user_id) == (
+        "greet Ada",
+        {"who": "Ada"},
+        7,
+        schedule.user_id,
+    )
+    moved = await works.read(schedule)
+    assert (moved.next_fire_time, moved.last_fire_time) == (due + MINUTE, due)
+    assert (moved.version, moved.update_time) == (schedule.version, schedule.update_time)
+    assert woken.is_set(), "the worker of this process hears of it"
+    async with works.database.system() as connection:
+        facts = [
+            fact
+            for fact in await OUTBOX.claim(connection, 1000)
+            if fact.organization_id == schedule.organization_id
+        ]
+    assert [fact.topic for fact in facts] == ["runs"]
+
+
+async def test_nothing_fires_before_it_is_due(works: Clockwork) -> None:
+    schedule = await works.schedule()
+    await works.tick()
+    assert await works.runs(schedule) == []
+    seconds = await works.queries.seconds_to_next()
+    assert seconds is not None and 0 < seconds <= 60
+
+
+async def test_replicas_share_what_is_due(works: Clockwork) -> None:
+    made = [await works.due() for _ in range(120)]
+    tickers = [works.ticker() for _ in range(4)]
+
+    async def work(index: int) -> int:
+        looks = 0
+        while await tickers[index].tick():
+            looks += 1
+        return looks
+
+    # One that finds all that is due locked by others ends: what those took they make.
+    looks = await asyncio.gather(*(work(index) for index in range(4)))
+    assert sum(looks) >= 3
+    assert [len(await works.runs(schedule)) for schedule in made] == [1] * 120
+
+
+async def test_a_replica_that_dies_before_its_commit_has_made_nothing(works: Clockwork) -> None:
+    schedule = await works.due(3 * MINUTE)
+
+    class Dies(FiringTransaction):
+        async def record(self, fired: Sequence[Fired]) -> None:
+            await super().record(fired)
+            raise asyncio.CancelledError
+
+    before = await works.read(schedule)
+    with pytest.raises(asyncio.CancelledError):
+        async with works.database.system() as connection:
+            transaction = Dies(connection)
+            works.queries.begin = lambda: _given(transaction)  # type: ignore[method-assign]
+            await works.ticker().tick()
+    del works.queries.begin
+    assert (await works.read(schedule), await works.runs(schedule)) == (before, [])
+    await works.tick()
+    assert len(await works.runs(schedule)) == 3
+
+
+class _given:
+    """A transaction that somebody else ends."""
+
+    def __init__(self, transaction: FiringTransaction) -> None:
+        self._transaction = transaction
+
+    async def __aenter__(self) -> FiringTransaction:
+        return self._transaction
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+
+async def test_a_fire_that_is_there_already_is_not_made_again(works: Clockwork) -> None:
+    schedule = await works.due(3 * MINUTE)
+    await works.tick()
+    await works.rewind(schedule, 3 * MINUTE)
+    await works.tick()
+    assert len(await works.runs(schedule)) == 3
+
+
+async def test_a_sleeping_replica_hears_of_a_schedule(works: Clockwork, databases: Copy) -> None:
+    # Two replicas: the one in whose process the schedule is made, and one that only listens.
+    other = databases.open("scheduler")
+    for database in (works.database, other):
+        ticker, clock = Clockwork(database).ticker(), SystemClock()
+        listening = asyncio.Event()
+
+        def heard(ticker: Any = ticker, listening: asyncio.Event = listening) -> None:
+            listening.set()
+            ticker.wake()
+
+        loops = [asyncio.create_task(supervise("tick", ticker.run, clock))]
+        if database is other:
+            loops.append(asyncio.create_task(database.listen(CHANNEL, heard)))
+            await listening.wait()
+        else:
+            database.on_commit(SCHEDULES_CHANGED, ticker.wake)
+        schedule = await works.schedule(timing=Timing(interval=timedelta(seconds=1)))
+        await works.until(schedule, 1)
+        for loop in loops:
+            loop.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
+        await works.schedules.delete(owner(schedule), schedule.id, "", "")
+    await other.close()
+
+
+@pytest.mark.parametrize(
+    ("policy", "states", "reasons", "cancelled"),
+    [
+        (P.SKIP, ["SKIPPED", "SKIPPED"], ["OVERLAP", "OVERLAP"], False),
+        (P.BUFFER_ONE, ["PENDING", "SKIPPED"], [None, "BUFFER_FULL"], False),
+        (P.BUFFER_ALL, ["PENDING", "PENDING"], [None, None], False),
+        (P.CANCEL_OTHER, ["SKIPPED", "PENDING"], ["SUPERSEDED", None], True),
+        (P.TERMINATE_OTHER, ["CANCELLED", "QUEUED"], [None, None], True),
+        (P.ALLOW_ALL, ["QUEUED", "QUEUED"], [None, None], False),
+    ],
+)
+async def test_beside_a_run_that_goes_on(
+    works: Clockwork, policy: P, states: list[str], reasons: list[str | None], cancelled: bool
+) -> None:
+    schedule = await works.due(overlap_policy=policy)
+    await works.tick()
+    (first,) = await works.runs(schedule)
+    await works.begin(first.id)
+    # Two more are due at once: the later meets what the earlier has left.
+    await works.change(
+        schedule.id, handled_until=first.fire_time - 2 * MINUTE, next_due_time=first.fire_time - MINUTE
+    )
+    await works.change_run(first.id, fire_time=first.fire_time - 9 * MINUTE)
+    await works.change(schedule.id, end_time=first.fire_time)
+    await works.tick()
+    before, *made = await works.runs(schedule)
+    assert (before.id, before.state, before.cancel_time is not None) == (first.id, "RUNNING", cancelled)
+    assert [run.state for run in made] == states
+    assert [run.skip_reason for run in made] == reasons
+
+
+async def test_a_run_that_no_worker_has_gives_way_at_once(works: Clockwork) -> None:
+    schedule = await works.due(overlap_policy=P.CANCEL_OTHER)
+    await works.tick()
+    (first,) = await works.runs(schedule)
+    await works.change_run(first.id, fire_time=first.fire_time - 9 * MINUTE)
+    await works.rewind(schedule, MINUTE)
+    await works.tick()
+    assert await works.states(schedule) == ["CANCELLED", "QUEUED"]
+
+
+async def test_what_was_missed_is_made_as_far_as_the_window_reaches(works: Clockwork) -> None:
+    span = timedelta(hours=1)
+    schedule = await works.due(
+        span, timing=Timing(cron_expression="*/5 * * * *"), catch_up_window=timedelta(minutes=22)
+    )
+    since = works.now - span
+    previewed = await works.schedules.preview(owner(schedule), schedule.id, 100, since)
+    await works.tick()
+    made = await works.runs(schedule)
+    now = made[-1].create_time
+    due = [fire.fire_time for fire in previewed if fire.fire_time <= now]
+    assert [run.fire_time for run in made] == [fire for fire in due if fire >= now - timedelta(minutes=22)]
+    assert (await works.read(schedule)).missed_fires == len(due) - len(made) > 0
+    await works.tick()
+    assert len(await works.runs(schedule)) == len(made)
+
+
+async def test_overlap_decides_about_what_is_caught_up(works: Clockwork) -> None:
+    schedule = await works.due(
+        timedelta(minutes=12), timing=Timing(interval=5 * MINUTE, anchor=works.now), overlap_policy=P.SKIP
+    )
+    await works.tick()
+    assert await works.states(schedule) == ["QUEUED", "SKIPPED", "SKIPPED"]
+
+
+async def test_many_fires_of_one_schedule_take_many_looks(works: Clockwork) -> None:
+    schedule = await works.due(timedelta(seconds=130), timing=Timing(interval=timedelta(seconds=1)))
+    await works.tick()
+    made = await works.runs(schedule)
+    assert len(made) >= 130
+    assert all(b.fire_time - a.fire_time == timedelta(seconds=1) for a, b in pairwise(made))
+
+
+async def test_a_schedule_ends_with_its_last_fire(works: Clockwork) -> None:
+    schedule = await works.due(5 * MINUTE, remaining_runs=3)
+    await works.tick()
+    assert len(await works.runs(schedule)) == 3
+    row = await works.read(schedule)
+    assert (row.state, row.remaining_runs, row.next_fire_time, row.next_due_time) == ("ENDED", 0, None, None)
+
+
+async def test_a_changed_task_is_rendered_anew_before_its_schedules_fire(works: Clockwork) -> None:
+    schedule = await works.due(task={"prompt_template": "greet"})
+    await works.retask(schedule, prompt_template="{{ 'wa' }}ve")
+    await works.tick()
+    assert await works.runs(schedule) == []
+    assert await works.prompts().render_some()
+    assert not await works.prompts().render_some()
+    await works.tick()
+    assert [run.prompt for run in await works.runs(schedule)] == ["wave"]
+
+
+async def test_a_prompt_that_cannot_be_rendered_is_a_failed_run(works: Clockwork) -> None:
+    schedule = await works.due(overlap_policy=P.CANCEL_OTHER)
+    await works.tick()
+    (open_run,) = await works.runs(schedule)
+    await works.retask(schedule, prompt_template="{{ who }}", variables=(WHO,))
+    await works.prompts().render_some()
+    await works.change_run(open_run.id, fire_time=open_run.fire_time - 9 * MINUTE)
+    await works.rewind(schedule, MINUTE)
+    await works.tick()
+    before, failed = await works.runs(schedule)
+    assert before.state == "QUEUED", "no other run gives way to one that cannot be"
+    assert (failed.state, failed.failure_reason) == ("FAILED", "PROMPT_NOT_RENDERED")
+    assert "variables.who" in failed.failure_message
+
+
+async def test_a_prompt_is_not_kept_for_a_task_that_has_changed_meanwhile(works: Clockwork) -> None:
+    schedule = await works.due()
+    await works.change(schedule.id, prompt_stale=True)
+    (stale,) = await works.queries.stale(10)
+    await works.retask(schedule, priority=1)
+    assert not await works.queries.keep(stale, "old", None)
+    assert (await works.read(schedule)).prompt_stale
+
+
+async def test_new_variables_are_rendered_with_the_change(works: Clockwork) -> None:
+    schedule = await works.schedule(
+        task={"prompt_template": "greet {{ who }}", "variables": (WHO,)},
+        variables={"who": "Ada"},
+    )
+    change = UpdateSchedule(schedule.id, {"variables": {"who": "Grace"}}, "", "")
+    await works.schedules.update(owner(schedule), change)
+    row = await works.read(schedule)
+    assert (row.prompt, row.prompt_stale) == ("greet Grace", False)
+
+
+async def test_one_that_cannot_be_read_is_paused_and_the_others_fire(works: Clockwork) -> None:
+    broken, whole = await works.due(timing=Timing(cron_expression="* * * * *")), await works.due()
+    await works.change(broken.id, time_zone="Atlantis/Centre")
+    await works.tick()
+    row = await works.read(broken)
+    assert (row.state, row.next_due_time, row.version) == ("PAUSED", None, broken.version + 1)
+    assert "spec.time_zone" in row.note
+    assert len(await works.runs(whole)) == 1
+
+
+async def test_a_run_that_somebody_holds_keeps_no_other_schedule_waiting(works: Clockwork) -> None:
+    held = await works.due(overlap_policy=P.CANCEL_OTHER)
+    await works.tick()
+    (run,) = await works.runs(held)
+    await works.change_run(run.id, fire_time=run.fire_time - 9 * MINUTE)
+    await works.rewind(held, MINUTE)
+    others = [await works.due() for _ in range(3)]
+    async with works.database.dedicated_system() as connection:
+        await connection.execute(sa.select(runs).where(runs.c.id == run.id).with_for_update())
+        await works.tick()
+        assert [len(await works.runs(other)) for other in others] == [1, 1, 1]
+        assert await works.states(held) == ["QUEUED"]
+    await works.tick()
+    assert await works.states(held) == ["CANCELLED", "QUEUED"]
+
+
+async def backfill(works: Clockwork, schedule: Schedule, span: timedelta, policy: P) -> UUID:
+    """Asks for the fires of a span before now."""
+    backfill_id = Uuid7Source().new_id()
+    start = works.now - span
+    async with works.database.system() as connection:
+        await connection.execute(
+            sa.insert(backfills).values(
+                id=backfill_id,
+                organization_id=schedule.organization_id,
+                user_id=schedule.user_id,
+                schedule_id=schedule.id,
+                start_time=start,
+                end_time=works.now,
+                overlap_policy=policy.value,
+                state="RUNNING",
+                handled_until=start - timedelta(microseconds=1),
+            )
+        )
+    return backfill_id
+
+
+async def read_backfill(works: Clockwork, backfill_id: UUID) -> Any:
+    async with works.database.system() as connection:
+        return (await connection.execute(sa.select(backfills).where(backfills.c.id == backfill_id))).one()
+
+
+async def test_a_backfill_makes_every_fire_of_its_span_once_more(works: Clockwork) -> None:
+    schedule = await works.due(3 * MINUTE)
+    await works.tick()
+    backfill_id = await backfill(works, schedule, 70 * MINUTE, P.ALLOW_ALL)
+    await works.tick()
+    made = [run for run in await works.runs(schedule) if run.backfill_id == backfill_id]
+    assert [run.fire_time for run in made] == [
+        works.now - timedelta(seconds=1) - n * MINUTE for n in range(69, -1, -1)
+    ]
+    assert {run.state for run in made} == {"QUEUED"}
+    assert all(run.due_time >= works.now for run in made)
+    row = await read_backfill(works, backfill_id)
+    assert (row.state, row.fire_count, row.handled_until) == ("COMPLETED", 70, row.end_time)
+    assert len(await works.runs(schedule)) == 73
+
+
+async def test_a_backfill_waits_for_room_instead_of_leaving_fires_out(works: Clockwork) -> None:
+    schedule = await works.schedule()
+    backfill_id = await backfill(works, schedule, 130 * MINUTE, P.BUFFER_ALL)
+    await works.tick()
+    assert await works.states(schedule) == ["QUEUED"] + ["PENDING"] * MAX_BUFFERED
+    row = await read_backfill(works, backfill_id)
+    assert (row.state, row.fire_count) == ("RUNNING", 1 + MAX_BUFFERED)
+    assert row.available_time > row.create_time
+    async with works.database.system() as connection:
+        over = {"state": "CANCELLED", "end_time": sa.func.clock_timestamp()}
+        await connection.execute(sa.update(runs).where(runs.c.schedule_id == schedule.id).values(over))
+        await connection.execute(sa.update(backfills).values(available_time=works.now))
+    await works.tick()
+    row = await read_backfill(works, backfill_id)
+    assert (row.state, row.fire_count) == ("COMPLETED", 130)
+    assert (await works.states(schedule)).count("SKIPPED") == 0
+
+
+async def test_a_backfill_of_a_paused_schedule_is_made(works: Clockwork) -> None:
+    schedule = await works.schedule()
+    await works.schedules.pause(owner(schedule), schedule.id, "", "")
+    await backfill(works, schedule, 2 * MINUTE, P.SKIP)
+    await works.tick()
+    assert await works.states(schedule) == ["QUEUED", "SKIPPED"]
+
+
+async def test_a_backfill_whose_schedule_cannot_be_read_is_given_up(works: Clockwork) -> None:
+    schedule = await works.schedule(timing=Timing(cron_expression="* * * * *"))
+    await works.change(schedule.id, time_zone="Atlantis/Centre")
+    backfill_id = await backfill(works, schedule, 2 * MINUTE, P.SKIP)
+    await works.tick()
+    assert (await read_backfill(works, backfill_id)).state == "CANCELLED"
