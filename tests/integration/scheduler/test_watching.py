@@ -22,6 +22,7 @@ from services.scheduler.store.notes import RUNS_CHANGED
 from services.scheduler.store.system_queries import HouseKeeping, RunQueries
 from services.scheduler.store.tables import run_attempts, runs
 from services.scheduler.usecases import watching
+from services.scheduler.usecases.worker.ports import Progress
 from tests.databases import Copy
 from tests.integration.session.serving import reason, refusal
 
@@ -161,14 +162,14 @@ async def test_whoever_changes_a_run_notes_it(api: Serving, databases: Copy) -> 
         noted.clear()
         queue = RunQueries(database)
         await client.run()
-        claim, *_ = await queue.claim("a worker", 100)
-        await queue.note_session(claim, uuid4())
-        await queue.note_turn(claim, uuid4())
-        await queue.end(claim, Outcome(RunState.SUCCEEDED), None)
-        assert noted == ["worked"] * 4
-        assert await queue.claim("a worker", 100) == []
-        assert noted == ["worked"] * 4
+        claims = (await queue.claim("a worker", 100)).runs
+        await queue.record([Progress(claim, uuid4(), uuid4()) for claim in claims])
+        await queue.record([Progress(claim, outcome=Outcome(RunState.SUCCEEDED)) for claim in claims])
+        assert noted == ["worked"] * 3
+        assert not (await queue.claim("a worker", 100)).runs
+        assert noted == ["worked"] * 3
         await HouseKeeping(database).purge()
+        await queue.promote_forgotten()
         assert noted == ["worked"] * 5
     finally:
         await database.close()
