@@ -126,7 +126,7 @@ async def test_what_resuming_cannot_mend_is_raised(server: ScriptedServer, clien
 
 def told(text: str) -> list[str]:
     """The lines without their times."""
-    return [re.sub(r"^\d\d:\d\d:\d\d +", "", line) for line in text.splitlines()]
+    return [re.sub(r"^(\d\d:\d\d:\d\d)? +", "", line) for line in text.splitlines()]
 
 
 async def test_the_story_of_a_run_that_succeeds(server: ScriptedServer, command: CommandLine) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,31 +22,32 @@ _WAITS = {
     TaskRun.PENDING: "held back by its schedule",
     TaskRun.QUEUED: "waits for a worker",
 }
+# Of the columns that are always there, and of the others, the most wanted first, with what is between them.
+_ROW_WIDTH = 77
+_OPTIONAL_WIDTHS = {"ATTEMPT": 10, "FIRE": 19, "TASK": 39}
 _STATE_WIDTH = max(len(name) for name, number in TaskRun.State.items() if number)
 
 
-def rows_of(found: Sequence[TaskRun]) -> Any:
-    """Returns runs as a table."""
+def rows_of(found: Sequence[TaskRun], width: int) -> Any:
+    """Returns runs as a table; what does not fit into the width is left out."""
+    shown = {"ID", "STATE", "COST", "CREATED"}
+    left = width - _ROW_WIDTH
+    for name, needed in _OPTIONAL_WIDTHS.items():
+        if left >= needed and (name != "FIRE" or any(run.HasField("fire_time") for run in found)):
+            shown.add(name)
+            left -= needed
+    cells: dict[str, tuple[dict[str, Any], Callable[[TaskRun], Text | str]]] = {
+        "ID": ({"no_wrap": True, "min_width": 36}, lambda run: run.id),
+        "STATE": ({"no_wrap": True}, lambda run: word(TaskRun.State, run.state)),
+        "ATTEMPT": ({"justify": "right"}, lambda run: str(run.attempt)),
+        "COST": ({"justify": "right"}, lambda run: money(run.cost_usd)),
+        "CREATED": ({"no_wrap": True}, lambda run: when(run.create_time)),
+        "FIRE": ({"no_wrap": True}, lambda run: local_time(run.fire_time)),
+        "TASK": ({"no_wrap": True}, lambda run: run.task_id),
+    }
     return table(
-        [
-            ("ID", {"no_wrap": True, "min_width": 36}),
-            ("STATE", {"no_wrap": True}),
-            ("ATTEMPT", {"justify": "right"}),
-            ("COST", {"justify": "right"}),
-            ("CREATED", {"no_wrap": True}),
-            ("TASK", {"no_wrap": True}),
-        ],
-        [
-            (
-                run.id,
-                word(TaskRun.State, run.state),
-                str(run.attempt),
-                money(run.cost_usd),
-                when(run.create_time),
-                run.task_id,
-            )
-            for run in found
-        ],
+        [(name, options) for name, (options, _) in cells.items() if name in shown],
+        [[cell(run) for name, (_, cell) in cells.items() if name in shown] for run in found],
     )
 
 
@@ -99,24 +100,29 @@ def story_of(run: TaskRun) -> Iterator[tuple[str, Text]]:
         number = attempt.attempt
         yield f"{number}", _line(attempt.start_time, TaskRun.RUNNING, f"attempt {number}")
         if attempt.session_id:
-            yield f"{number} in", _line(None, None, f"session {attempt.session_id}")
+            yield f"{number} in", _more(f"session {attempt.session_id}")
         last = attempt == run.attempts[-1] and run.state in FINAL_RUN_STATES
         if attempt.state in FINAL_RUN_STATES and not last:
             yield f"{number} over", _line(attempt.end_time, attempt.state, _failed(attempt.failure))
     if run.state in FINAL_RUN_STATES:
         yield "over", _line(run.end_time, run.state, _end(run))
     elif run.cancel_requested:
-        yield "cancel", _line(None, None, "somebody has asked for its end")
+        yield "cancel", _more("somebody has asked for its end")
     elif run.state in _WAITS:
         waits = f"waits for attempt {run.attempt + 1}" if run.attempt else _WAITS[run.state]
         yield f"{run.state} {run.attempt}", _line(None, run.state, waits)
 
 
-def _line(time: Timestamp | None, state: int | None, text: str) -> Text:
+def _line(time: Timestamp | None, state: int, text: str) -> Text:
     moment = time.ToDatetime(UTC) if time is not None and time.seconds else datetime.now(UTC)
-    shown = word(TaskRun.State, state) if state is not None else Text("")
-    shown.pad_right(max(0, _STATE_WIDTH - len(shown)))
+    shown = word(TaskRun.State, state)
+    shown.pad_right(_STATE_WIDTH - len(shown))
     return Text.assemble((f"{moment.astimezone():%H:%M:%S}  ", "dim"), shown, f"  {text}".rstrip())
+
+
+def _more(text: str) -> Text:
+    """A line that belongs to the one before: when it came to be is not known."""
+    return Text(" " * (len("hh:mm:ss  ") + _STATE_WIDTH + 2) + text)
 
 
 def _end(run: TaskRun) -> str:

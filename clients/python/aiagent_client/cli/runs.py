@@ -129,7 +129,7 @@ def runs(
         if not found and not invocation.as_json:
             invocation.notes.print("no runs", style="dim")
             return
-        invocation.result(found, lambda: run_views.rows_of(found))
+        invocation.result(found, lambda: run_views.rows_of(found, invocation.out.width))
         if more:
             invocation.notes.print(f"there are more than {limit}; --limit 0 shows all", style="dim")
 
