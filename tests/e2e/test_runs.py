@@ -22,6 +22,7 @@ from aiagent.scheduler.v1 import scheduler_service_pb2 as pb
 from aiagent.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceStub
 from aiagent.session.v1 import session_pb2
 from aiagent.session.v1 import session_service_pb2 as sessions_pb
+from aiagent_client import Client
 from tests.running_suite import RunningSuite
 
 from .conftest import OPTIONS, User
@@ -196,6 +197,9 @@ async def test_the_scheduler_killed_in_mid_run(in_processes: RunningSuite):
             async with asyncio.timeout(30):
                 while not run["session_id"] or await _calls(http, run["session_id"]) == []:
                     run = await until(http, run, "QUEUED", "RUNNING")
+            begun = asyncio.Event()
+            seen = asyncio.create_task(watched(user, run["id"], begun))
+            await asyncio.wait_for(begun.wait(), 30)
             note = in_processes.state_dir / "run" / "scheduler-1.pid"
             pid = int(note.read_text(encoding="utf-8").split()[0])
             os.kill(pid, signal.SIGKILL)
@@ -208,9 +212,27 @@ async def test_the_scheduler_killed_in_mid_run(in_processes: RunningSuite):
                 1,
             )
             assert ended["session_id"] == run["session_id"]
+            # Who looked on was told the rest by the next process, and nothing twice.
+            states, cursors, lost = await seen
+            assert (states[0], states[-1]) == ("RUNNING", "SUCCEEDED")
+            assert cursors == sorted(set(cursors))
+            assert lost >= 1
             assert await prompts(user, run["session_id"]) == [f"In the attic: {script}"]
             sessions = (await http.get("/api/v1/sessions")).json()["sessions"]
             assert [session["id"] for session in sessions] == [run["session_id"]]
+
+
+async def watched(user: User, run_id: str, begun: asyncio.Event) -> tuple[list[str], list[int], int]:
+    """What the client's watch yields: states, cursors, and how often it had to connect anew."""
+    lost: list[Any] = []
+    states, cursors = [], []
+    async with Client(user.base_url, token=user.access_token) as client:
+        watch = client.runs.watch(run_id, on_reconnect=lost.append)
+        async for run in watch:
+            states.append(run_pb2.TaskRun.State.Name(run.state))
+            cursors.append(watch.cursor)
+            begun.set()
+    return states, cursors, len(lost)
 
 
 async def _calls(http: httpx.AsyncClient, session_id: str) -> list[Any]:
