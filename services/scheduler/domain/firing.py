@@ -196,8 +196,6 @@ def _plan(
                 made[other] = replace(made[other], state=RunState.CANCELLED)
             elif other not in plan.cancel:
                 plan.cancel.append(other)
-            if states[other] is RunState.QUEUED:
-                del states[other]
         for other in found.supersede:
             if other in made:
                 made[other] = replace(made[other], state=RunState.SKIPPED, skip_reason=SkipReason.SUPERSEDED)

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from services.kernel.clock import SystemClock
 from services.kernel.db import Database
+from services.kernel.errors import ServiceError
 from services.kernel.ids import Uuid7Source
 from services.kernel.supervision import supervise
 from services.scheduler.domain.entities import TaskVariable
@@ -23,7 +24,9 @@ from services.scheduler.domain.variables import VariableType
 from services.scheduler.store.facts import OUTBOX, RUNS_QUEUED
 from services.scheduler.store.firing import FiringTransaction
 from services.scheduler.store.notes import CHANNEL, SCHEDULES_CHANGED
+from services.scheduler.store.system_queries import FireQueries
 from services.scheduler.store.tables import backfills, runs
+from services.scheduler.usecases.firing import Ticker
 from services.scheduler.usecases.firing.ports import Fired
 from services.scheduler.usecases.schedules import UpdateSchedule
 from tests.databases import Copy
@@ -80,7 +83,8 @@ async def test_nothing_fires_before_it_is_due(works: Clockwork) -> None:
 
 
 async def test_replicas_share_what_is_due(works: Clockwork) -> None:
-    made = [await works.due() for _ in range(120)]
+    # Two fires of each are too late.
+    made = [await works.due(3 * MINUTE, catch_up_window=timedelta(seconds=30)) for _ in range(120)]
     tickers = [works.ticker() for _ in range(4)]
 
     async def work(index: int) -> int:
@@ -93,6 +97,7 @@ async def test_replicas_share_what_is_due(works: Clockwork) -> None:
     looks = await asyncio.gather(*(work(index) for index in range(4)))
     assert sum(looks) >= 3
     assert [len(await works.runs(schedule)) for schedule in made] == [1] * 120
+    assert {(await works.read(schedule)).missed_fires for schedule in made} == {2}
 
 
 async def test_a_replica_that_dies_before_its_commit_has_made_nothing(works: Clockwork) -> None:
@@ -136,30 +141,65 @@ async def test_a_fire_that_is_there_already_is_not_made_again(works: Clockwork) 
     assert len(await works.runs(schedule)) == 3
 
 
-async def test_a_sleeping_replica_hears_of_a_schedule(works: Clockwork, databases: Copy) -> None:
-    # Two replicas: the one in whose process the schedule is made, and one that only listens.
-    other = databases.open("scheduler")
-    for database in (works.database, other):
-        ticker, clock = Clockwork(database).ticker(), SystemClock()
-        listening = asyncio.Event()
+class Asleep(FireQueries):
+    """Tells when a ticker has found that nothing will be due."""
 
-        def heard(ticker: Any = ticker, listening: asyncio.Event = listening) -> None:
-            listening.set()
-            ticker.wake()
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self.told = asyncio.Event()
 
-        loops = [asyncio.create_task(supervise("tick", ticker.run, clock))]
-        if database is other:
-            loops.append(asyncio.create_task(database.listen(CHANNEL, heard)))
-            await listening.wait()
-        else:
-            database.on_commit(SCHEDULES_CHANGED, ticker.wake)
-        schedule = await works.schedule(timing=Timing(interval=timedelta(seconds=1)))
-        await works.until(schedule, 1)
-        for loop in loops:
-            loop.cancel()
-        await asyncio.gather(*loops, return_exceptions=True)
-        await works.schedules.delete(owner(schedule), schedule.id, "", "")
-    await other.close()
+    async def seconds_to_next(self) -> float | None:
+        seconds = await super().seconds_to_next()
+        if seconds is None:
+            self.told.set()
+        return seconds
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+async def test_a_sleeping_replica_hears_of_a_schedule(
+    works: Clockwork, databases: Copy, elsewhere: bool
+) -> None:
+    # In the process in which it is made, and in another one.
+    database = databases.open("scheduler")
+    queries, clock, listening = Asleep(database), SystemClock(), asyncio.Event()
+    ticker = Ticker(queries, Uuid7Source(), clock)
+
+    def heard() -> None:
+        listening.set()
+        ticker.wake()
+
+    loops = []
+    if elsewhere:
+        loops.append(asyncio.create_task(database.listen(CHANNEL, heard)))
+        await listening.wait()
+    else:
+        works.database.on_commit(SCHEDULES_CHANGED, ticker.wake)
+    loops.append(asyncio.create_task(supervise("tick", ticker.run, clock)))
+    await queries.told.wait()
+    schedule = await works.schedule(timing=Timing(interval=timedelta(seconds=1)))
+    await works.until(schedule, 1)
+    for loop in loops:
+        loop.cancel()
+    await asyncio.gather(*loops, return_exceptions=True)
+    works.database.on_commit(SCHEDULES_CHANGED, lambda: None)
+    await database.close()
+
+
+async def test_who_listens_hears_that_the_database_has_gone(works: Clockwork, databases: Copy) -> None:
+    database = databases.open("scheduler", application_name="deaf")
+    listening = asyncio.Event()
+    task = asyncio.create_task(database.listen(CHANNEL, listening.set))
+    await listening.wait()
+    async with works.database.system() as connection:
+        await connection.execute(
+            sa.text(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'deaf/listener'"
+            )
+        )
+    with pytest.raises(ServiceError, match="cannot be reached"):
+        async with asyncio.timeout(5):
+            await task
+    await database.close()
 
 
 @pytest.mark.parametrize(
