@@ -60,8 +60,11 @@ PUBLIC = (
 GENERIC = ("/grpc.health.v1.Health/", "/grpc.reflection.")
 """Prefixes of the services that every gRPC server has."""
 PUBLIC_PREFIXES = ("/docs", "/redoc", "/static/", *GENERIC)
-WATCH = "/aiagent.session.v1.SessionService/WatchSession"
-"""The stream that is never silent: a checkpoint comes every 15 s."""
+WATCHES = {
+    "session": "/aiagent.session.v1.SessionService/WatchSession",
+    "scheduler": "/aiagent.scheduler.v1.SchedulerService/WatchTaskRun",
+}
+"""The streams that are never silent: a checkpoint comes every 15 s."""
 _CONTENT_TYPES = {
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -81,8 +84,8 @@ def routes(origins: Sequence[str]) -> RouteConfiguration:
     """
     # Checkpoints keep a stream that is read busy; one that has carried nothing for the listener's five minutes is not
     # read, and its service cannot take it back alone.
-    watched = _call(WATCH, "session", busy=True)
-    known = [watched] + [
+    known = [_call(method, cluster, busy=True) for cluster, method in WATCHES.items()]
+    known += [
         _call(f"/{service}/", cluster) for cluster, services in SERVICES.items() for service in services
     ]
     known += [_call(prefix, "session") for prefix in GENERIC]

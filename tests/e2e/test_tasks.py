@@ -55,6 +55,18 @@ async def schedules_of(user: User, http: httpx.AsyncClient, task_id: str) -> Non
     assert (resumed["state"], resumed["next_fire_time"]) == ("ACTIVE", made["next_fire_time"])
     fires = (await http.get(f"{path}/preview", params={"count": "1"})).json()["fires"]
     assert [fire["fire_time"] for fire in fires] == [made["next_fire_time"]]
+    span = {"start_time": "2026-03-27T00:00:00Z", "end_time": "2026-03-30T00:00:00Z"}
+    answer = await http.post(f"{path}/backfills", json={**span, "overlap_policy": "SKIP"})
+    assert answer.status_code == 200, answer.text
+    backfill = answer.json()
+    assert (backfill["start_time"], backfill["overlap_policy"]) == (span["start_time"], "SKIP")
+    turned = {"start_time": span["end_time"], "end_time": span["start_time"]}
+    assert "end_time" in (await http.post(f"{path}/backfills", json=turned)).text
+    cancelled = (await http.post(f"/api/v1/backfills/{backfill['id']}/cancel", json={})).json()
+    assert cancelled["state"] in ("CANCELLED", "COMPLETED")
+    assert (await http.get(f"/api/v1/backfills/{backfill['id']}")).json() == cancelled
+    found = (await http.get(f"{path}/backfills")).json()
+    assert [one["id"] for one in found["backfills"]] == [backfill["id"]]
     stub = SchedulerServiceStub(user.channel)
     listed = await user.call(stub.ListSchedules, pb.ListSchedulesRequest(task_id=task_id))
     assert [schedule.id for schedule in listed.schedules] == [made["id"]]

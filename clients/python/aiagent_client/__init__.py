@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from aiagent.auth.v1.user_pb2 import User
     from aiagent.events.v1.session_event_pb2 import SessionEvent
     from aiagent.scheduler.v1.run_pb2 import TaskRun, TaskRunAttempt
-    from aiagent.scheduler.v1.schedule_pb2 import Schedule, ScheduleFire, ScheduleSpec
+    from aiagent.scheduler.v1.schedule_pb2 import Schedule, ScheduleBackfill, ScheduleFire, ScheduleSpec
     from aiagent.scheduler.v1.task_pb2 import RetryPolicy, Task, TaskVariable
     from aiagent.session.v1.agent_options_pb2 import AgentOptions
     from aiagent.session.v1.session_pb2 import Message, PermissionRequest, Session, ToolCall, Turn
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
         UnauthenticatedError,
         UnavailableError,
     )
-    from aiagent_client.runs import FINAL_RUN_STATES
+    from aiagent_client.runs import FINAL_RUN_STATES, RunWatch
     from aiagent_client.sessions import FINAL_STATES
     from aiagent_client.watching import Watch, WatchedItem
 
@@ -86,7 +86,9 @@ __all__ = [
     "PermissionRequest",
     "ResourceExhaustedError",
     "RetryPolicy",
+    "RunWatch",
     "Schedule",
+    "ScheduleBackfill",
     "ScheduleFire",
     "ScheduleSpec",
     "Session",
@@ -119,6 +121,7 @@ _HOMES = {
     ),
     "aiagent.scheduler.v1.schedule_pb2": (
         "Schedule",
+        "ScheduleBackfill",
         "ScheduleFire",
         "ScheduleSpec",
     ),
@@ -170,7 +173,10 @@ _HOMES = {
         "UnauthenticatedError",
         "UnavailableError",
     ),
-    "aiagent_client.runs": ("FINAL_RUN_STATES",),
+    "aiagent_client.runs": (
+        "FINAL_RUN_STATES",
+        "RunWatch",
+    ),
     "aiagent_client.sessions": ("FINAL_STATES",),
     "aiagent_client.watching": (
         "Watch",

@@ -10,7 +10,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from aiagent.scheduler.v1 import scheduler_service_pb2 as pb
 from aiagent.scheduler.v1 import scheduler_service_pb2_grpc
-from aiagent.scheduler.v1.schedule_pb2 import Schedule, ScheduleFire, ScheduleSpec
+from aiagent.scheduler.v1.schedule_pb2 import Schedule, ScheduleBackfill, ScheduleFire, ScheduleSpec
 from aiagent_client.connection import Connection
 
 if TYPE_CHECKING:
@@ -142,3 +142,45 @@ class Schedules:
         if after is not None:
             request.after.FromDatetime(after)
         return (await self._connection.call(self._stub.PreviewSchedule, request)).fires
+
+    async def backfill(
+        self,
+        schedule_id: str,
+        start_time: datetime,
+        end_time: datetime,
+        *,
+        overlap_policy: Schedule.OverlapPolicy.ValueType = Schedule.OVERLAP_POLICY_UNSPECIFIED,
+        request_id: str = "",
+    ) -> ScheduleBackfill:
+        """Has the fires of a span of the past made, both ends included, in the background.
+
+        Without an overlap policy the schedule's own holds. Raises InvalidArgumentError when the span has no fire, or
+        more than 10,000.
+        """
+        request = pb.BackfillScheduleRequest(
+            schedule_id=schedule_id, overlap_policy=overlap_policy, request_id=request_id
+        )
+        request.start_time.FromDatetime(start_time)
+        request.end_time.FromDatetime(end_time)
+        return await self._connection.call(self._stub.BackfillSchedule, request)
+
+    async def get_backfill(self, backfill_id: str) -> ScheduleBackfill:
+        """Returns a backfill. Raises NotFoundError with BACKFILL_NOT_FOUND."""
+        request = pb.GetScheduleBackfillRequest(backfill_id=backfill_id)
+        return await self._connection.call(self._stub.GetScheduleBackfill, request)
+
+    async def backfills(self, schedule_id: str, *, page_size: int = 0) -> AsyncIterator[ScheduleBackfill]:
+        """Yields the backfills of a schedule, the newest first."""
+        request = pb.ListScheduleBackfillsRequest(schedule_id=schedule_id, page_size=page_size)
+        while True:
+            page = await self._connection.call(self._stub.ListScheduleBackfills, request)
+            for backfill in page.backfills:
+                yield backfill
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def cancel_backfill(self, backfill_id: str, *, request_id: str = "") -> ScheduleBackfill:
+        """Keeps a backfill from making further fires; its runs go on."""
+        request = pb.CancelScheduleBackfillRequest(backfill_id=backfill_id, request_id=request_id)
+        return await self._connection.call(self._stub.CancelScheduleBackfill, request)

@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import aclosing
-from typing import TYPE_CHECKING, Final
-
-import grpc
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from aiagent.events.v1.session_event_pb2 import SessionEvent
 from aiagent.session.v1 import session_service_pb2 as pb
 from aiagent.session.v1.session_service_pb2 import DeltaPosition, TextDelta, WatchCursor
-from aiagent_client.connection import Connection, Metadata, backoff, is_transport_failure
-from aiagent_client.errors import ApiError, StreamError, UnauthenticatedError, UnavailableError
+from aiagent_client.connection import Connection, Metadata
+from aiagent_client.errors import ApiError
+from aiagent_client.resuming import SILENCE_SECONDS, GapError, ResumingStream
 
 if TYPE_CHECKING:
     from aiagent.session.v1.session_service_pb2_grpc import SessionServiceAsyncStub
 
 WatchedItem = SessionEvent | TextDelta
 
-# The server sends at least a checkpoint every 15 s: three of them missing is a dead connection.
-SILENCE_SECONDS: Final = 45.0
-_FIRST_CONNECTION_ATTEMPTS: Final = 5
-_GAPS: Final = 3
-_RENEWALS: Final = 3
-_RESUMABLE: Final = {"WATCHER_TOO_SLOW", "DRAINING"}
 
-
-class _GapError(Exception):
-    """The stream left something out."""
-
-
-class Watch:
+class Watch(ResumingStream[WatchedItem]):
     """What happens in a session, as an async iterator of durable events and pieces of text.
 
     Events come in order, each once. Pieces of a block follow each other without gap or overlap. Lost connections,
@@ -62,78 +48,23 @@ class Watch:
         if cursor is not None:
             self.cursor.CopyFrom(cursor)
         self.head_sequence = 0
-        self._connection = connection
         self._stub = stub
         self._exclude_deltas = exclude_deltas
         self._until_idle = until_idle
-        self._give_up_after = give_up_after
-        self._silence = silence
-        self._on_reconnect = on_reconnect
-        # Set after a gap: the server is asked for the open block from its beginning, and what is known of it is cut.
-        self._ask_block_anew = False
-        self._items = self._follow()
+        super().__init__(connection, give_up_after=give_up_after, silence=silence, on_reconnect=on_reconnect)
 
-    def __aiter__(self) -> AsyncIterator[WatchedItem]:
-        return self
+    @property
+    def _what(self) -> str:
+        return f"session {self.session_id}"
 
-    async def __anext__(self) -> WatchedItem:
-        return await anext(self._items)
-
-    async def aclose(self) -> None:
-        """Ends the stream. The turn it showed goes on."""
-        await self._items.aclose()
-
-    async def _follow(self) -> AsyncGenerator[WatchedItem]:
-        loop = asyncio.get_running_loop()
-        connected = False
-        failures = gaps = 0
-        last_response = loop.time()
-        while True:
-            failure: ApiError | None = None
-            try:
-                async with aclosing(self._connection.stream(self._open, silence=self._silence)) as responses:
-                    async for response in responses:
-                        connected = True
-                        failures = 0
-                        last_response = loop.time()
-                        self.head_sequence = max(self.head_sequence, response.head_sequence)
-                        for item in self._take(response):
-                            yield item
-                        gaps = 0
-                        self._ask_block_anew = False
-                if self._until_idle:
-                    return
-                failure = UnavailableError("the server ended the stream", code=grpc.StatusCode.UNAVAILABLE)
-            except _GapError as error:
-                gaps += 1
-                if gaps > _GAPS:
-                    raise StreamError(
-                        f"the stream of session {self.session_id} is broken: {error}"
-                    ) from error
-                self._ask_block_anew = True
-            except ApiError as error:
-                if not _resumable(error, renewable=connected and failures < _RENEWALS):
-                    raise
-                failure = error
-            failures += 1
-            if failure is not None:
-                self._check_patience(failure, connected, failures, loop.time() - last_response)
-            if self._on_reconnect is not None:
-                self._on_reconnect(failure)
-            # The first resumption comes at once: most often the server only asked for it.
-            if failures > 1 or not connected:
-                await asyncio.sleep(backoff(failures, failure.retry_after if failure else None))
-
-    def _check_patience(self, failure: ApiError, connected: bool, failures: int, away: float) -> None:
-        if not connected and failures >= _FIRST_CONNECTION_ATTEMPTS:
-            raise failure
-        if away > self._give_up_after:
-            raise failure
+    def _finished(self) -> bool:
+        return self._until_idle
 
     def _open(self, metadata: Metadata) -> object:
         request = pb.WatchSessionRequest(
             session_id=self.session_id,
-            cursor=WatchCursor(sequence=self.cursor.sequence) if self._ask_block_anew else self.cursor,
+            # The open block from its beginning; what is known of it is cut.
+            cursor=WatchCursor(sequence=self.cursor.sequence) if self._after_gap else self.cursor,
             exclude_deltas=self._exclude_deltas,
             until_idle=self._until_idle,
         )
@@ -141,6 +72,7 @@ class Watch:
 
     def _take(self, response: pb.WatchSessionResponse) -> Iterator[WatchedItem]:
         """Yields the new items of a response, pieces of one block joined, and moves the cursor with each."""
+        self.head_sequence = max(self.head_sequence, response.head_sequence)
         pending: TextDelta | None = None
         for item in response.items:
             if item.WhichOneof("kind") == "delta":
@@ -160,7 +92,7 @@ class Watch:
             if item.event.sequence <= self.cursor.sequence:
                 continue
             if item.event.sequence != self.cursor.sequence + 1:
-                raise _GapError(f"event {item.event.sequence} came after {self.cursor.sequence}")
+                raise GapError(f"event {item.event.sequence} came after {self.cursor.sequence}")
             self._pass_event(item.event)
             yield item.event
         if pending is not None:
@@ -176,10 +108,10 @@ class Watch:
         if end is None:
             # Another block than the one before begins anew.
             if delta.text_offset > 0:
-                raise _GapError(f"block {delta.block} begins at {delta.text_offset}")
+                raise GapError(f"block {delta.block} begins at {delta.text_offset}")
             return piece
         if delta.text_offset > end:
-            raise _GapError(f"block {delta.block} goes on at {delta.text_offset} after {end}")
+            raise GapError(f"block {delta.block} goes on at {delta.text_offset} after {end}")
         if delta.text_offset + len(delta.text) <= end:
             return None
         piece.text = delta.text[end - delta.text_offset :]
@@ -211,14 +143,6 @@ class Watch:
         )
         if closes or kind in ("attempt_started", "turn_ended"):
             self.cursor.ClearField("delta")
-
-
-def _resumable(error: ApiError, *, renewable: bool) -> bool:
-    if isinstance(error, UnauthenticatedError):
-        # A proxy ends a stream whose token it no longer takes without giving a reason. Where new tokens are refused
-        # again and again, yet another one will not help.
-        return renewable and error.reason in ("", "TOKEN_EXPIRED", "TOKEN_INVALID")
-    return error.reason in _RESUMABLE or isinstance(error, UnavailableError) or is_transport_failure(error)
 
 
 def _key(piece: TextDelta | DeltaPosition) -> tuple[str, int, int]:

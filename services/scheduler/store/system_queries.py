@@ -180,6 +180,7 @@ class RunQueries:
     async def promote_forgotten(self) -> int:
         """Queues runs that are held back behind nothing."""
         async with self._database.system() as connection:
+            note(connection, RUNS_CHANGED)
             return await endings.promote_forgotten(connection)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
+import sqlalchemy as sa
 from google.protobuf import json_format
 
 from aiagent.scheduler.v1 import run_pb2
@@ -14,9 +17,10 @@ from services.scheduler.store.system_queries import HouseKeeping
 from services.scheduler.store.tables import runs, tasks
 from tests.integration.session.serving import reason, refusal
 
-from .serving import Client, Serving
+from .serving import Client, Serving, field_of
 
 pytestmark = pytest.mark.integration
+NOW = sa.func.clock_timestamp()
 VARIABLES: list[dict[str, Any]] = [
     {"name": "repository", "required": True},
     {"name": "limit", "type": "INTEGER", "default_value": {"number_value": 20}},
@@ -141,6 +145,82 @@ async def test_runs_go_with_their_task(api: Serving) -> None:
     await HouseKeeping(api.database).purge()
     assert task.id not in {str(row["id"]) for row in await api.rows(tasks)}
     assert await _runs_of(client, task.id) == []
+
+
+async def _turned(api: Serving, run_id: str, **values: Any) -> None:
+    """Puts a run where a worker or a tick would have."""
+    async with api.database.system() as connection:
+        await connection.execute(sa.update(runs).where(runs.c.id == UUID(run_id)).values(**values))
+
+
+@pytest.mark.parametrize("state", ["FAILED", "CANCELLED", "TIMED_OUT", "SKIPPED"])
+async def test_a_run_is_done_again_as_it_was(api: Serving, state: str) -> None:
+    client = api.client()
+    task = await client.task(prompt_template=TEMPLATE, variables=VARIABLES, priority=7)
+    run = await client.run(task.id, variables=given(repository="core"))
+    await _turned(
+        api, run.id, state=state, attempt=2, end_time=NOW, failure_reason="MODEL_ERROR", failure_message="x"
+    )
+    # What the task says by now is another matter.
+    change = pb.UpdateTaskRequest(task_id=task.id, prompt_template="Rest.", priority=1)
+    change.update_mask.paths.extend(["prompt_template", "priority"])
+    await client.UpdateTask(change)
+    retry = pb.RetryTaskRunRequest(task_run_id=run.id, request_id="once")
+    again = await client.RetryTaskRun(retry)
+    assert (again.retry_of, again.task_id, again.user_id) == (run.id, run.task_id, run.user_id)
+    assert (again.state, again.attempt, again.priority) == (run_pb2.TaskRun.QUEUED, 0, 7)
+    assert again.variables == run.variables
+    assert not (again.HasField("failure") or again.HasField("end_time"))
+    assert {row["prompt"] for row in await api.rows(runs) if str(row["id"]) in (run.id, again.id)} == {
+        "Review core, 20 files."
+    }
+    assert await client.RetryTaskRun(retry) == again
+    assert await _runs_of(client, task.id) == [again.id, run.id]
+
+
+async def test_there_must_be_something_to_do_again(api: Serving) -> None:
+    client = api.client()
+    run = await client.run()
+    retry = pb.RetryTaskRunRequest(task_run_id=run.id)
+    running = {"state": "RUNNING", "lease_expire_time": NOW}
+    over = {"state": "SUCCEEDED", "lease_expire_time": None, "end_time": NOW}
+    for values, expected in (({}, "QUEUED"), (running, "RUNNING"), (over, "SUCCEEDED")):
+        if values:
+            await _turned(api, run.id, **values)
+        error = await refusal(client.RetryTaskRun(retry))
+        assert (error.kind.value, error.reason) == ("FAILED_PRECONDITION", "TASK_RUN_NOT_RETRYABLE")
+        assert error.metadata["state"] == expected
+    # One that failed because its prompt could not be rendered has none.
+    await _turned(api, run.id, state="FAILED", prompt="")
+    assert await reason(client.RetryTaskRun(retry)) == "FAILED_PRECONDITION TASK_RUN_NOT_RETRYABLE"
+    await _turned(api, run.id, prompt="Look around.")
+    await client.DeleteTask(pb.DeleteTaskRequest(task_id=run.task_id))
+    assert await reason(client.RetryTaskRun(retry)) == "NOT_FOUND TASK_NOT_FOUND"
+    assert await _runs_of(client, run.task_id) == [run.id]
+
+
+async def test_lists_hold_the_runs_of_a_schedule_or_a_backfill(api: Serving) -> None:
+    client = api.client()
+    schedule = await client.schedule()
+    backfill = uuid4()
+    made = [(await client.run(schedule.task_id)).id for _ in range(3)]
+    fire = datetime(2030, 1, 1, 9, tzinfo=UTC)
+    of_schedule = {"schedule_id": UUID(schedule.id), "fire_time": fire, "due_time": fire}
+    await _turned(api, made[0], **of_schedule)
+    skipped = {"state": "SKIPPED", "skip_reason": "BUFFER_FULL", "end_time": NOW}
+    await _turned(api, made[1], **of_schedule, **skipped, backfill_id=backfill)
+    listed = await client.ListTaskRuns(pb.ListTaskRunsRequest(schedule_id=schedule.id))
+    assert [run.id for run in listed.task_runs] == [made[1], made[0]]
+    (found,) = (await client.ListTaskRuns(pb.ListTaskRunsRequest(backfill_id=str(backfill)))).task_runs
+    assert (found.id, found.backfill_id, found.schedule_id) == (made[1], str(backfill), schedule.id)
+    assert found.skip_reason == run_pb2.TaskRun.BUFFER_FULL
+    assert found.due_time.ToDatetime(UTC) == fire
+    request = pb.ListTaskRunsRequest(schedule_id=schedule.id, page_size=1)
+    request.page_token = (await client.ListTaskRuns(request)).next_page_token
+    request.schedule_id = ""
+    assert await field_of(client.ListTaskRuns(request)) == "page_token"
+    other = await client.ListTaskRuns(pb.ListTaskRunsRequest(schedule_id=(await client.schedule()).id))
+    assert not other.task_runs
 
 
 async def _runs_of(client: Client, task_id: str) -> list[str]:

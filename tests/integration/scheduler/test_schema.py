@@ -107,6 +107,39 @@ async def test_what_is_deleted_goes(api: Serving) -> None:
     assert await system_queries.HouseKeeping(api.database).purge() == 0
 
 
+async def test_runs_go_when_they_ended_long_ago(api: Serving) -> None:
+    client = api.client()
+    schedule = await client.schedule()
+    old, recent = datetime.now(UTC) - timedelta(days=91), datetime.now(UTC) - timedelta(days=89)
+    gone = await a_run(api, schedule, state="SUCCEEDED", end_time=old)
+    kept = {
+        await a_run(api, schedule, state="FAILED", end_time=recent, fire_time=FIRE + timedelta(days=1)),
+        # However old it is, it is open.
+        await a_run(api, schedule, create_time=old, fire_time=FIRE + timedelta(days=2)),
+    }
+    attempt = {"organization_id": UUID(schedule.organization_id), "user_id": UUID(schedule.user_id)}
+    async with api.database.system() as connection:
+        await connection.execute(
+            sa.insert(run_attempts).values(run_id=gone, number=1, state="SUCCEEDED", end_time=old, **attempt)
+        )
+    house = system_queries.HouseKeeping(api.database, keep_runs=timedelta(days=90))
+    assert await system_queries.HouseKeeping(api.database).purge() == 0
+    assert await house.purge() == 1
+    assert await house.purge() == 0
+    assert {row["id"] for row in await api.rows(runs) if str(row["schedule_id"]) == schedule.id} == kept
+    assert not [row for row in await api.rows(run_attempts) if row["run_id"] == gone]
+
+
+async def test_so_many_runs_go_at_once(api: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(system_queries, "_RUNS_PURGED_AT_ONCE", 2)
+    schedule = await api.client().schedule()
+    old = datetime.now(UTC) - timedelta(days=200)
+    for number in range(5):
+        await a_run(api, schedule, state="SKIPPED", end_time=old, fire_time=FIRE + timedelta(days=number))
+    house = system_queries.HouseKeeping(api.database, keep_runs=timedelta(days=100))
+    assert [await house.purge() for _ in range(4)] == [2, 2, 1, 0]
+
+
 async def a_run(api: Serving, schedule: schedule_pb2.Schedule, **values: Any) -> UUID:
     """Puts a run of a schedule's fire there, as a tick does."""
     run_id = uuid4()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 from uuid import uuid4
 
@@ -11,6 +12,13 @@ from aiagent.scheduler.v1 import run_pb2, schedule_pb2, scheduler_service_pb2_gr
 from aiagent.scheduler.v1 import scheduler_service_pb2 as pb
 
 from .scripted_session import Fault
+
+FINAL = {
+    run_pb2.TaskRun.SUCCEEDED,
+    run_pb2.TaskRun.FAILED,
+    run_pb2.TaskRun.CANCELLED,
+    run_pb2.TaskRun.SKIPPED,
+}
 
 
 class ScriptedScheduler(scheduler_service_pb2_grpc.SchedulerServiceServicer):
@@ -22,6 +30,9 @@ class ScriptedScheduler(scheduler_service_pb2_grpc.SchedulerServiceServicer):
         self.runs: dict[str, run_pb2.TaskRun] = {}
         self.run_ends: run_pb2.TaskRun | None = None
         """What a run has come to when it is read for the second time."""
+        self.run_changes: list[run_pb2.TaskRun] = []
+        """What watchers see of any run, one change after another; it stays open where the last is not its end."""
+        self.backfills: dict[str, schedule_pb2.ScheduleBackfill] = {}
 
     async def _enter(self, method: str, request: Any, context: Any) -> Any:
         raise AssertionError
@@ -157,7 +168,10 @@ class ScriptedScheduler(scheduler_service_pb2_grpc.SchedulerServiceServicer):
         found = [
             run
             for run in self.runs.values()
-            if request.task_id in ("", run.task_id) and (not request.states or run.state in request.states)
+            if request.task_id in ("", run.task_id)
+            and request.schedule_id in ("", run.schedule_id)
+            and request.backfill_id in ("", run.backfill_id)
+            and (not request.states or run.state in request.states)
         ]
         begin = int(request.page_token or 0)
         end = begin + (request.page_size or 50)
@@ -171,6 +185,65 @@ class ScriptedScheduler(scheduler_service_pb2_grpc.SchedulerServiceServicer):
         if run.state == run_pb2.TaskRun.QUEUED:
             run.state = run_pb2.TaskRun.CANCELLED
         return run
+
+    async def RetryTaskRun(self, request: Any, context: Any) -> Any:
+        await self._enter("RetryTaskRun", request, context)
+        run = await self._run(request.task_run_id, context)
+        again = run_pb2.TaskRun(
+            id=str(uuid4()), task_id=run.task_id, state=run_pb2.TaskRun.QUEUED, retry_of=run.id
+        )
+        self.runs[again.id] = again
+        return again
+
+    async def WatchTaskRun(self, request: Any, context: Any) -> Any:
+        fault = await self._enter("WatchTaskRun", request, context)
+        run = await self._run(request.task_run_id, context)
+        sent = 0
+        for cursor, change in enumerate(self.run_changes, 1):
+            if fault is not None and sent >= fault.after:
+                break
+            run.MergeFrom(change)
+            if cursor > request.cursor:
+                yield pb.WatchTaskRunResponse(task_run=run, cursor=cursor)
+                sent += 1
+        if fault is not None and fault.code is grpc.StatusCode.OK:
+            return
+        if fault is not None:
+            await fault.abort(context)
+        if run.state not in FINAL:
+            yield pb.WatchTaskRunResponse(cursor=len(self.run_changes))
+            await asyncio.Event().wait()
+
+    async def BackfillSchedule(self, request: Any, context: Any) -> Any:
+        await self._enter("BackfillSchedule", request, context)
+        schedule = await self._schedule(request.schedule_id, context)
+        made = schedule_pb2.ScheduleBackfill(
+            id=str(uuid4()),
+            schedule_id=schedule.id,
+            start_time=request.start_time,
+            end_time=request.end_time,
+            overlap_policy=request.overlap_policy or schedule_pb2.Schedule.SKIP,
+            state=schedule_pb2.ScheduleBackfill.RUNNING,
+        )
+        self.backfills[made.id] = made
+        return made
+
+    async def GetScheduleBackfill(self, request: Any, context: Any) -> Any:
+        await self._enter("GetScheduleBackfill", request, context)
+        return self.backfills[request.backfill_id]
+
+    async def ListScheduleBackfills(self, request: Any, context: Any) -> Any:
+        await self._enter("ListScheduleBackfills", request, context)
+        found = [one for one in self.backfills.values() if one.schedule_id == request.schedule_id][::-1]
+        begin = int(request.page_token or 0)
+        end = begin + (request.page_size or 50)
+        token = str(end) if end < len(found) else ""
+        return pb.ListScheduleBackfillsResponse(backfills=found[begin:end], next_page_token=token)
+
+    async def CancelScheduleBackfill(self, request: Any, context: Any) -> Any:
+        await self._enter("CancelScheduleBackfill", request, context)
+        self.backfills[request.backfill_id].state = schedule_pb2.ScheduleBackfill.CANCELLED
+        return self.backfills[request.backfill_id]
 
     async def _run(self, run_id: str, context: Any) -> run_pb2.TaskRun:
         if run_id not in self.runs:

@@ -88,6 +88,30 @@ async def test_runs_are_listed_shown_and_cancelled(server: ScriptedServer, comma
     assert (await command.run("tasks", "run-show", "no-such")).code == 1
 
 
+@pytest.mark.parametrize(
+    ("width", "titles"),
+    [
+        (80, ["ID", "STATE", "COST", "CREATED"]),
+        (100, ["ID", "STATE", "ATTEMPT", "COST", "CREATED"]),
+        (110, ["ID", "STATE", "ATTEMPT", "COST", "CREATED", "FIRE"]),
+        (145, ["ID", "STATE", "ATTEMPT", "COST", "CREATED", "FIRE", "TASK"]),
+    ],
+)
+async def test_a_list_of_runs_fits_its_terminal(
+    server: ScriptedServer, command: CommandLine, width: int, titles: list[str]
+) -> None:
+    task = review(server)
+    run = TaskRun(id="0198c2f0-0000-7000-8000-00000000000a", task_id=task.id, state=TaskRun.SUCCEEDED)
+    run.create_time.FromJsonString("2026-03-29T10:00:00Z")
+    run.fire_time.FromJsonString("2026-03-29T10:00:00Z")
+    server.runs[run.id] = run
+    done = await command.run("tasks", "runs", environment={"COLUMNS": str(width)})
+    heading, _, row = done.out.splitlines()
+    assert heading.split() == titles
+    assert max(len(line) for line in done.out.splitlines()) <= width
+    assert "2026-03-29" in row
+
+
 async def test_the_client_pages_and_waits(server: ScriptedServer, client: Client) -> None:
     task = review(server)
     made = [await client.runs.start(task.id, {"limit": number}) for number in range(5)]

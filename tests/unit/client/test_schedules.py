@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from google.protobuf.json_format import MessageToDict
 from typer.testing import CliRunner
 
-from aiagent.scheduler.v1.schedule_pb2 import ScheduleSpec
+from aiagent.scheduler.v1.schedule_pb2 import Schedule, ScheduleBackfill, ScheduleSpec
 from aiagent_client import Client
 from aiagent_client.cli import app
 from tests.unit.client.scripted_server import ScriptedServer
@@ -150,3 +150,75 @@ async def test_the_client_sends_what_it_is_given(server: ScriptedServer, client:
     assert (await client.schedules.resume(made.id)).note == ""
     await client.schedules.delete(made.id)
     assert not server.schedules
+
+
+async def test_backfills_from_the_wish_to_its_end(server: ScriptedServer, command: CommandLine) -> None:
+    server.new_task(name="nightly", prompt_template="x")
+    await command.run("schedules", "create", "nightly", "--cron", "@daily", "--name", "core")
+    made = await command.run(
+        "tasks", "backfill", "core", "--from", "2026-11-01T00:00Z", "--to", "2026-11-07T23:59+01:00",
+        "--overlap", "allow-all",
+    )  # fmt: skip
+    assert made.code == 0, made.err
+    (identity,) = server.backfills
+    (sent,) = server.calls["BackfillSchedule"]
+    assert sent.request_id
+    assert (sent.start_time.ToJsonString(), sent.end_time.ToJsonString()) == (
+        "2026-11-01T00:00:00Z",
+        "2026-11-07T22:59:00Z",
+    )
+    assert sent.overlap_policy == Schedule.ALLOW_ALL
+    for text in (identity, "running", "allow all"):
+        assert text in made.out
+    assert made.err == f"its runs: ai-agent tasks runs --backfill {identity}\n"
+    plain = await command.run(
+        "schedules", "backfill", "core", "--from", "2026-11-01", "--to", "2026-11-02", "-o", "json"
+    )
+    assert (plain.err, plain.json["overlap_policy"]) == ("", "SKIP")
+    assert server.calls["BackfillSchedule"][1].overlap_policy == Schedule.OVERLAP_POLICY_UNSPECIFIED
+    listed = await command.run("schedules", "backfills", "core", "-o", "json")
+    assert [backfill["id"] for backfill in listed.json] == [plain.json["id"], identity]
+    assert identity in (await command.run("tasks", "backfills", "core")).out
+    assert (await command.run("tasks", "cancel-backfill", identity[:8])).code == 2
+    assert "cancelled" in (await command.run("tasks", "cancel-backfill", identity.upper())).out
+    await command.run("tasks", "runs", "--backfill", identity, "--schedule", "core")
+    asked = server.calls["ListTaskRuns"][-1]
+    assert (asked.backfill_id, asked.schedule_id) == (identity, sent.schedule_id)
+
+
+@pytest.mark.parametrize("span", [[], ["--from", "2026-11-01"], ["--from", "then", "--to", "2026-11-02"]])
+def test_a_backfill_has_both_ends(tmp_path: Path, span: list[str]) -> None:
+    environment = {"AIAGENT_CONFIG_DIR": str(tmp_path)}
+    result = CliRunner().invoke(app, ["tasks", "backfill", "core", *span], env=environment, input="")
+    assert result.exit_code == 2, result.output
+
+
+async def test_what_a_task_has_of_schedules(server: ScriptedServer, command: CommandLine) -> None:
+    server.new_task(name="nightly", prompt_template="x")
+    made = await command.run(
+        "schedules", "create", "nightly", "--cron", "@daily", "--name", "core", "-o", "json"
+    )
+    schedule = server.schedules[made.json["id"]]
+    schedule.missed_fires = 3
+    schedule.last_fire_time.FromJsonString("2026-03-29T01:00:00Z")
+    paused = await command.run("tasks", "pause", "core", "--note", "away")
+    assert (paused.code, schedule.note) == (0, "away")
+    for text in ("missed", "3 fires", "last fire"):
+        assert text in paused.out
+    assert (await command.run("tasks", "resume", "core")).code == 0
+    assert "2026-03-29T03:00:00+02:00" in (await command.run("tasks", "preview", "core")).out
+    shown = await command.run("tasks", "pause", "--help")
+    assert "ai-agent tasks pause weekdays" in shown.out
+    assert "ai-agent schedules" not in shown.out
+
+
+async def test_the_client_pages_backfills(server: ScriptedServer, client: Client) -> None:
+    task = server.new_task(name="nightly", prompt_template="x")
+    schedule = await client.schedules.create(task.id, ScheduleSpec(cron_expression="@daily"))
+    span = datetime(2026, 11, 1, tzinfo=UTC), datetime(2026, 11, 2, tzinfo=UTC)
+    made = [(await client.schedules.backfill(schedule.id, *span)).id for _ in range(5)]
+    found = [backfill.id async for backfill in client.schedules.backfills(schedule.id, page_size=2)]
+    assert found == made[::-1]
+    assert (await client.schedules.get_backfill(made[0])).start_time.ToDatetime(UTC) == span[0]
+    cancelled = await client.schedules.cancel_backfill(made[0])
+    assert cancelled.state == ScheduleBackfill.CANCELLED

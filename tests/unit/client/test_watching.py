@@ -19,6 +19,7 @@ from aiagent_client import (
     UnavailableError,
     Watch,
     WatchCursor,
+    resuming,
     watching,
 )
 from tests.unit.client.scripted_server import ScriptedServer
@@ -30,7 +31,7 @@ TURN = "0198c2f0-0000-7000-8000-000000000001"
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "backoff", lambda attempt, at_least=None: 0.01)
+    monkeypatch.setattr(resuming, "backoff", lambda attempt, at_least=None: 0.01)
 
 
 class Seen:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -65,6 +65,17 @@ def time_span(option: str, text: str) -> timedelta:
         return timedelta(seconds=float(match[1]) * _SECONDS[match[2]])
     except OverflowError:
         raise typer.BadParameter(f"{text!r} is too long", param_hint=option) from None
+
+
+def moment(option: str, text: str) -> datetime:
+    """Returns a time that was given in ISO 8601; one without an offset is this machine's."""
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise typer.BadParameter(
+            f"a time looks like 2026-03-29, 2026-03-29T09:00 or 2026-03-29T09:00+02:00, not {text!r}",
+            param_hint=option,
+        ) from None
 
 
 def variables(option: str, given: Sequence[str] | None) -> list[TaskVariable]:

@@ -40,6 +40,14 @@ TaskArgument = Annotated[
         show_default=False,
     ),
 ]
+ScheduleArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="SCHEDULE",
+        help="The schedule: its id, a part its id begins or ends with, or its name.",
+        show_default=False,
+    ),
+]
 
 
 class Invocation:

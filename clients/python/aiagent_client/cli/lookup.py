@@ -70,6 +70,14 @@ async def run_id(client: Client, text: str) -> str:
     return await _find("run", text, client.runs.list(page_size=1000), shown)
 
 
+def backfill_id(text: str) -> str:
+    """Returns the id of the backfill that is meant; no list has them all, so it is whole. Raises UsageError."""
+    text = text.strip()
+    if not is_id(text):
+        raise UsageError(f"a backfill is named by its whole id, not {one_line(text, 60)!r}")
+    return text.lower()
+
+
 async def _find[Kind: (Session, Task, Schedule, TaskRun)](
     noun: str, text: str, there: AsyncIterator[Kind], show: Callable[[Kind], str]
 ) -> str:

@@ -9,9 +9,9 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.text import Text
 
-from aiagent.scheduler.v1.schedule_pb2 import Schedule, ScheduleFire, ScheduleSpec
+from aiagent.scheduler.v1.schedule_pb2 import Schedule, ScheduleBackfill, ScheduleFire, ScheduleSpec
 from aiagent_client.cli.output import facts, local_time, plain, table, word
-from aiagent_client.cli.text import duration, json_text
+from aiagent_client.cli.text import count_of, duration, json_text
 
 
 def _when(spec: ScheduleSpec) -> str:
@@ -54,6 +54,8 @@ def facts_of(schedule: Schedule) -> Any:
         ("note", plain(schedule.note, 400)),
         ("when", plain(_when(spec))),
         ("next fire", local_time(schedule.next_fire_time)),
+        ("last fire", local_time(schedule.last_fire_time)),
+        ("missed", count_of(schedule.missed_fires, "fire") if schedule.missed_fires else ""),
         ("start", _optional(spec, "start_time")),
         ("end", _optional(spec, "end_time")),
         ("jitter", duration(spec.jitter.ToMilliseconds()) if spec.HasField("jitter") else ""),
@@ -83,4 +85,43 @@ def fires_of(fires: Sequence[ScheduleFire]) -> Any:
     return table(
         [("IN ITS ZONE", {"no_wrap": True}), ("HERE", {"no_wrap": True})],
         [(fire.local_time, local_time(fire.fire_time)) for fire in fires],
+    )
+
+
+def facts_of_backfill(backfill: ScheduleBackfill) -> Any:
+    """Returns all about one backfill."""
+    rows: list[tuple[str, Text | str]] = [
+        ("id", backfill.id),
+        ("schedule", backfill.schedule_id),
+        ("state", word(ScheduleBackfill.State, backfill.state)),
+        ("from", local_time(backfill.start_time)),
+        ("to", local_time(backfill.end_time)),
+        ("overlap", word(Schedule.OverlapPolicy, backfill.overlap_policy)),
+        ("fires made", f"{backfill.fire_count:,}"),
+        ("created", local_time(backfill.create_time)),
+        ("completed", local_time(backfill.complete_time)),
+    ]
+    return facts(rows)
+
+
+def rows_of_backfills(found: Sequence[ScheduleBackfill]) -> Any:
+    """Returns backfills as a table."""
+    return table(
+        [
+            ("ID", {"no_wrap": True, "min_width": 36}),
+            ("STATE", {"no_wrap": True}),
+            ("FROM", {"no_wrap": True}),
+            ("TO", {"no_wrap": True}),
+            ("FIRES", {"justify": "right"}),
+        ],
+        [
+            (
+                backfill.id,
+                word(ScheduleBackfill.State, backfill.state),
+                local_time(backfill.start_time),
+                local_time(backfill.end_time),
+                f"{backfill.fire_count:,}",
+            )
+            for backfill in found
+        ],
     )

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
 
 from aiagent.scheduler.v1.schedule_pb2 import Schedule, ScheduleSpec
 from aiagent_client.cli import schedule_views
-from aiagent_client.cli.arguments import time_span, values
+from aiagent_client.cli.arguments import moment, time_span, values
+from aiagent_client.cli.backfills import app as backfills
 from aiagent_client.cli.choices import OverlapName, ScheduleStateName, number_of
-from aiagent_client.cli.context import Invocation, Output, TaskArgument
+from aiagent_client.cli.context import Invocation, Output, ScheduleArgument, TaskArgument
 from aiagent_client.cli.failures import UsageError
 from aiagent_client.cli.lookup import schedule_id, task_id
 from aiagent_client.cli.text import one_line
 from aiagent_client.client import Client
 
-ScheduleArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="SCHEDULE",
-        help="The schedule: its id, a part its id begins or ends with, or its name.",
-        show_default=False,
-    ),
-]
 Name = Annotated[str | None, typer.Option("--name", "-n", help="What to call it.", show_default=False)]
 Cron = Annotated[
     str | None,
@@ -307,12 +299,12 @@ def preview(
     if bool(schedule) == any(part is not None for part in timing):
         raise typer.BadParameter("name a schedule, or say when one would fire, with --cron or --every")
     spec = _spec(*timing) if not schedule else None
-    moment = _time("--after", after) if after is not None else None
+    later_than = moment("--after", after) if after is not None else None
 
     async def work(client: Client) -> None:
         with invocation.busy("asking"):
             of = spec if spec is not None else await schedule_id(client, schedule)
-            fires = await client.schedules.preview(of, count=count, after=moment)
+            fires = await client.schedules.preview(of, count=count, after=later_than)
         if not fires and not invocation.as_json:
             invocation.notes.print("no fire is left", style="dim")
             return
@@ -354,6 +346,9 @@ def delete(
     invocation.run(work)
 
 
+app.registered_commands += backfills.registered_commands
+
+
 def _spec(
     cron: str | None,
     every: str | None,
@@ -377,20 +372,9 @@ def _spec(
     if time_zone is not None:
         spec.time_zone = time_zone
     if start is not None:
-        spec.start_time.FromDatetime(_time("--start", start))
+        spec.start_time.FromDatetime(moment("--start", start))
     if end is not None:
-        spec.end_time.FromDatetime(_time("--end", end))
+        spec.end_time.FromDatetime(moment("--end", end))
     if jitter is not None:
         spec.jitter.FromTimedelta(time_span("--jitter", jitter))
     return spec
-
-
-def _time(option: str, text: str) -> datetime:
-    """Returns a time that was given in ISO 8601; one without an offset is this machine's."""
-    try:
-        return datetime.fromisoformat(text).astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise typer.BadParameter(
-            f"a time looks like 2026-03-29, 2026-03-29T09:00 or 2026-03-29T09:00+02:00, not {text!r}",
-            param_hint=option,
-        ) from None

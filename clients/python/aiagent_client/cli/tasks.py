@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import getdoc
 from typing import Annotated, Any
 
 import typer
@@ -17,6 +18,7 @@ from aiagent_client.cli.failures import UsageError
 from aiagent_client.cli.lookup import task_id
 from aiagent_client.cli.output import facts, local_time, plain, table, when, word
 from aiagent_client.cli.runs import app as runs
+from aiagent_client.cli.schedules import app as schedules
 from aiagent_client.cli.text import count_of, duration, json_text, money, one_line
 from aiagent_client.client import Client
 
@@ -85,6 +87,8 @@ RunBudget = Annotated[
         show_default=False,
     ),
 ]
+
+_OF_SCHEDULES = {"preview", "pause", "resume", "backfill", "backfills", "cancel-backfill"}
 
 app = typer.Typer(no_args_is_help=True, help="Tasks: work for agents that is done again and again.")
 
@@ -300,6 +304,12 @@ def delete(
 
 
 app.registered_commands += runs.registered_commands
+# When a task runs is said here as well as by `ai-agent schedules`, in the same words.
+for _command in schedules.registered_commands:
+    _name = _command.name or getattr(_command.callback, "__name__", "")
+    if _name in _OF_SCHEDULES:
+        _help = (getdoc(_command.callback) or "").replace("ai-agent schedules", "ai-agent tasks")
+        app.command(_name, help=_help)(_command.callback)  # type: ignore[type-var]  # all have one
 
 
 def _options(
