@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import sys
-from collections.abc import Callable, MutableMapping
+import threading
+from collections.abc import Callable, Iterable, MutableMapping
 from pathlib import Path
-from typing import Any, Final, TextIO
+from socketserver import ThreadingMixIn
+from typing import TYPE_CHECKING, Any, Final, TextIO
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import structlog
 from prometheus_client import (
@@ -17,8 +21,10 @@ from prometheus_client import (
     Histogram,
     ProcessCollector,
     make_wsgi_app,
-    start_http_server,
 )
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 registry: Final = CollectorRegistry(auto_describe=True)
 GRPC_REQUESTS: Final = Counter(
@@ -140,10 +146,15 @@ class MetricsServer:
         """
         loop = asyncio.get_running_loop()
         ASYNCIO_TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
-        server, thread = start_http_server(self.port, self._host, registry)
+        # Not the library's own server: it answers every path, `/ready` too, before another application can be set.
+        address = socket.getaddrinfo(self._host, self.port, type=socket.SOCK_STREAM)[0]
+        kind = _Server6 if address[0] == socket.AF_INET6 else _Server
+        server = make_server(
+            str(address[4][0]), self.port, _application(self._ready), kind, handler_class=_Quiet
+        )
         self.port = server.server_port
-        if self._ready is not None:
-            server.set_app(_telling_ready(make_wsgi_app(registry), self._ready))
+        thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+        thread.start()
 
         def stop() -> None:
             server.shutdown()
@@ -160,11 +171,27 @@ class MetricsServer:
             self._stop = None
 
 
-def _telling_ready(metrics: Callable[..., Any], ready: Callable[[], bool]) -> Callable[..., Any]:
-    """The application of WSGI (PEP 3333) that answers `/ready` too."""
+class _Server(ThreadingMixIn, WSGIServer):
+    """A thread for each request."""
 
-    def answer(environment: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        if environment.get("PATH_INFO") != "/ready":
+    daemon_threads = True
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """Requests of a scraper are nothing to log."""
+
+
+def _application(ready: Callable[[], bool] | None) -> WSGIApplication:
+    """The application of WSGI (PEP 3333) that tells the metrics, and at `/ready` whether the process is ready."""
+    metrics: WSGIApplication = make_wsgi_app(registry)
+
+    def answer(environment: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if ready is None or environment.get("PATH_INFO") != "/ready":
             return metrics(environment, start_response)
         is_ready = ready()
         start_response(

@@ -108,3 +108,18 @@ async def test_the_metrics_tell_what_a_process_holds():
     assert float(told["aiagent_asyncio_tasks"]) > len(waiting)
     assert float(told["process_open_fds"]) > 0
     assert float(told["process_resident_memory_bytes"]) > 0
+
+
+async def test_whether_it_is_ready_is_told_beside_the_metrics() -> None:
+    ready = False
+    server = MetricsServer("127.0.0.1", 0, lambda: ready)
+    port = await server.start()
+    try:
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as client:
+            for ready, status in ((False, 503), (True, 200)):  # noqa: B007  # read by the server
+                async with client.get("/ready") as answer:
+                    assert answer.status == status
+            async with client.get("/metrics") as answer:
+                assert "aiagent_asyncio_tasks" in await answer.text()
+    finally:
+        await server.stop()
