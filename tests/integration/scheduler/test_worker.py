@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 
@@ -17,9 +17,10 @@ from services.kernel.testing import a_caller
 from services.scheduler.domain.retries import RetryPolicy
 from services.scheduler.domain.runs import Failure, TurnNow, TurnState, Usage
 from services.scheduler.domain.states import RunState
+from services.scheduler.usecases.worker.ports import Progress
 
 from .fake_sessions import ENDS, refused
-from .working import AT_ONCE, Floor, floor, owner, states
+from .working import AT_ONCE, Floor, Queue, floor, owner, states
 
 pytestmark = pytest.mark.integration
 
@@ -291,6 +292,24 @@ async def test_a_worker_carries_no_more_than_its_places(place: Floor) -> None:
     # A place is free: the next begins at once, and nothing but that wakes the worker.
     await place.runs.cancel(owner(made[0]), made[0].run.id, "")
     await place.begun(made[2])
+
+
+async def test_the_next_run_does_not_wait_until_the_last_is_written_down(place: Floor) -> None:
+    written = asyncio.Event()
+
+    class Slow(Queue):
+        async def record(self, steps: Sequence[Progress]) -> list[RunState | None]:
+            if any(step.outcome for step in steps):
+                await written.wait()
+            return await super().record(steps)
+
+    made = [await place.run() for _ in range(2)]
+    await place.worker(1, queue=Slow(place.database), look_seconds=60)
+    await place.until(made[1], lambda found: found.run.state is RunState.RUNNING)
+    assert (await place.read(made[0])).run.state is RunState.RUNNING
+    written.set()
+    for run in made:
+        assert (await place.ended(run)).run.state is RunState.SUCCEEDED
 
 
 async def test_nobody_else_sees_a_run(place: Floor) -> None:

@@ -95,10 +95,12 @@ class Floor:
         """The runs as workers see them."""
         return Queue(self.database, lease_life=timedelta(seconds=lease_seconds), per_user=per_user)
 
-    async def worker(self, places: int = 4, *, lease_seconds: float = 5.0, **options: Any) -> RunWorker:
+    async def worker(
+        self, places: int = 4, *, lease_seconds: float = 5.0, queue: Queue | None = None, **options: Any
+    ) -> RunWorker:
         """Starts a worker, which looks often."""
         worker = RunWorker(
-            self.queue(lease_seconds=lease_seconds),
+            queue or self.queue(lease_seconds=lease_seconds),
             self.sessions,
             holder=str(uuid4()),
             clock=SystemClock(),
