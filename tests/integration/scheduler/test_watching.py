@@ -185,7 +185,8 @@ async def test_what_another_replica_does_is_told(api: Serving, databases: Copy) 
         await change(api.service._database, run.id, noted=True, **RUNNING)
         assert (await anext(stream)).cursor == 2
         drained = asyncio.create_task(other.service.drain(5))
-        error = await refusal(stream)
+        # At once, not with the next checkpoint: the drain waits for it.
+        error = await asyncio.wait_for(refusal(stream), 4)
         assert (error.kind.value, error.reason) == ("UNAVAILABLE", "DRAINING")
         await drained
     # Any replica goes on where that one ended.
