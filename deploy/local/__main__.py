@@ -38,14 +38,21 @@ def _options(arguments: argparse.Namespace) -> Options:
         counts[name] = int(number)
     if arguments.executors:
         counts["executor"] = arguments.executors
-    return Options(processes=arguments.processes or max(counts.values()) > 1, counts=counts)
+    processes = arguments.processes or max(counts.values()) > 1 or arguments.workers is not None
+    workers = 1 if arguments.workers is None else arguments.workers
+    return Options(processes=processes, counts=counts, workers=workers)
+
+
+def _number(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return int(text)
 
 
 def _positive(text: str) -> int:
-    number = int(text) if text.isdigit() else 0
-    if number < 1:
+    if _number(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return number
+    return int(text)
 
 
 def _suite(options: Options) -> Suite:
@@ -121,17 +128,25 @@ def _status(_: argparse.Namespace) -> int:
     print(f"running, pid {pid}, {note['base_url']}")
     added = joined(state)
     targets = {"public": note["public"], **note["replicas"], **{each.name: each.listen for each in added}}
+    workers: dict[str, str] = note["workers"]
 
     async def healthy() -> list[bool]:
-        return list(await asyncio.gather(*(services.Serving(target)() for target in targets.values())))
+        return list(
+            await asyncio.gather(
+                *(services.Serving(target)() for target in targets.values()),
+                *(services.Ready(metrics)() for metrics in workers.values()),
+            )
+        )
 
     found = asyncio.run(healthy())
-    for (name, target), serving in zip(targets.items(), found, strict=True):
+    for (name, target), serving in zip(targets.items(), found, strict=False):
         print(f"  {name:<14} {target:<22} {'serving' if serving else 'not serving'}")
+    for name, ready in zip(workers, found[len(targets) :], strict=True):
+        print(f"  {name:<37} {'working' if ready else 'not working'}")
     if note.get("kafka"):
         brokers = note["kafka"].removeprefix("kafka://")
         print(f"  {'kafka':<14} {brokers:<22} {'takes connections' if _reachable(brokers) else 'not there'}")
-    for target in [*note["metrics"], *(each.metrics for each in added)]:
+    for target in [*note["metrics"], *workers.values(), *(each.metrics for each in added)]:
         print(f"  metrics        http://{target}/metrics")
     return 0 if all(found) else 1
 
@@ -172,6 +187,12 @@ def main() -> int:
     run.add_argument("--replicas", metavar="SERVICE=N,…", help="several replicas, as in session=2,executor=2")
     run.add_argument(
         "--executors", metavar="N", type=_positive, help="several executors, each with its own agents"
+    )
+    run.add_argument(
+        "--workers",
+        metavar="N",
+        type=_number,
+        help="processes that carry runs of tasks; 1 with --processes, 0 leaves it to the scheduler's own",
     )
     run.set_defaults(do=_run)
     executor = commands.add_parser("executor", help="add an executor to the suite that runs, until Ctrl-C")

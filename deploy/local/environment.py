@@ -15,22 +15,35 @@ DRAIN_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """One replica of a service."""
+    """One process of a service.
+
+    Attributes:
+        listen: Where it serves; empty for one that serves no calls.
+        role: What its command line says it is for.
+    """
 
     service: str
     number: int
     listen: str
     metrics: str
+    role: str = "serve"
 
     @property
     def name(self) -> str:
-        """The replica's name in logs: `session-2`."""
-        return f"{self.service}-{self.number}"
+        """Its name in logs: `session-2`, `scheduler-worker-1`."""
+        kind = self.service if self.role == "serve" else f"{self.service}-{self.role}"
+        return f"{kind}-{self.number}"
 
 
 @dataclass
 class Plan:
-    """Which replicas run where, and what they are told."""
+    """Which replicas run where, and what they are told.
+
+    Attributes:
+        worker_count: Processes that only carry runs; without any, the scheduler's replicas carry them.
+        replicas: Those that serve.
+        workers: Those processes.
+    """
 
     state: Path
     secrets: Secrets
@@ -39,13 +52,19 @@ class Plan:
     counts: dict[str, int]
     kafka_url: str = ""
     kafka_is_local: bool = False
+    worker_count: int = 0
     replicas: list[Replica] = field(default_factory=list)
+    workers: list[Replica] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.replicas = [
             Replica(service, number, f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}")
             for service, count in self.counts.items()
             for number in range(1, count + 1)
+        ]
+        self.workers = [
+            Replica("scheduler", number, "", f"127.0.0.1:{free_port()}", "worker")
+            for number in range(1, self.worker_count + 1)
         ]
 
     def targets(self, service: str) -> list[str]:
@@ -71,10 +90,14 @@ class Plan:
             "AIAGENT_KAFKA_URL": self.kafka_url,
             "AIAGENT_KAFKA_DECLARE_TOPICS": "true",
             "AIAGENT_KAFKA_LOCAL_BROKER": str(self.kafka_is_local).lower(),
-            f"AIAGENT_{service.upper()}_LISTEN": replica.listen,
             # One of its own for each process; whoever runs all in one process serves them once.
             "AIAGENT_METRICS_LISTEN": replica.metrics,
         }
+        if replica.listen:
+            variables[f"AIAGENT_{service.upper()}_LISTEN"] = replica.listen
+        if service == "scheduler" and replica.role == "serve" and self.workers:
+            # It would take nearly all: its own commits wake it first.
+            variables["AIAGENT_SCHEDULER_WORKER_PLACES"] = "0"
         for other in self.counts:
             variables[f"AIAGENT_{other.upper()}_TARGETS"] = ",".join(self.targets(other))
         # Not the owner's: a service does not change its schema.

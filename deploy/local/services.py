@@ -7,7 +7,7 @@ import base64
 import importlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 import grpc
@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from aiagent.executor.v1 import executor_service_pb2 as executor_pb2
 from aiagent.executor.v1.executor_service_pb2_grpc import ExecutorServiceStub
-from deploy.local.environment import Plan
+from deploy.local.environment import Plan, Replica
 from deploy.local.state import LocalError
 from services.kernel import lifecycle
 from services.kernel.errors import ServiceError
@@ -86,6 +86,34 @@ class Serving:
             except grpc.aio.AioRpcError:
                 return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+class Ready:
+    """Asks a process that serves no calls whether it does its work."""
+
+    def __init__(self, metrics: str) -> None:
+        """Args: metrics: `host:port` of its metrics."""
+        self._host, _, port = metrics.rpartition(":")
+        self._port = int(port)
+
+    async def __call__(self) -> bool:
+        """Whether it says so."""
+        # Without a client's library: making one reads the authorities of TLS, for a tenth of a second.
+        try:
+            async with asyncio.timeout(1.0):
+                reader, writer = await asyncio.open_connection(self._host, self._port)
+                try:
+                    writer.write(b"GET /ready HTTP/1.0\r\n\r\n")
+                    return (await reader.readline()).split()[1:2] == [b"200"]
+                finally:
+                    writer.close()
+        except (OSError, TimeoutError):
+            return False
+
+
+def readiness(replica: Replica) -> Callable[[], Awaitable[bool]]:
+    """What asks a process whether it is ready."""
+    return Serving(replica.listen) if replica.listen else Ready(replica.metrics)
 
 
 async def answering(target: str, timeout_seconds: float = 20.0) -> None:

@@ -42,10 +42,12 @@ class Options:
     Attributes:
         processes: One process for each replica, instead of one for all services.
         counts: Replicas of each service; more than one needs `processes`.
+        workers: Processes that carry runs of tasks, with `processes`; with none the scheduler's replicas do it.
     """
 
     processes: bool = False
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(services.NAMES, 1))
+    workers: int = 1
 
 
 class Suite:
@@ -130,6 +132,7 @@ class Suite:
             self.options.counts,
             kafka_url=kafka.url if kafka else outer,
             kafka_is_local=kafka is not None,
+            worker_count=self.options.workers if self.options.processes else 0,
         )
 
     def _edge(self, plan: Plan) -> Envoy:
@@ -166,13 +169,13 @@ class Suite:
         children = [
             Child(
                 replica.name,
-                [sys.executable, "-m", f"services.{replica.service}", "serve"],
+                [sys.executable, "-m", f"services.{replica.service}", replica.role],
                 self.state.path / "logs" / f"{replica.name}.log",
-                services.Serving(replica.listen),
+                services.readiness(replica),
                 run=self._run,
                 environment=service_environment(replica.service, plan.environment(replica)),
             )
-            for replica in plan.replicas
+            for replica in [*plan.replicas, *plan.workers]
         ]
         stopping = asyncio.Event()
         try:
@@ -209,6 +212,7 @@ class Suite:
             "public": envoy.target,
             "replicas": replicas,
             "metrics": plan.metrics if self.options.processes else plan.metrics[:1],
+            "workers": {worker.name: worker.metrics for worker in plan.workers},
             # Without its password: that is among the secrets.
             "redis": plan.redis_url.rpartition("@")[2],
             "kafka": plan.kafka_url,

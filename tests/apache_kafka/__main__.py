@@ -29,7 +29,10 @@ _USER = "aiagent"
 _START_SECONDS = 90.0
 _FETCH_SECONDS = 180.0
 _JAVA = 17
-_PYTEST = [sys.executable, "-m", "pytest", "-q", "-m", "kafka", "tests/integration/kernel"]
+_PYTEST = [
+    *(sys.executable, "-m", "pytest", "-q", "-m", "kafka"),
+    *("tests/integration/kernel", "tests/integration/scheduler"),
+]
 
 
 def artifacts() -> Path | None:
@@ -91,6 +94,7 @@ log.dirs={directory}/data
 auto.create.topics.enable=false
 offsets.topic.replication.factor=1
 offsets.topic.num.partitions=4
+offsets.retention.check.interval.ms=1000
 transaction.state.log.replication.factor=1
 transaction.state.log.min.isr=1
 group.initial.rebalance.delay.ms=0

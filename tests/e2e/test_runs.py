@@ -185,7 +185,7 @@ async def test_a_run_is_watched_to_its_end_and_done_again(suite: RunningSuite, u
         await http.post(f"/api/v1/task-runs/{again['id']}/cancel", json={})
 
 
-async def test_the_scheduler_killed_in_mid_run(in_processes: RunningSuite):
+async def test_worker_and_scheduler_killed_in_mid_run(in_processes: RunningSuite):
     async with grpc.aio.insecure_channel(in_processes.grpc_target, options=OPTIONS) as channel:
         user = User(in_processes.base_url, channel)
         await user.sign_up()
@@ -200,9 +200,9 @@ async def test_the_scheduler_killed_in_mid_run(in_processes: RunningSuite):
             begun = asyncio.Event()
             seen = asyncio.create_task(watched(user, run["id"], begun))
             await asyncio.wait_for(begun.wait(), 30)
-            note = in_processes.state_dir / "run" / "scheduler-1.pid"
-            pid = int(note.read_text(encoding="utf-8").split()[0])
-            os.kill(pid, signal.SIGKILL)
+            for name in ("scheduler-worker-1", "scheduler-1"):
+                note = in_processes.state_dir / "run" / f"{name}.pid"
+                os.kill(int(note.read_text(encoding="utf-8").split()[0]), signal.SIGKILL)
             # The turn ends while nobody follows it.
             (in_processes.state_dir / "workspaces" / run["session_id"] / "go").touch()
             ended = await until(http, run, *FINAL)

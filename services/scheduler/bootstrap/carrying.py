@@ -21,7 +21,7 @@ from services.scheduler.gateways.sessions import SessionGateway
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.store.facts import OUTBOX, RUNS_QUEUED, TASK_RUNS
 from services.scheduler.store.system_queries import RunQueries, WaitingQueries
-from services.scheduler.usecases.watchdog import MEASURE_SECONDS, QueueWatch
+from services.scheduler.usecases.watchdog import MEASURE_SECONDS, SILENT_SECONDS, QueueWatch
 from services.scheduler.usecases.worker import RunWorker
 
 if TYPE_CHECKING:
@@ -194,4 +194,5 @@ def consumer_of(
         broadcast=True,
         listening=worker.wake,
         work_waits=watch.work_waits,
+        silent_seconds=SILENT_SECONDS,
     )

@@ -1,4 +1,4 @@
-"""Whether runs wait that a worker should have taken long ago."""
+"""Whether runs wait that a worker should have taken long ago, and whether this process should have heard of some."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from services.kernel.errors import ServiceError
 from services.kernel.telemetry import registry
 
 _log = structlog.get_logger(__name__)
+SILENT_SECONDS: Final = 30.0
+"""After so long without an event the consumer is mistrusted if there was one."""
+ON_ITS_WAY_SECONDS: Final = 5.0
+"""What was published since may not have come yet."""
 LONG_SECONDS: Final = 10.0
 """Two looks of an idle worker: what has waited for longer was overlooked."""
 MEASURE_SECONDS: Final = 10.0
@@ -32,6 +36,9 @@ class WaitingRuns(Protocol):
         Raises:
             ServiceError: UNAVAILABLE, while the database is away.
         """
+
+    async def was_told(self, earliest_seconds: float, latest_seconds: float) -> bool:
+        """Whether the broker has acknowledged an event about runs that long ago, between the two. Raises as above."""
 
 
 class QueueWatch:
@@ -57,5 +64,15 @@ class QueueWatch:
         await self.measure()
 
     async def work_waits(self) -> bool:
-        """Whether a run has waited for longer than `LONG_SECONDS` although a place is free here."""
+        """Whether a consumer that has heard nothing for `SILENT_SECONDS` is to be begun anew.
+
+        It is, if something was published within that time: it does not hear. The runs were found by looking, and none
+        need be left. And it is, if a run has waited for longer than `LONG_SECONDS` although a place is free here.
+        """
+        try:
+            if await self._waiting.was_told(SILENT_SECONDS - ON_ITS_WAY_SECONDS, ON_ITS_WAY_SECONDS):
+                return True
+        except ServiceError as error:
+            _log.info("not known what was told", reason=error.reason)
+            return False
         return self._has_place() and (await self.measure() or 0.0) > LONG_SECONDS

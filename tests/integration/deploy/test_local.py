@@ -218,7 +218,7 @@ async def test_replicas_in_processes_of_their_own(tmp_path: Path) -> None:
     await running.start()
     try:
         status, output = await command(running, "status")
-        assert (status, output.count(" serving")) == (0, 6), output
+        assert (status, output.count(" serving"), output.count(" working")) == (0, 6, 1), output
         family = running.processes()
         [session] = [
             process
@@ -226,6 +226,12 @@ async def test_replicas_in_processes_of_their_own(tmp_path: Path) -> None:
             if process.environ().get("AIAGENT_SESSION_LISTEN", "") in output.split("session-2")[1]
             and "services.session" in process.cmdline()
         ]
+        # Runs of tasks are the worker's.
+        assert [
+            (process.cmdline()[-1], process.environ().get("AIAGENT_SCHEDULER_WORKER_PLACES"))
+            for process in sorted(family, key=lambda process: process.cmdline()[-1:])
+            if "services.scheduler" in process.cmdline()
+        ] == [("serve", "0"), ("worker", None)]
         # The model's key is the executor's alone, and no service can change its schema.
         assert not [key for key in session.environ() if key == "ANTHROPIC_API_KEY" or "OWNER" in key]
         os.kill(session.pid, signal.SIGKILL)

@@ -73,6 +73,48 @@ async def test_a_task_has_no_more_runs_than_it_says(place: Floor) -> None:
     assert len(await place.queue().take("w", 5)) == 1
 
 
+async def test_a_user_has_no_more_runs_than_one_may(place: Floor) -> None:
+    busy, other = a_caller(), a_caller()
+    limited = await place.task(busy, max_concurrent_runs=1)
+    others = [await place.task(busy) for _ in range(3)]
+    first, *_ = [await place.run(busy, task_id) for task_id in (limited, limited, *others)]
+    await place.run(other)
+    found = await asyncio.gather(*(place.queue(per_user=2).take(str(uuid4()), 5) for _ in range(4)))
+    claims = [claim for claims in found for claim in claims]
+    # What the task's own limit keeps back takes nobody's place.
+    claims += await place.queue(per_user=2).take("w", 5)
+    of = {claim.run_id: claim for claim in claims if claim.user_id == busy.user_id}
+    assert (len(of), len(claims)) == (2, 3)
+    await place.queue().end(of[first.run.id], CANCELLED, None)
+    assert len(await place.queue(per_user=2).take("w", 5)) == 1
+    assert len(await place.queue().take("w", 5)) == 2
+
+
+async def test_who_has_all_that_one_may_keeps_no_colleague_out(place: Floor) -> None:
+    busy = a_caller()
+    task_id = await place.task(busy)
+    for _ in range(4):
+        await place.run(busy, task_id)
+    colleague = await place.run(a_caller(organization_id=busy.organization_id))
+    found = [await place.queue(per_user=1).take("w", 1) for _ in range(3)]
+    assert [len(claims) for claims in found] == [1, 1, 0]
+    assert found[1][0].run_id == colleague.run.id
+
+
+async def test_who_finds_nothing_is_told_when_to_come_again(place: Floor) -> None:
+    assert (await place.queue().claim("w", 1)).next_seconds is None
+    await many(place, 3, max_concurrent_runs=1)
+    assert len(await place.queue().take("w", 5)) == 1
+    # No time brings those that wait for a place.
+    assert (await place.queue().claim("w", 1)).next_seconds is None
+    for seconds in (50, 30):
+        await place.change(
+            await place.run(), available_time=sa.func.clock_timestamp() + timedelta(seconds=seconds)
+        )
+    found = (await place.queue().claim("w", 1)).next_seconds
+    assert found is not None and 20 < found <= 30
+
+
 async def test_a_pause_is_kept(place: Floor) -> None:
     run = await place.run()
     (claim,) = await place.queue().take("w", 1)

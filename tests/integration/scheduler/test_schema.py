@@ -36,7 +36,7 @@ def test_the_queries_across_tenants() -> None:
     assert {kind.__name__: functions(kind) for kind in own} == {
         "HouseKeeping": {"purge", "purge_facts"},
         "WatchQueries": {"versions"},
-        "WaitingQueries": {"oldest_seconds"},
+        "WaitingQueries": {"oldest_seconds", "was_told"},
         "FireQueries": {"begin", "seconds_to_next", "stale", "keep"},
         "RunQueries": {"claim", "renew", "record", "release", "promote_forgotten"},
     }

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 
 import pytest
 import sqlalchemy as sa
 
+from deploy.local.ports import free_port
+from services.kernel.clock import SystemClock
 from services.kernel.db import Database
 from services.kernel.errors import unavailable
+from services.kernel.kafka import app
 from services.kernel.telemetry import registry
 from services.kernel.testing import a_caller
+from services.scheduler import bootstrap
 from services.scheduler.store.system_queries import WaitingQueries
+from services.scheduler.store.tables import outbox
 from services.scheduler.usecases.runs import ShownRun
 from services.scheduler.usecases.watchdog import QueueWatch
+from services.scheduler.usecases.worker import RunWorker
+from tests.kafka_broker import LocalBroker
 
 from .working import Floor, floor
 
@@ -50,9 +58,17 @@ async def test_the_oldest_run_that_a_worker_may_take(scheduler_database: Databas
         assert await waiting.oldest_seconds() >= 500
 
 
+async def told_before(database: Database, seconds: float | None) -> None:
+    """Says of all facts that they were published so long ago; None for not yet."""
+    time = None if seconds is None else sa.func.clock_timestamp() - timedelta(seconds=seconds)
+    async with database.system() as connection:
+        await connection.execute(sa.update(outbox).values(publish_time=time))
+
+
 async def test_work_waits_where_a_place_is_free(scheduler_database: Database) -> None:
     free = True
     async with floor(scheduler_database) as it:
+        await told_before(scheduler_database, None)
         watch = QueueWatch(WaitingQueries(scheduler_database), lambda: free)
         run = await it.run()
         assert not await watch.work_waits()
@@ -63,9 +79,54 @@ async def test_work_waits_where_a_place_is_free(scheduler_database: Database) ->
         assert not await watch.work_waits()
 
 
+@pytest.mark.parametrize(
+    ("seconds", "deaf"), [(None, False), (1.0, False), (15.0, True), (60.0, False)], ids=str
+)
+async def test_who_hears_nothing_of_what_was_told_is_deaf(
+    scheduler_database: Database, seconds: float | None, deaf: bool
+) -> None:
+    async with floor(scheduler_database) as it:
+        await it.run()
+        await told_before(scheduler_database, seconds)
+        assert await QueueWatch(WaitingQueries(scheduler_database), lambda: False).work_waits() == deaf
+
+
+async def test_a_deaf_consumer_is_begun_anew(
+    scheduler_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "LOCAL_SESSION_SECONDS", 1.0)
+    monkeypatch.setattr(bootstrap, "SILENT_SECONDS", 0.1)
+
+    def restarts() -> float:
+        labels = {"group": "scheduler-workers", "why": "silent"}
+        return registry.get_sample_value("aiagent_stream_restarts_total", labels) or 0.0
+
+    broker, before = LocalBroker(free_port()), restarts()
+    await broker.start()
+    async with floor(scheduler_database) as it:
+        await it.run()
+        await told_before(scheduler_database, 15.0)
+        watch = QueueWatch(WaitingQueries(scheduler_database), lambda: True)
+        worker = RunWorker(it.queue(), it.sessions, holder="nobody", clock=SystemClock(), places=1)
+        consumer = bootstrap.consumer_of(broker.broker, worker, watch, SystemClock())
+        assert consumer is not None
+        task = asyncio.create_task(consumer.run())
+        try:
+            async with asyncio.timeout(20):
+                while restarts() == before:
+                    await asyncio.sleep(0.02)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            broker.kill()
+
+
 async def test_a_database_that_is_away_is_no_reason_to_begin_anew() -> None:
     class Away:
         async def oldest_seconds(self) -> float:
+            raise unavailable("DATABASE_UNAVAILABLE", "away", retry_after_seconds=1)
+
+        async def was_told(self, earliest_seconds: float, latest_seconds: float) -> bool:
             raise unavailable("DATABASE_UNAVAILABLE", "away", retry_after_seconds=1)
 
     watch = QueueWatch(Away(), lambda: True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
@@ -159,6 +160,18 @@ async def test_the_last_failure_is_the_runs(place: Floor, policy: RetryPolicy, a
         RunState.FAILED,
         Failure("MODEL_ERROR", "because of MODEL_ERROR"),
     )
+
+
+async def test_the_end_of_a_pause_is_not_looked_for(place: Floor) -> None:
+    await place.worker(look_seconds=600)
+    policy = replace(
+        AT_ONCE, initial_interval=timedelta(seconds=0.2), maximum_interval=timedelta(seconds=0.2)
+    )
+    shown = await place.ended(await place.run(prompt_template="fail", retry_policy=policy))
+    assert states(shown) == [RunState.FAILED] * 3
+    for before, after in itertools.pairwise(shown.attempts):
+        assert before.end_time is not None
+        assert after.start_time - before.end_time < timedelta(seconds=5)
 
 
 async def test_the_attempts_share_the_budget(place: Floor) -> None:

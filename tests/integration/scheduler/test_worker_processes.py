@@ -56,8 +56,10 @@ async def making(database: Database, broker: Broker) -> AsyncIterator[Floor]:
                 await task
 
 
-async def until(condition: Callable[[], Awaitable[bool]], *, pause: float = 0.02) -> None:
-    async with asyncio.timeout(40):
+async def until(
+    condition: Callable[[], Awaitable[bool]], *, pause: float = 0.02, seconds: float = 40
+) -> None:
+    async with asyncio.timeout(seconds):
         while not await condition():
             await asyncio.sleep(pause)
 
@@ -66,15 +68,26 @@ async def running(it: Floor, run: ShownRun) -> ShownRun:
     return await it.until(run, lambda found: found.run.state is RunState.RUNNING)
 
 
-async def hears(it: Floor, worker: WorkerProcess) -> None:
-    """Makes runs until the worker hears of one."""
-    before = await worker.told(HEARD)
+async def hears(it: Floor, *workers: WorkerProcess, seconds: float = 40) -> None:
+    """Makes runs until each of the workers has heard of one."""
+
+    async def told() -> list[float]:
+        return [await worker.told(HEARD) for worker in workers]
+
+    before = await told()
 
     async def heard() -> bool:
         await it.run(prompt_template="stay")
-        return await worker.told(HEARD) > before
+        return all(now > then for now, then in zip(await told(), before, strict=True))
 
-    await until(heard, pause=0.25)
+    await until(heard, pause=0.25, seconds=seconds)
+
+
+async def begins_at_once(it: Floor) -> None:
+    """Makes five runs, one after the other: found by looking only, they would take four looks."""
+    async with asyncio.timeout(3 * LOOK_SECONDS):
+        for _ in range(5):
+            await running(it, await it.run(prompt_template="stay"))
 
 
 async def test_a_run_is_begun_by_another_process_and_again_when_the_broker_was_killed(
@@ -87,19 +100,12 @@ async def test_a_run_is_begun_by_another_process_and_again_when_the_broker_was_k
     ):
         await worker.ready()
         await hears(it, worker)
-
-        async def one_after_the_other() -> None:
-            # Five that are found by looking only take four looks.
-            async with asyncio.timeout(3 * LOOK_SECONDS):
-                for _ in range(5):
-                    await running(it, await it.run(prompt_template="stay"))
-
-        await one_after_the_other()
+        await begins_at_once(it)
         broker.kill()
         lonely = await it.run(prompt_template="stay")
         await broker.start()
         await hears(it, worker)
-        await one_after_the_other()
+        await begins_at_once(it)
         await running(it, lonely)
 
 

@@ -60,7 +60,13 @@ class RunDrive:
     """One attempt, in the hands of one worker."""
 
     def __init__(
-        self, claim: Claim, recorder: Recorder, sessions: Sessions, clock: Clock, draw: Callable[[], float]
+        self,
+        claim: Claim,
+        recorder: Recorder,
+        sessions: Sessions,
+        clock: Clock,
+        draw: Callable[[], float],
+        on_over: Callable[[], None],
     ) -> None:
         """Composes the drive.
 
@@ -70,8 +76,11 @@ class RunDrive:
             sessions: Where it is carried out.
             clock: For waiting.
             draw: A source of chance, 0 to 1 without 1.
+            on_over: Called once the attempt is over, before that is recorded.
         """
         self.claim = claim
+        self.over = False
+        self._on_over = on_over
         self._recorder = recorder
         self._sessions = sessions
         self._clock = clock
@@ -95,6 +104,8 @@ class RunDrive:
             ServiceError: UNAVAILABLE: the database is away. The lease runs out; the run is taken over.
         """
         outcome = await self._attempt()
+        self.over = True
+        self._on_over()
         state = await self._recorder.record(
             self._progress(outcome, pause_after(self.claim, outcome, self._draw))
         )

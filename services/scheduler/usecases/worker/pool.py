@@ -118,12 +118,19 @@ class RunWorker:
         """How many runs this process carries."""
         return len(self._drives)
 
+    @property
+    def _free(self) -> int:
+        """A run whose attempt is over needs no place while that is recorded: the next one is claimed meanwhile."""
+        return self._places - sum(not drive.over for drive in self._drives.values())
+
     async def _claim_when_woken(self) -> None:
         try:
             async with asyncio.timeout(self._next_look_seconds):
                 await self._woken.wait()
         except TimeoutError:
             pass
+        # What ends together frees its places together.
+        await asyncio.sleep(0)
         self._woken.clear()
         self._next_look_seconds = self._look_seconds
         await _unless_away(self._claim)
@@ -133,7 +140,7 @@ class RunWorker:
         if self._clock.monotonic() - self._looked >= self._look_seconds:
             self._looked = self._clock.monotonic()
             await self._queue.promote_forgotten()
-        while free := self._places - len(self._drives):
+        while (free := self._free) > 0:
             found = await self._queue.claim(self._holder, free)
             for claim in found.runs:
                 self._take(claim)
@@ -148,7 +155,7 @@ class RunWorker:
         if before is not None:
             # It was taken from this very worker: its lease had run out.
             before.cancel()
-        drive = RunDrive(claim, self._recorder, self._sessions, self._clock, self._draw)
+        drive = RunDrive(claim, self._recorder, self._sessions, self._clock, self._draw, self.wake)
         self._drives[run_id] = drive
         _UNDER_WAY.set(len(self._drives))
         self._tasks[run_id] = asyncio.create_task(
@@ -173,7 +180,7 @@ class RunWorker:
                 del self._drives[run_id]
                 self._tasks.pop(run_id, None)
                 _UNDER_WAY.set(len(self._drives))
-                # A place is free.
+                # A place is free, or what ended has let others wait for a worker.
                 self.wake()
 
     async def _renew(self) -> None:

@@ -7,6 +7,7 @@ that batches grow with the load, and a run alone waits for nobody.
 from __future__ import annotations
 
 import asyncio
+from typing import Final
 from uuid import UUID
 
 import structlog
@@ -20,6 +21,12 @@ from services.scheduler.usecases.worker.ports import Progress, RunQueue
 
 _log = structlog.get_logger(__name__)
 
+POSTED_SECONDS: Final = 0.05
+"""How long a step that nobody waits for is kept back for the next one of its claim, which says it too."""
+MOST_BUSY: Final = 2
+"""How many steps of a batch may find the database too busy, each by itself, until it is held to be so for all."""
+DRAIN_SECONDS: Final = 5.0
+"""How long a process that ends waits for what is being written."""
 _Key = tuple[UUID, int]
 _Waiter = asyncio.Future[RunState]
 
@@ -27,8 +34,9 @@ _Waiter = asyncio.Future[RunState]
 class _Waiting:
     """The latest of one claim, and who waits for it: it says all that the steps before it said."""
 
-    def __init__(self, step: Progress) -> None:
+    def __init__(self, step: Progress, due: float) -> None:
         self.step = step
+        self.due = due
         self.waiters: list[_Waiter] = []
 
 
@@ -40,13 +48,18 @@ class Recorder:
         self._queue = queue
         self._waiting: dict[_Key, _Waiting] = {}
         self._writing: asyncio.Task[None] | None = None
+        self._urged = asyncio.Event()
+        self._draining = False
 
     def post(self, step: Progress) -> None:
-        """Has a step written, without waiting for it; what becomes of it the next step of the claim comes to know."""
+        """Has a step written soon, without waiting for it, or with the next one of its claim where that comes sooner.
+
+        What becomes of it the next step of the claim comes to know.
+        """
         key = (step.claim.run_id, step.claim.epoch)
         waiting = self._waiting.get(key)
         if waiting is None:
-            self._waiting[key] = _Waiting(step)
+            self._waiting[key] = _Waiting(step, asyncio.get_running_loop().time() + POSTED_SECONDS)
         else:
             waiting.step = step
         if self._writing is None:
@@ -62,54 +75,97 @@ class Recorder:
         self.post(step)
         waiter: _Waiter = asyncio.get_running_loop().create_future()
         self._waiting[step.claim.run_id, step.claim.epoch].waiters.append(waiter)
+        self._urged.set()
         return await waiter
 
     async def drain(self) -> None:
-        """Returns when all is written that was to be."""
-        while self._writing is not None:
-            await asyncio.gather(self._writing, return_exceptions=True)
+        """Returns when all is written that was to be, or `DRAIN_SECONDS` are over; nothing may be recorded any more."""
+        self._draining = True
+        self._urged.set()
+        if self._writing is not None:
+            writing = self._writing
+            await asyncio.wait((writing,), timeout=DRAIN_SECONDS)
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
 
     async def _write_all(self) -> None:
         try:
-            # Whoever was resumed by the last batch, or by the same message, gets to say what comes of it first.
-            await asyncio.sleep(0)
             while self._waiting:
-                batch, self._waiting = list(self._waiting.values()), {}
-                await self._write(batch)
+                await self._urge()
+                # Whoever was resumed by the last batch, or by the same message, gets to say what comes of it first.
                 await asyncio.sleep(0)
+                if batch := self._take():
+                    await self._write(batch)
         finally:
             self._writing = None
 
+    async def _urge(self) -> None:
+        """Waits until somebody waits, or the first of those that were posted is due."""
+        if not self._draining:
+            first = min(waiting.due for waiting in self._waiting.values())
+            try:
+                async with asyncio.timeout_at(first):
+                    await self._urged.wait()
+            except TimeoutError:
+                pass
+            self._urged.clear()
+
+    def _take(self) -> list[_Waiting]:
+        now = asyncio.get_running_loop().time()
+        due = {
+            key: waiting
+            for key, waiting in self._waiting.items()
+            if waiting.waiters or waiting.due <= now or self._draining
+        }
+        for key in due:
+            del self._waiting[key]
+        return list(due.values())
+
     async def _write(self, batch: list[_Waiting]) -> None:
+        error = await self._try(batch)
+        if error is None:
+            return
+        if len(batch) == 1 or _away(error):
+            _fail(batch, error)
+            return
+        # It is one of them: a row that somebody holds for long, a value that is not taken. The others do not share its
+        # lot, unless the database is too busy for any.
+        busy = 0
+        for number, waiting in enumerate(batch):
+            error = await self._try([waiting])
+            if error is not None:
+                _fail([waiting], error)
+                busy += isinstance(error, ServiceError)
+                if busy == MOST_BUSY or _away(error):
+                    _fail(batch[number + 1 :], error)
+                    return
+
+    async def _try(self, batch: list[_Waiting]) -> Exception | None:
+        """Writes steps, and tells who waits; nobody is told anything where it fails."""
         try:
             states = await self._queue.record([waiting.step for waiting in batch])
+        except ServiceError as error:
+            return error
         except Exception as error:
-            if len(batch) > 1 and not _away(error):
-                # It is one of them: a row that somebody holds for long, a value that is not taken. The others do not
-                # share its lot.
-                for waiting in batch:
-                    await self._write([waiting])
-                return
-            if not isinstance(error, ServiceError):
-                BACKGROUND_FAILURES.labels("run-recorder").inc()
-                _log.exception("step of a run not recorded", run_id=str(batch[0].step.claim.run_id))
-            for waiting in batch:
-                _fail(waiting, error)
-            return
+            BACKGROUND_FAILURES.labels("run-recorder").inc()
+            _log.exception("steps of runs not recorded", runs=[str(one.step.claim.run_id) for one in batch])
+            return error
         for waiting, state in zip(batch, states, strict=True):
             if state is None:
-                _fail(waiting, LeaseLost(f"epoch {waiting.step.claim.epoch}"))
+                _fail([waiting], LeaseLost(f"epoch {waiting.step.claim.epoch}"))
                 continue
             for waiter in waiting.waiters:
                 if not waiter.done():
                     waiter.set_result(state)
+        return None
 
 
 def _away(error: Exception) -> bool:
     return isinstance(error, ServiceError) and error.reason == "DATABASE_UNAVAILABLE"
 
 
-def _fail(waiting: _Waiting, error: Exception) -> None:
-    for waiter in waiting.waiters:
-        if not waiter.done():
-            waiter.set_exception(error)
+def _fail(batch: list[_Waiting], error: Exception) -> None:
+    for waiting in batch:
+        for waiter in waiting.waiters:
+            if not waiter.done():
+                waiter.set_exception(error)

@@ -243,7 +243,8 @@ class SchedulerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteSchedule(self, request, context):
-        """Deletes a schedule. Deleting it again is NOT_FOUND, unless by the same `request_id`.
+        """Deletes a schedule. Deleting it again is NOT_FOUND, unless by the same `request_id`. Runs that it holds back (PENDING) are
+        cancelled; those that are queued or running go on.
 
         Errors: NOT_FOUND with SCHEDULE_NOT_FOUND; ABORTED with ETAG_MISMATCH.
         """

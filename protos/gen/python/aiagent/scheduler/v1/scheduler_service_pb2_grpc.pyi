@@ -80,7 +80,8 @@ class SchedulerServiceStub:
     Errors: NOT_FOUND with SCHEDULE_NOT_FOUND; ABORTED with ETAG_MISMATCH.
     """
     DeleteSchedule: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.DeleteScheduleRequest, _scheduler_service_pb2.DeleteScheduleResponse]
-    """Deletes a schedule. Deleting it again is NOT_FOUND, unless by the same `request_id`.
+    """Deletes a schedule. Deleting it again is NOT_FOUND, unless by the same `request_id`. Runs that it holds back (PENDING) are
+    cancelled; those that are queued or running go on.
 
     Errors: NOT_FOUND with SCHEDULE_NOT_FOUND; ABORTED with ETAG_MISMATCH.
     """
@@ -206,7 +207,8 @@ class SchedulerServiceAsyncStub(SchedulerServiceStub):
     Errors: NOT_FOUND with SCHEDULE_NOT_FOUND; ABORTED with ETAG_MISMATCH.
     """
     DeleteSchedule: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.DeleteScheduleRequest, _scheduler_service_pb2.DeleteScheduleResponse]  # type: ignore[assignment]
-    """Deletes a schedule. Deleting it again is NOT_FOUND, unless by the same `request_id`.
+    """Deletes a schedule. Deleting it again is NOT_FOUND, unless by the same `request_id`. Runs that it holds back (PENDING) are
+    cancelled; those that are queued or running go on.
 
     Errors: NOT_FOUND with SCHEDULE_NOT_FOUND; ABORTED with ETAG_MISMATCH.
     """
@@ -389,7 +391,8 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _scheduler_service_pb2.DeleteScheduleRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_scheduler_service_pb2.DeleteScheduleResponse, _abc.Awaitable[_scheduler_service_pb2.DeleteScheduleResponse]]:
-        """Deletes a schedule. Deleting it again is NOT_FOUND, unless by the same `request_id`.
+        """Deletes a schedule. Deleting it again is NOT_FOUND, unless by the same `request_id`. Runs that it holds back (PENDING) are
+        cancelled; those that are queued or running go on.
 
         Errors: NOT_FOUND with SCHEDULE_NOT_FOUND; ABORTED with ETAG_MISMATCH.
         """
