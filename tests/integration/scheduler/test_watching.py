@@ -16,6 +16,7 @@ from aiagent.scheduler.v1 import run_pb2
 from aiagent.scheduler.v1 import scheduler_service_pb2 as pb
 from services.kernel.db import Database
 from services.kernel.db.database import note
+from services.scheduler.api import runs as runs_api
 from services.scheduler.domain.runs import Outcome
 from services.scheduler.domain.states import RunState
 from services.scheduler.store.notes import RUNS_CHANGED
@@ -184,7 +185,8 @@ async def test_what_another_replica_does_is_told(api: Serving, databases: Copy) 
         await change(api.service._database, run.id, noted=True, **RUNNING)
         assert (await anext(stream)).cursor == 2
         drained = asyncio.create_task(other.service.drain(5))
-        error = await refusal(stream)
+        # At once, not with the next checkpoint: the drain waits for it.
+        error = await asyncio.wait_for(refusal(stream), 4)
         assert (error.kind.value, error.reason) == ("UNAVAILABLE", "DRAINING")
         await drained
     # Any replica goes on where that one ended.
@@ -256,3 +258,31 @@ async def test_a_run_and_its_attempts_are_of_one_moment(api: Serving) -> None:
         found = await client.GetTaskRun(pb.GetTaskRunRequest(task_run_id=run.id))
         assert found.attempt == len(found.attempts)
     await working
+
+
+async def test_a_stream_with_nothing_to_say_is_accepted_at_once(api: Serving) -> None:
+    client = api.client()
+    run = await client.run()
+    call = client.WatchTaskRun(pb.WatchTaskRunRequest(task_run_id=run.id, cursor=1))
+    # Far sooner than a checkpoint comes.
+    await asyncio.wait_for(call.initial_metadata(), 5)
+    call.cancel()
+
+
+async def test_whoever_does_not_read_leaves_its_place(api: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs_api, "_UNREAD_SECONDS", 0.2)
+    client = api.client()
+    run = await client.run()
+    # More than lies between a server and a client that takes nothing.
+    await change(api.database, run.id, variables={"text": "x" * 4_000_000})
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.http2.bdp_probe", 0)]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{api.service.port}", options=options) as channel:
+        deaf = Client(channel, api.tokens.metadata(client.caller), client.caller)
+        call = deaf.WatchTaskRun(pb.WatchTaskRunRequest(task_run_id=run.id))
+        await call.initial_metadata()
+        assert UUID(run.id) in api.service._looks._places
+        async with asyncio.timeout(5):
+            while UUID(run.id) in api.service._looks._places:
+                await asyncio.sleep(0.01)
+        # Whenever it reads on, it finds out that it is to resume.
+        assert await reason(call) == "UNAVAILABLE DRAINING"
