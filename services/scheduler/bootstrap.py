@@ -8,8 +8,9 @@ from pathlib import Path
 
 import grpc
 
-from aiagent.scheduler.v1 import scheduler_service_pb2
+from aiagent.scheduler.v1 import scheduler_service_pb2, webhook_service_pb2
 from aiagent.scheduler.v1.scheduler_service_pb2_grpc import add_SchedulerServiceServicer_to_server
+from aiagent.scheduler.v1.webhook_service_pb2_grpc import add_WebhookServiceServicer_to_server
 from services.kernel.clock import SystemClock
 from services.kernel.context import detached
 from services.kernel.db import Database
@@ -25,25 +26,34 @@ from services.kernel.housekeeping import keep_house
 from services.kernel.identity import JwksVerifier, ServiceTokenSigner, ServiceTokenVerifier
 from services.kernel.ids import Uuid7Source, new_id
 from services.kernel.readiness import once_reached, watch_database
+from services.kernel.sealing import KeyRing
 from services.kernel.settings import targets
 from services.scheduler.api.servicer import SchedulerServicer
+from services.scheduler.api.webhooks import WebhookServicer
 from services.scheduler.domain.errors import DOMAIN
+from services.scheduler.domain.receivers import AddressRules
 from services.scheduler.gateways.auth import auth_channel, key_set
 from services.scheduler.gateways.rendering import TemplateProcesses
 from services.scheduler.gateways.sessions import SessionGateway
+from services.scheduler.gateways.webhooks import WebhookPost
 from services.scheduler.settings import SchedulerSettings
-from services.scheduler.store.system_queries import HouseKeeping, RunQueries
+from services.scheduler.store.system_queries import HouseKeeping, RunQueries, WebhookQueries
 from services.scheduler.store.tables import SCHEMA
 from services.scheduler.store.tenant import TenantStore
+from services.scheduler.store.webhooks import WEBHOOKS
 from services.scheduler.usecases.runs import Runs
 from services.scheduler.usecases.schedules import Schedules
 from services.scheduler.usecases.tasks import Tasks
+from services.scheduler.usecases.webhook_sender import WebhookSender
+from services.scheduler.usecases.webhooks import WebhookKeeper, Webhooks
 from services.scheduler.usecases.worker import RunWorker
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
-_SERVICE = scheduler_service_pb2.DESCRIPTOR.services_by_name["SchedulerService"]
 POLICIES: dict[str, MethodPolicy] = {
-    f"/{_SERVICE.full_name}/{method.name}": USER for method in _SERVICE.methods
+    f"/{service.full_name}/{method.name}": USER
+    for file in (scheduler_service_pb2.DESCRIPTOR, webhook_service_pb2.DESCRIPTOR)
+    for service in file.services_by_name.values()
+    for method in service.methods
 }
 
 
@@ -60,6 +70,7 @@ class SchedulerService:
         channels: list[grpc.aio.Channel],
         templates: TemplateProcesses,
         worker: RunWorker,
+        sender: WebhookSender,
     ) -> None:
         """Use `build`."""
         self._server = server
@@ -68,6 +79,7 @@ class SchedulerService:
         self._channels = channels
         self._templates = templates
         self._worker = worker
+        self._sender = sender
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -86,6 +98,7 @@ class SchedulerService:
         await once_reached(self._database.check, clock)
         await self._server.start()
         await self._worker.start()
+        await self._sender.start()
         for name, work in (
             ("scheduler-housekeeping", keep_house(self._house.purge, clock)),
             ("scheduler-readiness", watch_database(self._database.check, self._server.health, clock)),
@@ -94,11 +107,13 @@ class SchedulerService:
 
     async def drain(self, grace_seconds: float) -> None:
         """Lets calls end, and gives runs back for another worker, or the next start, to go on with."""
-        await asyncio.gather(self._server.drain_calls(grace_seconds), self._worker.drain())
+        await asyncio.gather(
+            self._server.drain_calls(grace_seconds), self._worker.drain(), self._sender.drain()
+        )
 
     async def stop(self) -> None:
         """Closes everything."""
-        await self._worker.drain()
+        await asyncio.gather(self._worker.drain(), self._sender.drain())
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -134,19 +149,36 @@ async def build(settings: SchedulerSettings) -> SchedulerService:
         clock=SystemClock(),
         places=settings.scheduler_worker_places,
     )
+    rules = AddressRules(settings.scheduler_webhook_allowed_networks)
+    keys = KeyRing(settings.scheduler_encryption_key.get_secret_value(), service="scheduler")
+    keeper = WebhookKeeper(rules, keys.sealer())
+    sender = WebhookSender(
+        WebhookQueries(database),
+        WebhookPost(rules, places=settings.scheduler_webhook_places),
+        keeper,
+        holder=str(new_id()),
+        clock=SystemClock(),
+        places=settings.scheduler_webhook_places,
+    )
+    database.on_commit(WEBHOOKS, sender.wake)
     servicer = SchedulerServicer(
-        Tasks(store, ids, templates), Schedules(store, ids), Runs(store, ids, templates, worker)
+        Tasks(store, ids, templates, keeper), Schedules(store, ids), Runs(store, ids, templates, worker)
     )
     server = build_server(
         listen=settings.scheduler_listen,
         domain=DOMAIN,
-        register=[partial(add_SchedulerServiceServicer_to_server, servicer)],
+        register=[
+            partial(add_SchedulerServiceServicer_to_server, servicer),
+            partial(add_WebhookServiceServicer_to_server, WebhookServicer(Webhooks(store, ids, keeper))),
+        ],
         policies=POLICIES,
         users=JwksVerifier(key_set(auth)),
         services=ServiceTokenVerifier(settings.trusted_keys(), "scheduler"),
         reflect=settings.reflection,
     )
-    return SchedulerService(server, database, HouseKeeping(database), [auth, session], templates, worker)
+    return SchedulerService(
+        server, database, HouseKeeping(database), [auth, session], templates, worker, sender
+    )
 
 
 async def migrate(settings: SchedulerSettings) -> str:

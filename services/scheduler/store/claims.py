@@ -19,6 +19,7 @@ from services.scheduler.domain.runs import Claim, LeaseLost, Outcome
 from services.scheduler.domain.states import RunState
 from services.scheduler.store.run_rows import TOKENS, claim_of, failure_columns
 from services.scheduler.store.tables import run_attempts, runs
+from services.scheduler.store.webhooks import enqueue
 from services.scheduler.usecases.worker.ports import Renewal
 
 LEASE_LIFE: Final = timedelta(seconds=5)
@@ -234,6 +235,7 @@ async def end(
             "end_time": _NOW,
         }
     await _fenced(connection, claim, {**values, "state": state.value})
+    await enqueue(connection, [claim.run_id])
     return state
 
 

@@ -12,12 +12,20 @@ from services.kernel.db import Database
 from services.kernel.db.idempotency import purge_expired
 from services.scheduler.domain.runs import Claim, Outcome
 from services.scheduler.domain.states import RunState
-from services.scheduler.store import claims
+from services.scheduler.domain.webhooks import DeliveryState
+from services.scheduler.store import claims, webhook_claims
 from services.scheduler.store.tables import idempotency_keys, runs, tasks
+from services.scheduler.store.webhook_tables import webhook_deliveries
+from services.scheduler.usecases.webhook_ports import Answer, DeliveryClaim, Outlook
 from services.scheduler.usecases.worker.ports import Renewal
 
 _PURGED_AT_ONCE = 100
 _UNDER_WAY = sa.exists().where(runs.c.task_id == tasks.c.id, runs.c.end_time.is_(None))
+# What its last runs have to say is still told.
+_UNTOLD = sa.exists().where(
+    webhook_deliveries.c.task_id == tasks.c.id,
+    webhook_deliveries.c.state == DeliveryState.PENDING.value,
+)
 
 
 class HouseKeeping:
@@ -28,16 +36,20 @@ class HouseKeeping:
         self._database = database
 
     async def purge(self) -> int:
-        """Deletes expired request ids and deleted tasks without open runs, a bounded number; returns how many."""
+        """Deletes what has no more meaning, a bounded number; returns how many.
+
+        These are expired request ids, deleted tasks of which nothing is under way, and old deliveries of webhooks.
+        """
         async with self._database.system() as connection:
             found = (
                 sa.select(tasks.c.id)
-                .where(tasks.c.delete_time.is_not(None), sa.not_(_UNDER_WAY))
+                .where(tasks.c.delete_time.is_not(None), sa.not_(_UNDER_WAY), sa.not_(_UNTOLD))
                 .limit(_PURGED_AT_ONCE)
                 .with_for_update(skip_locked=True)
             )
             removed = await connection.execute(sa.delete(tasks).where(tasks.c.id.in_(found)))
-            return removed.rowcount + await purge_expired(connection, idempotency_keys)
+            told = await webhook_claims.purge(connection, _PURGED_AT_ONCE)
+            return removed.rowcount + told + await purge_expired(connection, idempotency_keys)
 
 
 class RunQueries:
@@ -77,3 +89,32 @@ class RunQueries:
         """Gives leases back."""
         async with self._database.system() as connection:
             await claims.release(connection, held)
+
+
+class WebhookQueries:
+    """See `usecases.webhook_ports.DeliveryQueue`."""
+
+    def __init__(self, database: Database, *, lease_life: timedelta = webhook_claims.LEASE_LIFE) -> None:
+        """Args: database: the scheduler schema; lease_life: how long a delivery is held for its attempt."""
+        self._database = database
+        self._lease_life = lease_life
+
+    async def claim(self, holder: str, limit: int) -> list[DeliveryClaim]:
+        """Takes deliveries that are due."""
+        async with self._database.system() as connection:
+            return await webhook_claims.claim(connection, holder, limit, life=self._lease_life)
+
+    async def finish(self, claim: DeliveryClaim, answer: Answer, pause: timedelta | None) -> DeliveryState:
+        """Records what came of an attempt."""
+        async with self._database.system() as connection:
+            return await webhook_claims.finish(connection, claim, answer, pause)
+
+    async def release(self, held: Sequence[DeliveryClaim]) -> None:
+        """Gives deliveries back."""
+        async with self._database.system() as connection:
+            await webhook_claims.release(connection, held)
+
+    async def outlook(self) -> Outlook:
+        """Tells what waits."""
+        async with self._database.system() as connection:
+            return await webhook_claims.outlook(connection)

@@ -18,6 +18,7 @@ from services.scheduler.domain.schedules import Schedule, ScheduleContent, Stand
 from services.scheduler.store.rows import schedule_columns, schedule_of, task_columns, task_of
 from services.scheduler.store.tables import idempotency_keys, schedules, tasks
 from services.scheduler.store.tenant_runs import TenantRuns
+from services.scheduler.store.webhooks import TenantWebhooks
 from services.scheduler.usecases.ports import NewSchedule, ScheduleFilter, TaskFilter
 
 _NOW = sa.func.clock_timestamp()
@@ -25,14 +26,14 @@ _NOW = sa.func.clock_timestamp()
 _TASK_BY_ID = sa.select(tasks).where(
     tasks.c.id == sa.bindparam("task_id", type_=tasks.c.id.type), tasks.c.delete_time.is_(None)
 )
-_LOCKED_TASK_BY_ID = _TASK_BY_ID.with_for_update()
+_LOCKED_TASK_BY_ID = _TASK_BY_ID.with_for_update(key_share=True)
 _SCHEDULE_BY_ID = sa.select(schedules).where(
     schedules.c.id == sa.bindparam("schedule_id", type_=schedules.c.id.type)
 )
 _LOCKED_SCHEDULE_BY_ID = _SCHEDULE_BY_ID.with_for_update()
 
 
-class TenantTransaction(TenantRuns):
+class TenantTransaction(TenantRuns, TenantWebhooks):
     """See `usecases.ports.SchedulerTransaction`."""
 
     async def once(

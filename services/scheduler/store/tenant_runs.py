@@ -14,6 +14,7 @@ from services.scheduler.domain.runs import Run, RunAttempt
 from services.scheduler.domain.states import RunState
 from services.scheduler.store.run_rows import attempt_of, content_columns, run_of
 from services.scheduler.store.tables import run_attempts, runs
+from services.scheduler.store.webhooks import enqueue
 from services.scheduler.usecases.ports import NewRun, RunFilter
 
 _NOW = sa.func.clock_timestamp()
@@ -88,11 +89,12 @@ class TenantRuns:
             .where(runs.c.id == run_id)
             .values(cancel_time=sa.func.coalesce(runs.c.cancel_time, _NOW), **over)
         )
+        await enqueue(self._connection, [run_id])
 
     async def cancel_runs_of(self, task_id: UUID) -> None:
         """Asks for the end of all runs of a task."""
         waiting = runs.c.state.in_(_WAITING)
-        await self._connection.execute(
+        changed = await self._connection.execute(
             sa.update(runs)
             .where(runs.c.task_id == task_id, sa.or_(waiting, runs.c.state == RunState.RUNNING.value))
             .values(
@@ -100,4 +102,6 @@ class TenantRuns:
                 state=sa.case((waiting, RunState.CANCELLED.value), else_=runs.c.state),
                 end_time=sa.case((waiting, _NOW), else_=runs.c.end_time),
             )
+            .returning(runs.c.id)
         )
+        await enqueue(self._connection, [row.id for row in changed])

@@ -13,6 +13,7 @@ from services.kernel.identity import Caller
 from services.scheduler.domain.entities import Task, TaskContent
 from services.scheduler.domain.runs import Run, RunAttempt, RunContent
 from services.scheduler.domain.schedules import Schedule, ScheduleContent, Standing
+from services.scheduler.usecases.webhook_ports import WebhookTransaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class NewRun:
     content: RunContent
 
 
-class SchedulerTransaction(Protocol):
+class SchedulerTransaction(WebhookTransaction, Protocol):
     """A caller's transaction: it sees what the caller may see, and commits when its block ends without an error.
 
     What is not there and what is not the caller's is answered alike: NOT_FOUND.

@@ -10,6 +10,7 @@ import pytest
 
 from aiagent.scheduler.v1 import error_reason_pb2
 from aiagent.scheduler.v1 import scheduler_service_pb2 as pb
+from aiagent.scheduler.v1 import webhook_service_pb2 as webhook_pb
 from services.kernel.errors import ServiceError
 from services.scheduler.gateways import rendering
 from tests.databases import Copy
@@ -47,6 +48,11 @@ async def test_each_reason_arrives(databases: Copy, tmp_path: Path, monkeypatch:
         await client.CancelTaskRun(run)
         await meet(client.CancelTaskRun(run))
         assert met["TASK_RUN_ENDED"].metadata["state"] == "CANCELLED"
+        delivery = webhook_pb.GetWebhookDeliveryRequest(webhook_delivery_id=nowhere)
+        await meet(client.GetWebhookDelivery(delivery))
+        assert met["WEBHOOK_DELIVERY_NOT_FOUND"].metadata["webhook_delivery_id"] == nowhere
+        await meet(client.GetWebhookSecret(webhook_pb.GetWebhookSecretRequest(task_id=task.id)))
+        assert met["WEBHOOK_NOT_SET"].metadata["task_id"] == task.id
         # Its processes do not come up.
         monkeypatch.setattr(rendering, "_PROGRAM", tmp_path / "nothing.py")
         await meet(client.task(prompt_template="{{ 1 }}"))
@@ -62,6 +68,8 @@ async def test_each_reason_arrives(databases: Copy, tmp_path: Path, monkeypatch:
         "TASK_RUN_NOT_FOUND": "NOT_FOUND",
         "TASK_RUN_ENDED": "FAILED_PRECONDITION",
         "ROLE_NOT_ALLOWED": "PERMISSION_DENIED",
+        "WEBHOOK_DELIVERY_NOT_FOUND": "NOT_FOUND",
+        "WEBHOOK_NOT_SET": "FAILED_PRECONDITION",
     }
     assert {reason for reason, error in met.items() if error.violations} == {
         "INVALID_REQUEST",
