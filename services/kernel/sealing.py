@@ -31,7 +31,10 @@ class KeyRing:
         """
         self._setting = f"AIAGENT_{service.upper()}_ENCRYPTION_KEY"
         self._service = service
-        self._raw = base64url_decode(secret)
+        try:
+            self._raw = base64url_decode(secret)
+        except ValueError:
+            self._raw = b""
         if len(self._raw) != KEY_BYTES:
             raise ValueError(f"{self._setting} must be 32 bytes in base64url")
 

@@ -56,11 +56,6 @@ class Webhook:
     url: str
     states: tuple[RunState, ...] = ()
 
-    @property
-    def told(self) -> frozenset[RunState]:
-        """The ends that it tells of."""
-        return frozenset(self.states or TOLD_STATES)
-
 
 @dataclass(frozen=True, slots=True)
 class DeliveryAttempt:

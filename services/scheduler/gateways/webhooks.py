@@ -95,16 +95,8 @@ class WebhookPost:
             answer = Answer(error="NAME_NOT_RESOLVED", error_message="the host has no address")
         except (TimeoutError, httpcore.TimeoutException):
             answer = Answer(error="TIMEOUT", error_message="no answer came in time")
-        except ssl.SSLError as error:
-            answer = Answer(error="TLS_FAILED", error_message=f"TLS: {error.reason or 'failed'}")
         except (httpcore.ConnectError, OSError) as error:
-            # What the library says of TLS comes as the text of such an error.
-            tls = isinstance(error.__cause__, ssl.SSLError)
-            answer = (
-                Answer(error="TLS_FAILED", error_message=f"TLS: {error}")
-                if tls
-                else Answer(error="CONNECT_FAILED", error_message="the host cannot be connected to")
-            )
+            answer = _unconnected(error.__context__)
         except (httpcore.NetworkError, httpcore.ProtocolError):
             answer = Answer(
                 error="PROTOCOL_ERROR", error_message="the connection ended, or what came was no HTTP answer"
@@ -216,6 +208,14 @@ class _System:
 
 def _addresses(host: str, port: int) -> Sequence[tuple[object, object, object, object, tuple[object, ...]]]:
     return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+
+
+def _unconnected(cause: BaseException | None) -> Answer:
+    # The library tells of a connection and of TLS by the same error.
+    if isinstance(cause, ssl.SSLError):
+        why = getattr(cause, "verify_message", "") or cause.reason
+        return Answer(error="TLS_FAILED", error_message=f"TLS failed: {why}")
+    return Answer(error="CONNECT_FAILED", error_message="the host cannot be connected to")
 
 
 def _judge(status: int, headers: Sequence[tuple[bytes, bytes]], body: str) -> Answer:
