@@ -12,9 +12,10 @@ import ipaddress
 import re
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -194,20 +195,43 @@ class _JudgedBackend(httpcore.AsyncNetworkBackend):
 
 
 class _System:
-    """The system's resolver, in threads of its own: a name server that is silent holds up nothing else."""
+    """The system's resolver, in threads of its own, which a process that ends does not wait for.
+
+    A name server that is silent holds a thread longer than anybody waits for it; of these there are so many at most.
+    """
 
     def __init__(self, places: int) -> None:
-        self._threads = ThreadPoolExecutor(max(1, places), thread_name_prefix="webhook-names")
+        self._free = asyncio.Semaphore(max(1, places))
 
     async def __call__(self, host: str, port: int) -> Sequence[str]:
         """Resolves a name."""
+        await self._free.acquire()
         loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._threads, _addresses, host, port)
-        return [str(entry[4][0]) for entry in found]
+        answer: asyncio.Future[Sequence[str]] = loop.create_future()
 
+        def end(found: Sequence[str], error: Exception | None) -> None:
+            self._free.release()
+            if answer.done():
+                return
+            if error is None:
+                answer.set_result(found)
+            else:
+                answer.set_exception(error)
 
-def _addresses(host: str, port: int) -> Sequence[tuple[object, object, object, object, tuple[object, ...]]]:
-    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        def ask() -> None:
+            found: Sequence[str] = ()
+            failure: Exception | None = None
+            try:
+                entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                found = [str(entry[4][0]) for entry in entries]
+            except (OSError, UnicodeError) as error:
+                failure = error
+            # The loop may be gone by now.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(end, found, failure)
+
+        threading.Thread(target=ask, name="webhook-name", daemon=True).start()
+        return await answer
 
 
 def _unconnected(cause: BaseException | None) -> Answer:

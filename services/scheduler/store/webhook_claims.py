@@ -55,16 +55,20 @@ _CANCEL = sa.text(
 )
 
 # Of each task no more is looked at than could be taken. A message's place is counted behind those to its receiver that
-# are under way: what waits for one receiver, however much, keeps nobody else waiting.
+# are under way: what waits for one receiver, however much, keeps nobody else waiting. Of what is left, whoever has
+# least under way goes first: an organization with many receivers that hang gets no place that another one wants.
 _TAKE = sa.text(
     f"""
-    {_WITH_PENDING}, busy AS (
-        SELECT t.webhook_receiver, count(*) AS number
+    {_WITH_PENDING}, under_way AS (
+        SELECT t.organization_id, t.webhook_receiver
         FROM scheduler.webhook_deliveries AS d JOIN scheduler.tasks AS t ON t.id = d.task_id
         WHERE d.lease_holder IS NOT NULL AND d.next_attempt_time > statement_timestamp()
-        GROUP BY t.webhook_receiver
+    ), of_receiver AS (
+        SELECT webhook_receiver, count(*) AS number FROM under_way GROUP BY webhook_receiver
+    ), of_organization AS (
+        SELECT organization_id, count(*) AS number FROM under_way GROUP BY organization_id
     ), waiting AS (
-        SELECT w.id, w.next_attempt_time, coalesce(busy.number, 0) + row_number() OVER (
+        SELECT w.id, w.next_attempt_time, t.organization_id, coalesce(busy.number, 0) + row_number() OVER (
                 PARTITION BY t.webhook_receiver ORDER BY w.next_attempt_time, w.id) AS place
         FROM pending AS p
         JOIN scheduler.tasks AS t ON t.id = p.task_id AND t.webhook_url IS NOT NULL
@@ -73,11 +77,16 @@ _TAKE = sa.text(
             WHERE d.state = 'PENDING' AND d.task_id = p.task_id AND d.next_attempt_time <= statement_timestamp()
             ORDER BY d.next_attempt_time, d.id LIMIT :per_receiver
         ) AS w
-        LEFT JOIN busy ON busy.webhook_receiver = t.webhook_receiver
+        LEFT JOIN of_receiver AS busy ON busy.webhook_receiver = t.webhook_receiver
+    ), in_turn AS (
+        SELECT w.id, w.next_attempt_time, coalesce(busy.number, 0) + row_number() OVER (
+                PARTITION BY w.organization_id ORDER BY w.next_attempt_time, w.id) AS turn
+        FROM waiting AS w LEFT JOIN of_organization AS busy ON busy.organization_id = w.organization_id
+        WHERE w.place <= :per_receiver
     ), chosen AS (
         SELECT d.id FROM scheduler.webhook_deliveries AS d
         WHERE d.state = 'PENDING' AND d.next_attempt_time <= statement_timestamp() AND d.id = ANY(ARRAY(
-            SELECT id FROM waiting WHERE place <= :per_receiver ORDER BY next_attempt_time, id LIMIT :places))
+            SELECT id FROM in_turn ORDER BY turn, next_attempt_time, id LIMIT :places))
         FOR UPDATE SKIP LOCKED
     ), taken AS (
         UPDATE scheduler.webhook_deliveries AS d

@@ -177,15 +177,14 @@ async def test_given_up_after_a_day_or_when_the_receiver_is_gone(hall: Hall) -> 
 
 async def test_a_sender_that_dies_leaves_it_to_another(hall: Hall) -> None:
     hall.receiver.replies = [hang]
-    dead = await hall.sender()
+    dead = await hall.sender(lease_seconds=0.3)
     run_id = await hall.ended()
     await hall.receiver.until(1)
     await hall.crash(dead)
-    await hall.sender()
     (held,) = await hall.deliveries(run_id)
     assert (held["state"], held["attempt_count"]) == ("PENDING", 1)
     assert held["lease_holder"]
-    await hall.due(run_id)
+    await hall.sender()
     delivery = await hall.until(run_id, "SUCCEEDED")
     ids = [request.headers["webhook-id"] for request in hall.receiver.requests]
     assert ids == [delivery["message_id"]] * 2
@@ -222,6 +221,10 @@ async def test_who_lost_a_delivery_cannot_fail_it_but_can_tell_of_success(hall: 
     assert row["lease_holder"] == "second"
     assert await queue.finish(lost, Answer(status=200), None) is DeliveryState.SUCCEEDED
     assert await queue.finish(held, failed, timedelta()) is DeliveryState.SUCCEEDED
+    # Nothing is left to give back.
+    await queue.release([held])
+    (row,) = await hall.deliveries(run_id)
+    assert row["state"] == "SUCCEEDED"
 
 
 async def test_a_receiver_that_hangs_holds_up_no_other(hall: Hall) -> None:
@@ -241,6 +244,18 @@ async def test_a_receiver_that_hangs_holds_up_no_other(hall: Hall) -> None:
         assert len(dead.requests) == webhook_claims.PER_RECEIVER
         for sender in list(hall.senders):
             await hall.crash(sender)
+
+
+async def test_who_has_least_under_way_goes_first(hall: Hall) -> None:
+    busy, other = a_caller(), a_caller()
+    for last in range(1, 6):
+        await hall.ended(busy, url=f"http://127.0.0.{last}:9/")
+    queue = WebhookQueries(hall.floor.database)
+    assert len(await queue.claim("a", 2)) == 2
+    late = [await hall.ended(other, url="http://127.0.1.1:9/") for _ in range(2)]
+    taken = {claim.delivery_id for claim in await queue.claim("a", 3)}
+    assert {(await hall.deliveries(run_id))[0]["id"] for run_id in late} < taken
+    assert len(taken) == 3
 
 
 async def test_two_senders_share_what_is_due(hall: Hall) -> None:
