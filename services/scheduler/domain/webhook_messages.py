@@ -25,7 +25,11 @@ class EndedRun:
     organization_id: UUID
     schedule_id: UUID | None
     backfill_id: UUID | None
+    retry_of: UUID | None
     fire_time: datetime | None
+    due_time: datetime
+    priority: int
+    cancel_requested: bool
     state: RunState
     attempt: int
     result: str
@@ -52,7 +56,7 @@ class EndedRun:
 def payload(run: EndedRun) -> bytes:
     """Writes the body of a message: JSON in the contract's own form, without what may be large.
 
-    The prompt and the variables are left out; a result beyond `RESULT_BYTES` is cut, structured output beyond it left
+    The variables and the attempts are left out; a result beyond `RESULT_BYTES` is cut, structured output beyond it left
     out, and the message says so.
     """
     result, cut = _cut(run.result)
@@ -64,6 +68,10 @@ def payload(run: EndedRun) -> bytes:
         "organization_id": str(run.organization_id),
         "schedule_id": _text(run.schedule_id),
         "backfill_id": _text(run.backfill_id),
+        "retry_of": _text(run.retry_of),
+        "due_time": _time(run.due_time),
+        "priority": run.priority,
+        "cancel_requested": run.cancel_requested,
         "state": run.state.value,
         "attempt": run.attempt,
         "session_id": _text(run.session_id),

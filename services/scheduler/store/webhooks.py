@@ -38,7 +38,8 @@ _TOLD = (
         *(
             runs.c[name]
             for name in (
-                "id", "task_id", "user_id", "organization_id", "schedule_id", "backfill_id", "fire_time", "state",
+                "id", "task_id", "user_id", "organization_id", "schedule_id", "backfill_id", "retry_of",
+                "fire_time", "due_time", "priority", "cancel_time", "state",
                 "attempt", "result_text", "structured_output_json", "failure_reason", "failure_message", *TOKENS,
                 "cost_usd", "session_id", "create_time", "start_time", "end_time",
             )
@@ -242,7 +243,11 @@ def _ended(row: Any) -> EndedRun:
         organization_id=row.organization_id,
         schedule_id=row.schedule_id,
         backfill_id=row.backfill_id,
+        retry_of=row.retry_of,
         fire_time=row.fire_time,
+        due_time=row.due_time,
+        priority=row.priority,
+        cancel_requested=row.cancel_time is not None,
         state=RunState(row.state),
         attempt=row.attempt,
         result=row.result_text or "",
