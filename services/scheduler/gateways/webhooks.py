@@ -87,8 +87,7 @@ class WebhookPost:
         """Sends a POST request; whatever goes wrong is in the answer."""
         began = time.monotonic()
         try:
-            async with asyncio.timeout(self._total_seconds):
-                answer = await self._post(url, headers, body)
+            answer = await self._post(url, headers, body)
         except ReceiverFault as fault:
             name = "ADDRESS_NOT_ALLOWED" if fault.rule == "ADDRESS" else "URL_NOT_ALLOWED"
             answer = Answer(error=name, error_message=f"the URL {fault}")
@@ -126,7 +125,9 @@ class WebhookPost:
             content=body,
             extensions={"timeout": {"connect": self._connect_seconds}},
         )
-        async with pool, request as response:
+        async with asyncio.timeout(self._total_seconds) as limit, pool, request as response:
+            # What counts is there: the rest has a time of its own.
+            limit.reschedule(asyncio.get_running_loop().time() + 2 * self._body_seconds)
             read = await self._beginning(response)
             return _judge(response.status, response.headers, read)
 

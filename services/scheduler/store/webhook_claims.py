@@ -54,6 +54,24 @@ _CANCEL = sa.text(
     """  # noqa: S608  nothing of it comes from outside
 )
 
+_LOST = "error = 'SENDER_LOST', error_message = 'the process that sent it ended before an answer came'"
+
+# Only what a sender lost: whoever records a failure gives up by itself.
+_GIVE_UP = sa.text(
+    f"""
+    WITH lost AS (
+        UPDATE scheduler.webhook_deliveries
+        SET state = 'FAILED', end_time = clock_timestamp(), next_attempt_time = NULL, lease_holder = NULL
+        WHERE lease_holder IS NOT NULL AND next_attempt_time <= statement_timestamp()
+            AND give_up_time <= statement_timestamp()
+        RETURNING id, attempt_count
+    )
+    UPDATE scheduler.webhook_attempts AS a
+    SET {_LOST}
+    FROM lost AS d WHERE a.delivery_id = d.id AND a.number = d.attempt_count AND a.duration IS NULL
+    """  # noqa: S608  nothing of it comes from outside
+)
+
 # Of each task no more is looked at than could be taken. A message's place is counted behind those to its receiver that
 # are under way: what waits for one receiver, however much, keeps nobody else waiting. Of what is left, whoever has
 # least under way goes first: an organization with many receivers that hang gets no place that another one wants.
@@ -96,7 +114,7 @@ _TAKE = sa.text(
         WHERE d.id = ANY(ARRAY(SELECT id FROM chosen)) RETURNING d.*
     ), lost AS (
         UPDATE scheduler.webhook_attempts AS a
-        SET error = 'SENDER_LOST', error_message = 'the process that sent it ended before an answer came'
+        SET {_LOST}
         FROM taken AS d WHERE a.delivery_id = d.id AND a.duration IS NULL AND a.error = ''
     ), begun AS (
         INSERT INTO scheduler.webhook_attempts (delivery_id, number, organization_id, user_id, url)
@@ -135,7 +153,7 @@ async def claim(
     life: timedelta = LEASE_LIFE,
     per_receiver: int = PER_RECEIVER,
 ) -> list[DeliveryClaim]:
-    """Takes deliveries that are due, and ends those whose task has no webhook any more.
+    """Takes deliveries that are due, and ends those whose task has no webhook any more, or whose time is over.
 
     Args:
         connection: A system transaction.
@@ -146,6 +164,7 @@ async def claim(
     """
     await connection.execute(_ONE_AT_A_TIME)
     await connection.execute(_CANCEL)
+    await connection.execute(_GIVE_UP)
     values = {"holder": holder, "places": limit, "life": life, "per_receiver": per_receiver}
     rows = await connection.execute(_TAKE, {**values, "give_up_after": GIVE_UP_AFTER})
     return [

@@ -152,10 +152,13 @@ async def test_a_name_server_that_is_silent_is_not_waited_for() -> None:
                 retry_after=datetime.timedelta(seconds=120),
             ),
         ),
-        (
-            answer(429, "Retry-After: a while"),
-            Answer(429, "REFUSED", "the receiver answered 429 Too Many Requests"),
-        ),
+        *[
+            (
+                answer(429, f"Retry-After: {text}"),
+                Answer(429, "REFUSED", "the receiver answered 429 Too Many Requests"),
+            )
+            for text in ("a while", "", "-5", "1e9", "9" * 5000, "Mon, 99 Foo 2026 00:00:00 GMT")
+        ],
     ],
 )
 async def test_what_answers_mean(receiver: Receiver, reply: bytes, expected: Answer) -> None:
@@ -223,6 +226,24 @@ async def test_a_body_without_end_is_not_waited_for(receiver: Receiver) -> None:
     receiver.reply = reply
     found = await poster(body_seconds=0.1)(receiver.url, {}, BODY)
     assert (found.status, found.error, found.body) == (200, "", "beginning")
+
+
+async def test_a_status_that_comes_late_counts_though_the_body_does_not_end(receiver: Receiver) -> None:
+    async def reply(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        await hang(writer)
+
+    receiver.reply = reply
+    found = await poster(total_seconds=0.2, body_seconds=0.4)(receiver.url, {}, BODY)
+    assert (found.status, found.error) == (200, "")
+
+
+async def test_an_address_of_the_sixth_version() -> None:
+    async with receiving(host="::1") as receiver:
+        rules = AddressRules([ip_network("::1/128")])
+        found = await poster(rules=rules)(f"http://[::1]:{receiver.port}/", {}, BODY)
+        assert (found.status, found.error) == (204, "")
+        assert receiver.requests[0].headers["host"] == f"[::1]:{receiver.port}"
 
 
 async def test_little_is_read_of_much(receiver: Receiver) -> None:

@@ -231,6 +231,21 @@ async def test_who_lost_a_delivery_cannot_fail_it_but_can_tell_of_success(hall: 
     assert row["state"] == "SUCCEEDED"
 
 
+async def test_what_senders_lose_again_and_again_is_given_up_too(hall: Hall) -> None:
+    run_id = await hall.ended()
+    queue = WebhookQueries(hall.floor.database)
+    await queue.claim("first", 5)
+    await hall.change(run_id, give_up_time=sa.func.clock_timestamp())
+    # It may be on its way yet.
+    assert await queue.claim("second", 5) == []
+    assert (await hall.deliveries(run_id))[0]["state"] == "PENDING"
+    await hall.due(run_id)
+    assert await queue.claim("second", 5) == []
+    (delivery,) = await hall.deliveries(run_id)
+    assert delivery["state"] == "FAILED"
+    assert [row.error for row in await hall.attempts(delivery["id"])] == ["SENDER_LOST"]
+
+
 async def test_a_receiver_that_hangs_holds_up_no_other(hall: Hall) -> None:
     async with receiving() as dead:
         dead.reply = hang
