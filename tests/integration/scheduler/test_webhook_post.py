@@ -234,7 +234,7 @@ async def test_a_status_that_comes_late_counts_though_the_body_does_not_end(rece
         await hang(writer)
 
     receiver.reply = reply
-    found = await poster(total_seconds=0.2, body_seconds=0.4)(receiver.url, {}, BODY)
+    found = await poster(total_seconds=1.0, body_seconds=1.1)(receiver.url, {}, BODY)
     assert (found.status, found.error) == (200, "")
 
 
