@@ -21,9 +21,12 @@ async def test_an_end_is_sent_to_where_the_internet_leads(user: User, stranger: 
         assert (within.status_code, within.json()["details"][0]["reason"]) == (400, "INVALID_REQUEST")
         assert '"ADDRESS"' in within.text
         # A name that is never given an address (RFC 6761).
-        body["webhook"] = {"url": "https://receiver.invalid/hook", "states": ["cancelled", "failed"]}
+        body["webhook"] = {
+            "url": "https://receiver.invalid/hook",
+            "states": ["cancelled", "failed", "succeeded"],
+        }
         task = (await http.post("/api/v1/tasks", json=body)).json()
-        assert task["webhook"]["states"] == ["FAILED", "CANCELLED"]
+        assert task["webhook"]["states"] == ["SUCCEEDED", "FAILED", "CANCELLED"]
         run = (await http.post(f"/api/v1/tasks/{task['id']}/run", json={})).json()
         await http.post(f"/api/v1/task-runs/{run['id']}/cancel", json={})
 
@@ -41,8 +44,9 @@ async def test_an_end_is_sent_to_where_the_internet_leads(user: User, stranger: 
                     await asyncio.sleep(0.1)
 
         found = await delivery()
-        assert (found["state"], found["event_type"]) == ("PENDING", "task_run.cancelled")
-        assert found["attempts"][0]["error"] == "NAME_NOT_RESOLVED"  # type: ignore[index]
+        assert found["state"] == "PENDING"
+        # Where no name server answers at all it takes its five seconds.
+        assert found["attempts"][0]["error"] in ("NAME_NOT_RESOLVED", "TIMEOUT")  # type: ignore[index]
         secret = (await http.get(f"/api/v1/tasks/{task['id']}/webhook-secret")).json()
         rotated = (await http.post(f"/api/v1/tasks/{task['id']}/webhook-secret/rotate", json={})).json()
         assert secret["secret"] != rotated["secret"]
