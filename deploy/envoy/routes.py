@@ -39,7 +39,7 @@ SERVICES = {
         "aiagent.session.v1.PermissionService",
         "aiagent.session.v1.WorkspaceService",
     ),
-    "scheduler": ("aiagent.scheduler.v1.SchedulerService",),
+    "scheduler": ("aiagent.scheduler.v1.SchedulerService", "aiagent.scheduler.v1.WebhookService"),
 }
 """The services that may be called from outside, by the cluster that serves them."""
 PUBLIC = (

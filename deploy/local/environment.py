@@ -107,6 +107,8 @@ class Plan:
                 variables[f"AIAGENT_{service.upper()}{suffix}_DATABASE_URL"] = url
         if service == "auth":
             variables["AIAGENT_AUTH_ENCRYPTION_KEY"] = self.secrets.auth_encryption_key
+        if service == "scheduler":
+            variables["AIAGENT_SCHEDULER_ENCRYPTION_KEY"] = self.secrets.scheduler_encryption_key
         if service == "executor":
             variables["AIAGENT_EXECUTOR_ID"] = replica.name
         return variables

@@ -35,6 +35,7 @@ class Secrets:
     redis_password: str
     service_keys: dict[str, str]
     auth_encryption_key: str
+    scheduler_encryption_key: str
 
     @classmethod
     def make(cls) -> Secrets:
@@ -47,6 +48,7 @@ class Secrets:
             redis_password=secrets.token_urlsafe(24),
             service_keys={name: _text(Ed25519PrivateKey.generate().private_bytes_raw()) for name in SERVICES},
             auth_encryption_key=_text(secrets.token_bytes(32)),
+            scheduler_encryption_key=_text(secrets.token_bytes(32)),
         )
 
     def trust(self) -> dict[str, str]:

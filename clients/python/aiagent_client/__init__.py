@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from aiagent.scheduler.v1.run_pb2 import TaskRun, TaskRunAttempt
     from aiagent.scheduler.v1.schedule_pb2 import Schedule, ScheduleBackfill, ScheduleFire, ScheduleSpec
     from aiagent.scheduler.v1.task_pb2 import RetryPolicy, Task, TaskVariable
+    from aiagent.scheduler.v1.webhook_pb2 import Webhook, WebhookAttempt, WebhookDelivery, WebhookSecret
     from aiagent.session.v1.agent_options_pb2 import AgentOptions
     from aiagent.session.v1.session_pb2 import Message, PermissionRequest, Session, ToolCall, Turn
     from aiagent.session.v1.session_service_pb2 import TextDelta, WatchCursor, WhenBusy
@@ -107,6 +108,10 @@ __all__ = [
     "Watch",
     "WatchCursor",
     "WatchedItem",
+    "Webhook",
+    "WebhookAttempt",
+    "WebhookDelivery",
+    "WebhookSecret",
     "WhenBusy",
     "__version__",
 ]
@@ -129,6 +134,12 @@ _HOMES = {
         "RetryPolicy",
         "Task",
         "TaskVariable",
+    ),
+    "aiagent.scheduler.v1.webhook_pb2": (
+        "Webhook",
+        "WebhookAttempt",
+        "WebhookDelivery",
+        "WebhookSecret",
     ),
     "aiagent.session.v1.agent_options_pb2": ("AgentOptions",),
     "aiagent.session.v1.session_pb2": (

@@ -16,6 +16,7 @@ from aiagent_client.schedules import Schedules
 from aiagent_client.sessions import Sessions
 from aiagent_client.tasks import Tasks
 from aiagent_client.tokens import FixedToken, RenewedTokens
+from aiagent_client.webhooks import Webhooks
 from aiagent_client.workspaces import Workspaces
 
 
@@ -53,6 +54,7 @@ class Client:
         self.tasks = Tasks(self._connection)
         self.schedules = Schedules(self._connection)
         self.runs = Runs(self._connection)
+        self.webhooks = Webhooks(self._connection)
         if token is not None:
             self._connection.tokens = FixedToken(token)
         else:

@@ -11,6 +11,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from aiagent.scheduler.v1 import scheduler_service_pb2 as pb
 from aiagent.scheduler.v1 import scheduler_service_pb2_grpc
 from aiagent.scheduler.v1.task_pb2 import RetryPolicy, Task, TaskVariable
+from aiagent.scheduler.v1.webhook_pb2 import Webhook
 from aiagent.session.v1.agent_options_pb2 import AgentOptions
 from aiagent_client.connection import Connection
 
@@ -40,6 +41,7 @@ class Tasks:
         retry_policy: RetryPolicy | None = None,
         max_concurrent_runs: int = 0,
         run_budget_usd: float = 0.0,
+        webhook: Webhook | None = None,
         request_id: str = "",
     ) -> Task:
         """Creates a task; `prompt_template` is a Jinja2 template over `variables`."""
@@ -53,6 +55,7 @@ class Tasks:
             retry_policy=retry_policy,
             max_concurrent_runs=max_concurrent_runs,
             run_budget_usd=run_budget_usd,
+            webhook=webhook,
             request_id=request_id,
         )
         if run_timeout is not None:
@@ -88,10 +91,12 @@ class Tasks:
         retry_policy: RetryPolicy | None = None,
         max_concurrent_runs: int | None = None,
         run_budget_usd: float | None = None,
+        webhook: Webhook | None = None,
         etag: str = "",
     ) -> Task:
         """Changes what is given; what has parts is replaced as a whole.
 
+        A webhook without a URL removes the one there is.
         Raises AbortedError with ETAG_MISMATCH when `etag` is not that of the current version.
         """
         given = {
@@ -105,10 +110,14 @@ class Tasks:
             "retry_policy": retry_policy,
             "max_concurrent_runs": max_concurrent_runs,
             "run_budget_usd": run_budget_usd,
+            "webhook": webhook,
         }
         changes = {field: value for field, value in given.items() if value is not None}
         mask = FieldMask(paths=list(changes))
         changes.pop("run_timeout", None)
+        if webhook is not None and not webhook.url:
+            # Named by the mask, and missing.
+            changes.pop("webhook")
         # By their names: which there are is known only now.
         request = pb.UpdateTaskRequest(task_id=task_id, etag=etag, update_mask=mask, **changes)  # type: ignore[arg-type]
         if run_timeout is not None:

@@ -1,4 +1,4 @@
-"""The service's one secret, and the keys derived from it (HKDF, RFC 5869), each for one purpose."""
+"""The service's one secret, and what the keys derived from it are for beside sealing."""
 
 from __future__ import annotations
 
@@ -7,16 +7,9 @@ import hmac
 import secrets
 from typing import Final
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from services.kernel.identity.keys import base64url_encode
+from services.kernel.sealing import KEY_BYTES, KeyRing
 
-from services.kernel.identity.keys import base64url_decode, base64url_encode
-
-_KEY_BYTES: Final = 32
-_NONCE_BYTES: Final = 12
-_VERSION: Final = b"\x01"
 _TOKEN_PREFIX: Final = "aart_"  # noqa: S105  # lets scanners of leaked secrets recognise a token; no secret
 
 
@@ -29,29 +22,18 @@ class SecretVault:
         Raises:
             ValueError: it is something else.
         """
-        raw = base64url_decode(secret)
-        if len(raw) != _KEY_BYTES:
-            raise ValueError("AIAGENT_AUTH_ENCRYPTION_KEY must be 32 bytes in base64url")
-        self._cipher = AESGCM(_derive(raw, "seal"))
-        self._hash_key = _derive(raw, "keyed hash")
-        self._successor_key = _derive(raw, "successor of a refresh token")
+        keys = KeyRing(secret, service="auth")
+        self._sealer = keys.sealer()
+        self._hash_key = keys.derive("keyed hash")
+        self._successor_key = keys.derive("successor of a refresh token")
 
     def seal(self, secret: bytes, name: str) -> bytes:
-        """See the port: version, nonce, AES-256-GCM with the name as associated data."""
-        nonce = secrets.token_bytes(_NONCE_BYTES)
-        return _VERSION + nonce + self._cipher.encrypt(nonce, secret, name.encode())
+        """See the port."""
+        return self._sealer.seal(secret, name)
 
     def open(self, sealed: bytes, name: str) -> bytes:
         """See the port."""
-        version, nonce, rest = sealed[:1], sealed[1 : 1 + _NONCE_BYTES], sealed[1 + _NONCE_BYTES :]
-        try:
-            if version != _VERSION:
-                raise ValueError
-            return self._cipher.decrypt(nonce, rest, name.encode())
-        except (InvalidTag, ValueError):
-            raise ValueError(
-                "AIAGENT_AUTH_ENCRYPTION_KEY is not the key with which the stored signing keys were sealed"
-            ) from None
+        return self._sealer.open(sealed, name)
 
     def keyed_hash(self, purpose: str, *parts: str) -> bytes:
         """See the port. Lengths are part of what is hashed, so that no two lists of parts are one text."""
@@ -61,15 +43,9 @@ class SecretVault:
 
     def new_refresh_token(self) -> str:
         """See the port."""
-        return _TOKEN_PREFIX + base64url_encode(secrets.token_bytes(_KEY_BYTES))
+        return _TOKEN_PREFIX + base64url_encode(secrets.token_bytes(KEY_BYTES))
 
     def successor(self, token: str) -> str:
         """See the port."""
         digest = hmac.digest(self._successor_key, token.encode("utf-8", "surrogatepass"), hashlib.sha256)
         return _TOKEN_PREFIX + base64url_encode(digest)
-
-
-def _derive(secret: bytes, purpose: str) -> bytes:
-    return HKDF(hashes.SHA256(), _KEY_BYTES, salt=None, info=f"aiagent/auth/{purpose}".encode()).derive(
-        secret
-    )

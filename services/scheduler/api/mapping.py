@@ -10,13 +10,16 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from aiagent.scheduler.v1 import run_pb2, task_pb2, webhook_pb2
 from aiagent.scheduler.v1 import scheduler_service_pb2 as pb
-from aiagent.scheduler.v1 import task_pb2
 from services.scheduler.domain.entities import Task, TaskContent, TaskVariable
 from services.scheduler.domain.errors import invalid_request
 from services.scheduler.domain.retries import RetryPolicy
+from services.scheduler.domain.states import RunState
 from services.scheduler.domain.variables import VariableType
+from services.scheduler.domain.webhooks import Webhook
 
+_STATES = run_pb2.TaskRun.State
 _TYPES = task_pb2.TaskVariable.Type
 _DEFAULTS = RetryPolicy()
 
@@ -111,12 +114,19 @@ def value_of(request: pb.CreateTaskRequest | pb.UpdateTaskRequest, field: str) -
             return sdk_options(request.sdk_options)
         case "labels":
             return dict(request.labels)
+        case "webhook":
+            return webhook(request.webhook) if request.HasField("webhook") else None
         case "run_timeout":
             return optional_timedelta(request, field)
         case "retry_policy":
             return retry_policy(request.retry_policy)
         case _:
             return getattr(request, field)
+
+
+def webhook(message: webhook_pb2.Webhook) -> Webhook:
+    """Reads a webhook."""
+    return Webhook(message.url, tuple(RunState(_STATES.Name(state)) for state in sorted(message.states)))
 
 
 def task(value: Task) -> task_pb2.Task:
@@ -137,6 +147,9 @@ def task(value: Task) -> task_pb2.Task:
         etag=value.etag,
     )
     json_format.ParseDict({"permission_mode": "DEFAULT", **content.sdk_options}, message.sdk_options)
+    if content.webhook is not None:
+        message.webhook.url = content.webhook.url
+        message.webhook.states.extend(_STATES.Value(state.value) for state in content.webhook.states)
     message.run_timeout.FromTimedelta(content.run_timeout)
     for kept in content.variables:
         shown = message.variables.add(

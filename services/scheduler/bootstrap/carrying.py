@@ -14,14 +14,20 @@ from services.kernel.identity import ServiceTokenSigner
 from services.kernel.ids import new_id
 from services.kernel.kafka.settings import Broker
 from services.kernel.readiness import Readiness, once_reached, watch_database
+from services.kernel.sealing import KeyRing
 from services.kernel.settings import targets
 from services.kernel.supervision import repeat, supervise
 from services.scheduler.bootstrap.background import Background
+from services.scheduler.domain.receivers import AddressRules
 from services.scheduler.gateways.sessions import SessionGateway
+from services.scheduler.gateways.webhooks import WebhookPost
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.store.facts import OUTBOX, RUNS_QUEUED, TASK_RUNS
-from services.scheduler.store.system_queries import RunQueries, WaitingQueries
+from services.scheduler.store.system_queries import RunQueries, WaitingQueries, WebhookQueries
+from services.scheduler.store.webhooks import WEBHOOKS
 from services.scheduler.usecases.watchdog import MEASURE_SECONDS, SILENT_SECONDS, QueueWatch
+from services.scheduler.usecases.webhook_sender import WebhookSender
+from services.scheduler.usecases.webhooks import WebhookKeeper
 from services.scheduler.usecases.worker import RunWorker
 
 if TYPE_CHECKING:
@@ -30,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class Carrier:
-    """The runs of a process: its worker, what wakes it, and what publishes whatever the process tells of runs."""
+    """The runs of a process: its worker, what wakes it, and what tells others of them, through Kafka and webhooks."""
 
     def __init__(
         self,
@@ -39,9 +45,13 @@ class Carrier:
         relay: OutboxRelay | None,
         consumer: StreamConsumer | None,
         session: grpc.aio.Channel,
+        webhooks: WebhookKeeper,
+        sender: WebhookSender,
     ) -> None:
         """Use `compose_carrier`."""
         self.worker = worker
+        self.webhooks = webhooks
+        self._sender = sender
         self.publishes = relay is not None
         self._watch = watch
         self._relay = relay
@@ -53,6 +63,7 @@ class Carrier:
         """Carries runs from now on; the database is there. The broker need not be."""
         clock = SystemClock()
         await self.worker.start()
+        await self._sender.start()
         self._background.begin("queue-age", repeat("queue-age", self._watch.step, clock, MEASURE_SECONDS))
         if self._relay is not None:
             self._background.begin("relay", supervise("relay", self._relay.run, clock))
@@ -61,7 +72,7 @@ class Carrier:
 
     async def drain(self) -> None:
         """Gives runs back for another worker, or the next start, to go on with."""
-        await asyncio.gather(self.worker.drain(), self._hearing.end())
+        await asyncio.gather(self.worker.drain(), self._sender.drain(), self._hearing.end())
 
     async def stop(self) -> None:
         """Closes everything."""
@@ -154,6 +165,18 @@ def compose_carrier(settings: SchedulerSettings, database: Database) -> Carrier:
         places=places,
     )
     database.on_commit(RUNS_QUEUED, worker.wake)
+    rules = AddressRules(settings.scheduler_webhook_allowed_networks)
+    keys = KeyRing(settings.scheduler_encryption_key.get_secret_value(), service="scheduler")
+    keeper = WebhookKeeper(rules, keys.sealer())
+    sender = WebhookSender(
+        WebhookQueries(database),
+        WebhookPost(rules, places=settings.scheduler_webhook_places),
+        keeper,
+        holder=str(new_id()),
+        clock=clock,
+        places=settings.scheduler_webhook_places,
+    )
+    database.on_commit(WEBHOOKS, sender.wake)
     watch = QueueWatch(WaitingQueries(database), lambda: worker.under_way < places)
     broker = settings.broker()
     return Carrier(
@@ -162,6 +185,8 @@ def compose_carrier(settings: SchedulerSettings, database: Database) -> Carrier:
         relay_to(broker, database, clock),
         consumer_of(broker, worker, watch, clock) if places else None,
         session,
+        keeper,
+        sender,
     )
 
 

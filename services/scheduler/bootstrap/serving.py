@@ -8,8 +8,9 @@ from functools import partial
 
 import grpc
 
-from aiagent.scheduler.v1 import scheduler_service_pb2
+from aiagent.scheduler.v1 import scheduler_service_pb2, webhook_service_pb2
 from aiagent.scheduler.v1.scheduler_service_pb2_grpc import add_SchedulerServiceServicer_to_server
+from aiagent.scheduler.v1.webhook_service_pb2_grpc import add_WebhookServiceServicer_to_server
 from services.kernel.clock import SystemClock
 from services.kernel.db import Database
 from services.kernel.grpc import USER, KernelServer, MethodPolicy, build_server
@@ -19,6 +20,7 @@ from services.kernel.ids import Uuid7Source
 from services.kernel.lifecycle import Drain
 from services.kernel.readiness import once_reached, watch_database
 from services.scheduler.api.servicer import SchedulerServicer
+from services.scheduler.api.webhooks import WebhookServicer
 from services.scheduler.bootstrap.background import Background
 from services.scheduler.bootstrap.carrying import Carrier, compose_carrier, open_database
 from services.scheduler.bootstrap.firing import Firing
@@ -34,10 +36,13 @@ from services.scheduler.usecases.runs import Runs
 from services.scheduler.usecases.schedules import Schedules
 from services.scheduler.usecases.tasks import Tasks
 from services.scheduler.usecases.watching import RunLooks, Watching
+from services.scheduler.usecases.webhooks import Webhooks
 
-_SERVICE = scheduler_service_pb2.DESCRIPTOR.services_by_name["SchedulerService"]
 POLICIES: dict[str, MethodPolicy] = {
-    f"/{_SERVICE.full_name}/{method.name}": USER for method in _SERVICE.methods
+    f"/{service.full_name}/{method.name}": USER
+    for file in (scheduler_service_pb2.DESCRIPTOR, webhook_service_pb2.DESCRIPTOR)
+    for service in file.services_by_name.values()
+    for method in service.methods
 }
 
 
@@ -122,7 +127,7 @@ async def build(settings: SchedulerSettings) -> SchedulerService:
     looks = RunLooks(WatchQueries(database).versions, drain, clock)
     database.on_commit(RUNS_CHANGED, looks.wake)
     servicer = SchedulerServicer(
-        Tasks(store, ids, templates),
+        Tasks(store, ids, templates, carrier.webhooks),
         Schedules(store, ids, templates),
         Backfills(store, ids),
         Runs(store, ids, templates, carrier.worker),
@@ -133,7 +138,12 @@ async def build(settings: SchedulerSettings) -> SchedulerService:
     server = build_server(
         listen=settings.scheduler_listen,
         domain=DOMAIN,
-        register=[partial(add_SchedulerServiceServicer_to_server, servicer)],
+        register=[
+            partial(add_SchedulerServiceServicer_to_server, servicer),
+            partial(
+                add_WebhookServiceServicer_to_server, WebhookServicer(Webhooks(store, ids, carrier.webhooks))
+            ),
+        ],
         policies=POLICIES,
         users=JwksVerifier(key_set(auth)),
         services=ServiceTokenVerifier(settings.trusted_keys(), "scheduler"),

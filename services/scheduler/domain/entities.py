@@ -10,6 +10,7 @@ from uuid import UUID
 
 from services.scheduler.domain.retries import RetryPolicy
 from services.scheduler.domain.variables import Variable
+from services.scheduler.domain.webhooks import Webhook
 
 DEFAULT_RUN_TIMEOUT = timedelta(hours=1)
 
@@ -36,6 +37,7 @@ class TaskContent:
         retry_policy: What follows an attempt that failed.
         max_concurrent_runs: How many runs at once; 0 for no limit.
         run_budget_usd: What a run may spend in US dollars; 0 for no limit.
+        webhook: Whom to tell when a run ends; None for nobody.
     """
 
     name: str
@@ -48,6 +50,7 @@ class TaskContent:
     retry_policy: RetryPolicy
     max_concurrent_runs: int
     run_budget_usd: float
+    webhook: Webhook | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,23 @@ def schedule_not_found(schedule_id: UUID) -> ServiceError:
     )
 
 
+def webhook_delivery_not_found(delivery_id: UUID) -> ServiceError:
+    """NOT_FOUND: there is no such delivery, or it is not the caller's. The two are the same answer."""
+    return _error(
+        ErrorKind.NOT_FOUND,
+        "WEBHOOK_DELIVERY_NOT_FOUND",
+        "the delivery does not exist",
+        webhook_delivery_id=str(delivery_id),
+    )
+
+
+def webhook_not_set(task_id: UUID) -> ServiceError:
+    """FAILED_PRECONDITION: the task tells nobody."""
+    return _error(
+        ErrorKind.FAILED_PRECONDITION, "WEBHOOK_NOT_SET", "the task has no webhook", task_id=str(task_id)
+    )
+
+
 def etag_mismatch(what: str) -> ServiceError:
     """ABORTED: the etag sent is not that of the current version of `what`, a word."""
     return _error(ErrorKind.ABORTED, "ETAG_MISMATCH", f"the {what} has changed; read it again")

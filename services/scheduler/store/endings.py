@@ -30,7 +30,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.scheduler.domain.overlap import OverlapPolicy, promote
 from services.scheduler.domain.runs import EndedRun, Failure, Usage
 from services.scheduler.domain.states import RunState
-from services.scheduler.store import facts
+from services.scheduler.store import facts, webhooks
 from services.scheduler.store.run_rows import TOKENS, failure_of, usage_of
 
 _PAUSING: Final = frozenset({RunState.FAILED, RunState.TIMED_OUT})
@@ -189,6 +189,7 @@ async def settle(connection: AsyncConnection, ended: Sequence[EndedRun]) -> None
         ended: The runs.
     """
     await facts.add_ended(connection, ended)
+    await webhooks.enqueue(connection, [run.run_id for run in ended])
     of_schedules = [(run.schedule_id, run) for run in ended if run.schedule_id is not None]
     if not of_schedules:
         return

@@ -6,13 +6,16 @@ from dataclasses import asdict, fields
 from datetime import timedelta
 from typing import Any
 
+from services.scheduler.domain import receivers
 from services.scheduler.domain.backfills import Backfill, BackfillState
 from services.scheduler.domain.entities import Task, TaskContent, TaskVariable
 from services.scheduler.domain.overlap import OverlapPolicy
 from services.scheduler.domain.retries import RetryPolicy
 from services.scheduler.domain.runs import Failure
 from services.scheduler.domain.schedules import Schedule, ScheduleContent, ScheduleState, Standing, Timing
+from services.scheduler.domain.states import RunState
 from services.scheduler.domain.variables import VariableType
+from services.scheduler.domain.webhooks import Webhook
 
 _TIMING = [field.name for field in fields(Timing)]
 
@@ -34,6 +37,7 @@ def task_of(row: Any) -> Task:
             retry_policy=retry_policy_of(row.retry_policy),
             max_concurrent_runs=row.max_concurrent_runs,
             run_budget_usd=float(row.run_budget_usd),
+            webhook=_webhook_of(row),
         ),
         version=row.version,
         create_time=row.create_time,
@@ -54,6 +58,7 @@ def task_columns(content: TaskContent) -> dict[str, Any]:
         "retry_policy": retry_policy_column(content.retry_policy),
         "max_concurrent_runs": content.max_concurrent_runs,
         "run_budget_usd": content.run_budget_usd,
+        **_webhook_columns(content.webhook),
     }
 
 
@@ -128,6 +133,22 @@ def prompt_columns(prompt: str | None, fault: Failure | None = None) -> dict[str
         "prompt_fault_reason": fault.reason if fault else None,
         "prompt_fault_message": fault.message if fault else None,
         "prompt_stale": False,
+    }
+
+
+def _webhook_of(row: Any) -> Webhook | None:
+    if row.webhook_url is None:
+        return None
+    return Webhook(row.webhook_url, tuple(RunState(state) for state in row.webhook_states))
+
+
+def _webhook_columns(webhook: Webhook | None) -> dict[str, Any]:
+    if webhook is None:
+        return {"webhook_url": None, "webhook_receiver": None, "webhook_states": []}
+    return {
+        "webhook_url": webhook.url,
+        "webhook_receiver": receivers.parse(webhook.url).name,
+        "webhook_states": [state.value for state in webhook.states],
     }
 
 

@@ -15,11 +15,14 @@ from services.kernel.db.database import note
 from services.kernel.db.idempotency import purge_expired
 from services.scheduler.domain.runs import Claim, Failure
 from services.scheduler.domain.states import RunState
-from services.scheduler.store import claims, endings, firing
+from services.scheduler.domain.webhooks import DeliveryState
+from services.scheduler.store import claims, endings, firing, webhook_claims
 from services.scheduler.store.facts import OUTBOX, TASK_RUNS
 from services.scheduler.store.notes import RUNS_CHANGED
 from services.scheduler.store.tables import idempotency_keys, outbox, runs, tasks
+from services.scheduler.store.webhook_tables import webhook_deliveries
 from services.scheduler.usecases.firing.ports import StalePrompt
+from services.scheduler.usecases.webhook_ports import Answer, DeliveryClaim, Outlook
 from services.scheduler.usecases.worker.ports import Claimed, Progress, Renewal
 
 _PURGED_AT_ONCE = 100
@@ -28,6 +31,11 @@ _VERSIONS = sa.select(runs.c.id, runs.c.version).where(
     runs.c.id == sa.func.any(sa.bindparam("run_ids", type_=sa.ARRAY(runs.c.id.type)))
 )
 _UNDER_WAY = sa.exists().where(runs.c.task_id == tasks.c.id, runs.c.end_time.is_(None))
+# What its last runs have to say is still told.
+_UNTOLD = sa.exists().where(
+    webhook_deliveries.c.task_id == tasks.c.id,
+    webhook_deliveries.c.state == DeliveryState.PENDING.value,
+)
 
 # Of tasks that have as many runs under way as they may have, none is claimable, however long it waits.
 _FULL_TASKS = (
@@ -66,21 +74,23 @@ class HouseKeeping:
         self._keep_runs = keep_runs
 
     async def purge(self) -> int:
-        """Deletes expired request ids, deleted tasks without open runs, and runs that ended long ago.
+        """Deletes what has no more meaning, a bounded number; returns how many.
 
-        A bounded number; returns how many. A run's attempts go with it.
+        These are expired request ids, deleted tasks of which nothing is under way, runs that ended long ago with their
+        attempts, and old deliveries of webhooks.
         """
         async with self._database.system() as connection:
             found = (
                 sa.select(tasks.c.id)
-                .where(tasks.c.delete_time.is_not(None), sa.not_(_UNDER_WAY))
+                .where(tasks.c.delete_time.is_not(None), sa.not_(_UNDER_WAY), sa.not_(_UNTOLD))
                 .limit(_PURGED_AT_ONCE)
                 .with_for_update(skip_locked=True)
             )
             removed = await connection.execute(sa.delete(tasks).where(tasks.c.id.in_(found)))
             old = await self._purge_runs(connection) if self._keep_runs is not None else 0
             note(connection, RUNS_CHANGED)
-            return removed.rowcount + old + await purge_expired(connection, idempotency_keys)
+            told = await webhook_claims.purge(connection, _PURGED_AT_ONCE)
+            return removed.rowcount + old + told + await purge_expired(connection, idempotency_keys)
 
     async def _purge_runs(self, connection: AsyncConnection) -> int:
         found = (
@@ -211,3 +221,32 @@ class FireQueries:
         """Records a prompt, or why there is none; False if task or schedule have changed."""
         async with self._database.system() as connection:
             return await firing.keep_prompt(connection, found, prompt, fault)
+
+
+class WebhookQueries:
+    """See `usecases.webhook_ports.DeliveryQueue`."""
+
+    def __init__(self, database: Database, *, lease_life: timedelta = webhook_claims.LEASE_LIFE) -> None:
+        """Args: database: the scheduler schema; lease_life: how long a delivery is held for its attempt."""
+        self._database = database
+        self._lease_life = lease_life
+
+    async def claim(self, holder: str, limit: int) -> list[DeliveryClaim]:
+        """Takes deliveries that are due."""
+        async with self._database.system() as connection:
+            return await webhook_claims.claim(connection, holder, limit, life=self._lease_life)
+
+    async def finish(self, claim: DeliveryClaim, answer: Answer, pause: timedelta | None) -> DeliveryState:
+        """Records what came of an attempt."""
+        async with self._database.system() as connection:
+            return await webhook_claims.finish(connection, claim, answer, pause)
+
+    async def release(self, held: Sequence[DeliveryClaim]) -> None:
+        """Gives deliveries back."""
+        async with self._database.system() as connection:
+            await webhook_claims.release(connection, held)
+
+    async def outlook(self) -> Outlook:
+        """Tells what waits."""
+        async with self._database.system() as connection:
+            return await webhook_claims.outlook(connection)

@@ -61,9 +61,14 @@ tasks = sa.Table(
     sa.Column("retry_policy", JSONB, nullable=False),
     sa.Column("max_concurrent_runs", sa.Integer, nullable=False),
     sa.Column("run_budget_usd", sa.Numeric(14, 6), nullable=False),
+    # Whom to tell of its runs' ends; no states mean all. `webhook_receiver` is the host and the port of the URL.
+    sa.Column("webhook_url", sa.Text),
+    sa.Column("webhook_receiver", sa.Text),
+    sa.Column("webhook_states", sa.ARRAY(sa.Text), nullable=False, server_default="{}"),
     *_versioned(),
     # Set by DeleteTask: invisible from then on; the row goes when nothing of it is under way.
     sa.Column("delete_time", _TIME),
+    sa.CheckConstraint("(webhook_url IS NULL) = (webhook_receiver IS NULL)", name="tasks_webhook"),
     sa.Index("tasks_by_owner", "organization_id", "user_id", "id"),
     sa.Index("tasks_deleted", "delete_time", postgresql_where=sa.text("delete_time IS NOT NULL")),
 )

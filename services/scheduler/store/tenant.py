@@ -21,6 +21,7 @@ from services.scheduler.store.rows import prompt_columns, schedule_columns, sche
 from services.scheduler.store.tables import idempotency_keys, runs, schedules, tasks
 from services.scheduler.store.tenant_backfills import TenantBackfills
 from services.scheduler.store.tenant_runs import TenantRuns
+from services.scheduler.store.webhooks import TenantWebhooks
 from services.scheduler.usecases.ports import NewSchedule, ScheduleFilter, TaskFilter
 
 _NOW = sa.func.clock_timestamp()
@@ -37,7 +38,7 @@ _LOCKED_SCHEDULE_BY_ID = _SCHEDULE_BY_ID.with_for_update()
 _LOCKED_SCHEDULES = sa.select(schedules.c.id).order_by(schedules.c.id).with_for_update()
 
 
-class TenantTransaction(TenantRuns, TenantBackfills):
+class TenantTransaction(TenantRuns, TenantBackfills, TenantWebhooks):
     """See `usecases.ports.SchedulerTransaction`."""
 
     async def once(

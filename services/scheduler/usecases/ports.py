@@ -15,6 +15,7 @@ from services.scheduler.domain.entities import Task, TaskContent
 from services.scheduler.domain.overlap import OverlapPolicy
 from services.scheduler.domain.runs import Run, RunAttempt, RunContent
 from services.scheduler.domain.schedules import Schedule, ScheduleContent, Standing
+from services.scheduler.usecases.webhook_ports import WebhookTransaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ class NewBackfill:
     overlap_policy: OverlapPolicy
 
 
-class SchedulerTransaction(Protocol):
+class SchedulerTransaction(WebhookTransaction, Protocol):
     """A caller's transaction: it sees what the caller may see, and commits when its block ends without an error.
 
     What is not there and what is not the caller's is answered alike: NOT_FOUND.

@@ -15,6 +15,7 @@ from services.scheduler.domain.templates import Renderer, check_template
 from services.scheduler.domain.values import find_fault
 from services.scheduler.usecases.access import canonical, require_writer
 from services.scheduler.usecases.ports import SchedulerStore, TaskFilter
+from services.scheduler.usecases.webhooks import WebhookKeeper
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +42,14 @@ class _Unjudged(Exception):
 class Tasks:
     """The use cases."""
 
-    def __init__(self, store: SchedulerStore, ids: IdSource, renderer: Renderer) -> None:
-        """Args: store: the database; ids: names tasks; renderer: reads their templates."""
+    def __init__(
+        self, store: SchedulerStore, ids: IdSource, renderer: Renderer, webhooks: WebhookKeeper
+    ) -> None:
+        """Args: store: the database; ids: names tasks; renderer: reads their templates; webhooks: judges theirs."""
         self._store = store
         self._ids = ids
         self._renderer = renderer
+        self._webhooks = webhooks
 
     async def create(self, caller: Caller, content: TaskContent, request_id: str) -> Task:
         """Creates a task.
@@ -56,12 +60,15 @@ class Tasks:
         """
         require_writer(caller)
         _check(content)
+        self._webhooks.check(content.webhook)
         await check_template(content.prompt_template, content.variables, self._renderer)
         task_id = self._ids.new_id()
         async with self._store.begin(caller) as transaction:
 
             async def run() -> bytes:
                 await transaction.insert_task(task_id, content)
+                if content.webhook is not None:
+                    await self._webhooks.keep_secret(transaction, task_id, caller.user_id)
                 return task_id.bytes
 
             made = await transaction.once("CreateTask", request_id, canonical(content), run)
@@ -91,6 +98,7 @@ class Tasks:
                 INVALID_REQUEST; UNAVAILABLE with RENDERER_UNAVAILABLE.
         """
         require_writer(caller)
+        self._webhooks.check(change.values.get("webhook"))
         judged = None
         while True:
             try:
@@ -112,6 +120,8 @@ class Tasks:
                     raise _Unjudged(template)
                 _check(content)
                 await transaction.update_task(task.id, content)
+                if content.webhook is not None:
+                    await self._webhooks.keep_secret(transaction, task.id, task.user_id)
                 return b""
 
             request = canonical(change.task_id, change.values, change.etag)

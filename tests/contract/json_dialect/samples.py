@@ -17,6 +17,7 @@ _VALUES: dict[str, object] = {
     "aiagent.scheduler.v1.TaskVariable.name": "a_name",
     "aiagent.scheduler.v1.RetryPolicy.backoff_coefficient": 1.5,
     "aiagent.scheduler.v1.RetryPolicy.non_retryable_reasons": "A_REASON",
+    "aiagent.scheduler.v1.Webhook.states": 4,
 }
 _NUMBERS = {
     FieldDescriptor.CPPTYPE_INT32: 7,

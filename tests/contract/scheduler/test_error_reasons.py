@@ -12,6 +12,7 @@ import pytest
 
 from aiagent.scheduler.v1 import error_reason_pb2
 from aiagent.scheduler.v1 import scheduler_service_pb2 as pb
+from aiagent.scheduler.v1 import webhook_service_pb2 as webhook_pb
 from services.kernel.errors import ServiceError
 from services.scheduler.gateways import rendering
 from services.scheduler.usecases.watching import MAX_PER_USER
@@ -62,6 +63,11 @@ async def test_each_reason_arrives(databases: Copy, tmp_path: Path, monkeypatch:
         await asyncio.gather(*(anext(aiter(stream)) for stream in watching))
         await meet(client.WatchTaskRun(watch))
         assert met["TOO_MANY_WATCHES"].metadata["limit"] == str(MAX_PER_USER)
+        delivery = webhook_pb.GetWebhookDeliveryRequest(webhook_delivery_id=nowhere)
+        await meet(client.GetWebhookDelivery(delivery))
+        assert met["WEBHOOK_DELIVERY_NOT_FOUND"].metadata["webhook_delivery_id"] == nowhere
+        await meet(client.GetWebhookSecret(webhook_pb.GetWebhookSecretRequest(task_id=task.id)))
+        assert met["WEBHOOK_NOT_SET"].metadata["task_id"] == task.id
         # Its processes do not come up.
         monkeypatch.setattr(rendering, "_PROGRAM", tmp_path / "nothing.py")
         await meet(client.task(prompt_template="{{ 1 }}"))
@@ -85,6 +91,8 @@ async def test_each_reason_arrives(databases: Copy, tmp_path: Path, monkeypatch:
         "DRAINING": "UNAVAILABLE",
         "TOO_MANY_WATCHES": "RESOURCE_EXHAUSTED",
         "ROLE_NOT_ALLOWED": "PERMISSION_DENIED",
+        "WEBHOOK_DELIVERY_NOT_FOUND": "NOT_FOUND",
+        "WEBHOOK_NOT_SET": "FAILED_PRECONDITION",
     }
     assert {reason for reason, error in met.items() if error.violations} == {
         "INVALID_REQUEST",

@@ -75,6 +75,7 @@ async def build(name: str, postgres: Postgres, directory: Path) -> Any:
                 scheduler_listen="127.0.0.1:0",
                 scheduler_database_url=postgres.url("scheduler_application"),
                 scheduler_system_database_url=postgres.url("scheduler_system"),
+                scheduler_encryption_key=an_encryption_key(),
                 service_key=private_key_to_text(generate_private_key()),
             )
         )

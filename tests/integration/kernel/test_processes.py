@@ -48,7 +48,7 @@ class Process:
             f"AIAGENT_{name.upper()}_DATABASE_URL": NOWHERE,
             f"AIAGENT_{name.upper()}_SYSTEM_DATABASE_URL": NOWHERE,
             "AIAGENT_REDIS_URL": "redis://127.0.0.1:9",
-            "AIAGENT_AUTH_ENCRYPTION_KEY": a_key(),
+            f"AIAGENT_{name.upper()}_ENCRYPTION_KEY": a_key(),
             "AIAGENT_SERVICE_KEY": a_key(),
             "AIAGENT_STATE_DIR": str(directory / "state"),
             "AIAGENT_WORKSPACE_ROOT": str(directory / "workspaces"),

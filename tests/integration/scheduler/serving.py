@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -16,9 +17,11 @@ from aiagent.auth.v1 import auth_service_pb2_grpc
 from aiagent.scheduler.v1 import run_pb2, schedule_pb2, task_pb2
 from aiagent.scheduler.v1 import scheduler_service_pb2 as pb
 from aiagent.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceStub
+from aiagent.scheduler.v1.webhook_service_pb2_grpc import WebhookServiceStub
 from services.kernel.db import Database
 from services.kernel.grpc.authentication import PUBLIC
 from services.kernel.identity import Caller, Role, generate_private_key, private_key_to_text
+from services.kernel.identity.keys import base64url_encode
 from services.kernel.testing import AccessTokens, a_caller, running_server
 from services.scheduler.bootstrap import SchedulerService, build
 from services.scheduler.settings import SchedulerSettings
@@ -33,11 +36,12 @@ class Client:
 
     def __init__(self, channel: grpc.aio.Channel, metadata: Any, caller: Caller) -> None:
         self.caller = caller
-        self._stub = SchedulerServiceStub(channel)
+        self._stubs = (SchedulerServiceStub(channel), WebhookServiceStub(channel))
         self._metadata = metadata
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
-        return partial(getattr(self._stub, method), metadata=self._metadata, timeout=20)
+        call = next(getattr(stub, method) for stub in self._stubs if hasattr(stub, method))
+        return partial(call, metadata=self._metadata, timeout=20)
 
     async def task(self, **fields: Any) -> task_pb2.Task:
         """Creates a task."""
@@ -119,6 +123,8 @@ async def serving(databases: Copy, **options: Any) -> AsyncIterator[Serving]:
             "scheduler_system_database_url": databases.url("scheduler_system"),
             "auth_targets": f"127.0.0.1:{auth.port}",
             "scheduler_worker_places": 0,
+            "scheduler_webhook_places": 0,
+            "scheduler_encryption_key": base64url_encode(secrets.token_bytes(32)),
             "service_key": private_key_to_text(generate_private_key()),
         }
         settings = SchedulerSettings(_env_file=None, **{**values, **options})

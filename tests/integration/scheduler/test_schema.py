@@ -22,9 +22,13 @@ from tests.integration.session.test_schema import OF_TENANT, functions, of_owner
 from .serving import Serving
 
 pytestmark = pytest.mark.integration
-OWNERS = dict.fromkeys(("tasks", "schedules", "backfills", "runs", "run_attempts"), "user_id") | {
-    "idempotency_keys": "caller_id"
-}
+OWNERS = dict.fromkeys(
+    (
+        "tasks", "schedules", "backfills", "runs", "run_attempts", "webhook_secrets", "webhook_deliveries",
+        "webhook_attempts",
+    ),
+    "user_id",
+) | {"idempotency_keys": "caller_id"}  # fmt: skip
 """The tables in which users see their own rows, and admins all of the organization."""
 FIRE = datetime(2030, 1, 1, 9, tzinfo=UTC)
 
@@ -39,6 +43,7 @@ def test_the_queries_across_tenants() -> None:
         "WaitingQueries": {"oldest_seconds", "was_told"},
         "FireQueries": {"begin", "seconds_to_next", "stale", "keep"},
         "RunQueries": {"claim", "renew", "record", "release", "promote_forgotten"},
+        "WebhookQueries": {"claim", "finish", "release", "outlook"},
     }
     assert functions(system_queries) == set()
 

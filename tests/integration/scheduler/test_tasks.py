@@ -37,6 +37,7 @@ EVERYTHING: dict[str, Any] = {
     },
     "max_concurrent_runs": 3,
     "run_budget_usd": 0.25,
+    "webhook": {"url": "https://example.com:8443/hooks?of=agent", "states": ["FAILED", "TIMED_OUT"]},
 }
 MINE = {"update_mask", "etag", "request_id", "task_id"}
 
@@ -129,6 +130,11 @@ NAN = {"numberValue": "NaN"}
     ("fields", "field"),
     [
         ({"name": " "}, "name"),
+        ({"webhook": {}}, "webhook.url"),
+        ({"webhook": {"url": "https://b\u00fccher.example"}}, "webhook.url"),
+        ({"webhook": {"url": "http://127.0.0.1/"}}, "webhook.url"),
+        ({"webhook": {"url": "https://example.com", "states": ["RUNNING"]}}, "webhook.states[0]"),
+        ({"webhook": {"url": "https://example.com", "states": ["FAILED", "FAILED"]}}, "webhook.states"),
         ({"name": "a\0"}, "name"),
         ({"prompt_template": "\n"}, "prompt_template"),
         ({"prompt_template": "{{ repository"}, "prompt_template"),

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from ipaddress import ip_network
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -15,9 +16,12 @@ import sqlalchemy as sa
 from services.kernel.clock import SystemClock
 from services.kernel.db import Database
 from services.kernel.identity import Caller
+from services.kernel.identity.keys import base64url_encode
 from services.kernel.ids import Uuid7Source
+from services.kernel.sealing import KeyRing
 from services.kernel.testing import a_caller
 from services.scheduler.domain.entities import TaskContent
+from services.scheduler.domain.receivers import AddressRules
 from services.scheduler.domain.retries import RetryPolicy
 from services.scheduler.domain.runs import Claim, LeaseLost, Outcome
 from services.scheduler.domain.states import RunState
@@ -28,11 +32,13 @@ from services.scheduler.store.tenant import TenantStore
 from services.scheduler.usecases.ports import ShownRun
 from services.scheduler.usecases.runs import Runs
 from services.scheduler.usecases.tasks import Tasks
+from services.scheduler.usecases.webhooks import WebhookKeeper, Webhooks
 from services.scheduler.usecases.worker import RunWorker
 from services.scheduler.usecases.worker.ports import Progress
 
 from .fake_sessions import FakeSessions
 
+KEYS = KeyRing(base64url_encode(b"k" * 32), service="scheduler")
 AT_ONCE = RetryPolicy(maximum_attempts=3, initial_interval=timedelta(), maximum_interval=timedelta())
 _CONTENT = TaskContent(
     name="a task",
@@ -83,7 +89,9 @@ class Floor:
 
     def __post_init__(self) -> None:
         store, self.renderer = TenantStore(self.database), TemplateProcesses()
-        self.tasks = Tasks(store, Uuid7Source(), self.renderer)
+        self.keeper = WebhookKeeper(AddressRules([ip_network("127.0.0.0/8")]), KEYS.sealer())
+        self.tasks = Tasks(store, Uuid7Source(), self.renderer, self.keeper)
+        self.webhooks = Webhooks(store, Uuid7Source(), self.keeper)
         self.runs = Runs(store, Uuid7Source(), self.renderer, self)
 
     def wake(self) -> None:

@@ -13,7 +13,7 @@ from google.api.httpbody_pb2 import HttpBody
 
 from aiagent.auth.v1 import auth_service_pb2, auth_service_pb2_grpc, user_pb2
 from aiagent.events.v1 import session_event_pb2 as events
-from aiagent.scheduler.v1 import scheduler_service_pb2_grpc
+from aiagent.scheduler.v1 import scheduler_service_pb2_grpc, webhook_pb2, webhook_service_pb2_grpc
 from aiagent.session.v1 import (
     permission_service_pb2,
     permission_service_pb2_grpc,
@@ -26,6 +26,7 @@ from aiagent.session.v1 import (
 
 from .scripted_scheduler import ScriptedScheduler
 from .scripted_session import Agent, Fault, Item, Log, echo
+from .scripted_webhooks import ScriptedWebhooks
 
 PASSWORD = "correct horse battery"
 
@@ -36,6 +37,7 @@ class ScriptedServer(
     permission_service_pb2_grpc.PermissionServiceServicer,
     workspace_service_pb2_grpc.WorkspaceServiceServicer,
     ScriptedScheduler,
+    ScriptedWebhooks,
 ):
     """All services in one object.
 
@@ -44,6 +46,7 @@ class ScriptedServer(
 
     def __init__(self) -> None:
         ScriptedScheduler.__init__(self)
+        self.deliveries: dict[str, webhook_pb2.WebhookDelivery] = {}
         self.faults: dict[str, list[Fault | None]] = defaultdict(list)
         self.calls: dict[str, list[Any]] = defaultdict(list)
         self.metadata: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -73,6 +76,7 @@ class ScriptedServer(
         permission_service_pb2_grpc.add_PermissionServiceServicer_to_server(self, server)
         workspace_service_pb2_grpc.add_WorkspaceServiceServicer_to_server(self, server)
         scheduler_service_pb2_grpc.add_SchedulerServiceServicer_to_server(self, server)
+        webhook_service_pb2_grpc.add_WebhookServiceServicer_to_server(self, server)
         self.port = server.add_insecure_port(f"127.0.0.1:{self.port}")
         await server.start()
         self._server = server

@@ -31,7 +31,7 @@ def test_what_needs_no_server_imports_no_client(arguments: list[str]):
 
 def test_a_group_says_of_itself_what_the_root_says_of_it():
     groups = get_command(app).commands  # type: ignore[attr-defined]
-    assert list(groups) == ["auth", "sessions", "tasks", "schedules", "config"]
+    assert list(groups) == ["auth", "sessions", "tasks", "schedules", "webhooks", "config"]
     for name, group in groups.items():
         module = import_module(f"aiagent_client.cli.{name}")
         own = get_command(module.app)

@@ -68,6 +68,7 @@ _add("auth", "Accounts and logins.")
 _add("sessions", "Sessions: conversations with an agent, and their directories.")
 _add("tasks", "Tasks: work for agents that is done again and again.")
 _add("schedules", "Schedules: when tasks run by themselves.")
+_add("webhooks", "Webhooks: what was sent when runs ended, and what signs it.")
 _add("config", "Which server to use.")
 
 

@@ -58,6 +58,24 @@ class RunStateName(StrEnum):
     skipped = "skipped"
 
 
+class DeliveryStateName(StrEnum):
+    """States of a webhook's delivery."""
+
+    pending = "pending"
+    succeeded = "succeeded"
+    failed = "failed"
+    cancelled = "cancelled"
+
+
+class ToldStateName(StrEnum):
+    """Ends of a run that a webhook tells of."""
+
+    succeeded = "succeeded"
+    failed = "failed"
+    cancelled = "cancelled"
+    timed_out = "timed-out"
+
+
 class WhenBusyName(StrEnum):
     """What to do with a message while a turn runs."""
 

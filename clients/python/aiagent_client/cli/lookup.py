@@ -1,4 +1,4 @@
-"""Finding what a person named: a session, a task, a schedule, a run or a question, by id, part of an id, or name."""
+"""Finding what a person named, as a session, a task, a run or a question: by id, part of an id, or name."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Final
 from aiagent.scheduler.v1.run_pb2 import TaskRun
 from aiagent.scheduler.v1.schedule_pb2 import Schedule
 from aiagent.scheduler.v1.task_pb2 import Task
+from aiagent.scheduler.v1.webhook_pb2 import WebhookDelivery
 from aiagent.session.v1.session_pb2 import PermissionRequest, Session
 from aiagent_client.cli.failures import FailedError, UsageError
 from aiagent_client.cli.output import local_time, word
@@ -78,7 +79,17 @@ def backfill_id(text: str) -> str:
     return text.lower()
 
 
-async def _find[Kind: (Session, Task, Schedule, TaskRun)](
+async def delivery_id(client: Client, text: str) -> str:
+    """Returns the id of the delivery that is meant; deliveries have no names. Raises as `session_id`."""
+
+    def shown(delivery: WebhookDelivery) -> str:
+        state = word(WebhookDelivery.State, delivery.state).plain
+        return f"{state}, created {local_time(delivery.create_time)}"
+
+    return await _find("delivery", text, client.webhooks.list(page_size=1000), shown)
+
+
+async def _find[Kind: (Session, Task, Schedule, TaskRun, WebhookDelivery)](
     noun: str, text: str, there: AsyncIterator[Kind], show: Callable[[Kind], str]
 ) -> str:
     text = text.strip()

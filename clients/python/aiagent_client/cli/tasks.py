@@ -9,10 +9,12 @@ import typer
 from google.protobuf.json_format import MessageToDict
 from rich.text import Text
 
+from aiagent.scheduler.v1.run_pb2 import TaskRun
 from aiagent.scheduler.v1.task_pb2 import RetryPolicy, Task, TaskVariable
+from aiagent.scheduler.v1.webhook_pb2 import Webhook
 from aiagent.session.v1.agent_options_pb2 import AgentOptions
 from aiagent_client.cli.arguments import labels, rules, text_or_file, time_span, variables
-from aiagent_client.cli.choices import PermissionModeName, number_of
+from aiagent_client.cli.choices import PermissionModeName, ToldStateName, number_of
 from aiagent_client.cli.context import Invocation, Output, TaskArgument
 from aiagent_client.cli.failures import UsageError
 from aiagent_client.cli.lookup import task_id
@@ -87,6 +89,14 @@ RunBudget = Annotated[
         show_default=False,
     ),
 ]
+WebhookUrl = Annotated[
+    str | None,
+    typer.Option("--webhook", help="The URL to tell when a run ends; '' for none.", show_default=False),
+]
+WebhookStates = Annotated[
+    list[ToldStateName] | None,
+    typer.Option("--webhook-state", help="Tell of this end only; repeatable.", show_default=False),
+]
 
 _OF_SCHEDULES = {"preview", "pause", "resume", "backfill", "backfills", "cancel-backfill"}
 
@@ -111,6 +121,8 @@ def create(
     max_attempts: MaxAttempts = None,
     max_concurrent_runs: MaxConcurrentRuns = None,
     run_budget_usd: RunBudget = None,
+    webhook: WebhookUrl = None,
+    webhook_state: WebhookStates = None,
     output: Output = None,
 ) -> None:
     """Create a task. A variable without a default must be given to each run, unless its name ends with a ?.
@@ -144,6 +156,7 @@ def create(
                 retry_policy=RetryPolicy(maximum_attempts=max_attempts or 0),
                 max_concurrent_runs=max_concurrent_runs or 0,
                 run_budget_usd=run_budget_usd or 0.0,
+                webhook=_webhook(webhook or "", webhook_state) if webhook or webhook_state else None,
             )
         invocation.result(task, lambda: _task(task))
 
@@ -228,6 +241,8 @@ def update(
     max_attempts: MaxAttempts = None,
     max_concurrent_runs: MaxConcurrentRuns = None,
     run_budget_usd: RunBudget = None,
+    webhook: WebhookUrl = None,
+    webhook_state: WebhookStates = None,
     output: Output = None,
 ) -> None:
     """Change what is given of a task. Variables, labels and lists of tools that are given replace those there were.
@@ -261,6 +276,10 @@ def update(
             if max_attempts is not None:
                 before.retry_policy.maximum_attempts = max_attempts
                 changes["retry_policy"] = before.retry_policy
+            if webhook is not None or webhook_state:
+                changes["webhook"] = _webhook(
+                    before.webhook.url if webhook is None else webhook, webhook_state
+                )
             if not any(value is not None for value in changes.values()):
                 raise UsageError("say what to change")
             # What was read and is sent back in part must not undo another one's change.
@@ -333,6 +352,12 @@ def _options(
     return {field: value for field, value in given.items() if value is not None}
 
 
+def _webhook(url: str, states: list[ToldStateName] | None) -> Webhook:
+    if states and not url:
+        raise UsageError("there is no webhook to tell of some ends: give --webhook")
+    return Webhook(url=url, states=[number_of(TaskRun.State, state) for state in states or []])
+
+
 def _change(options: AgentOptions, changed: dict[str, Any], system_prompt: str | None) -> None:
     for field, value in changed.items():
         options.ClearField(field)  # type: ignore[arg-type]  # of a list, its entries
@@ -377,11 +402,17 @@ def _task(task: Task) -> Any:
         ("attempts", str(policy.maximum_attempts)),
         ("at once", count_of(task.max_concurrent_runs, "run") if task.max_concurrent_runs else ""),
         ("run budget", money(task.run_budget_usd) if task.run_budget_usd else ""),
+        ("webhook", plain(_told(task.webhook)) if task.HasField("webhook") else ""),
         ("labels", ", ".join(f"{key}={value}" for key, value in sorted(task.labels.items()))),
         ("created", local_time(task.create_time)),
         ("changed", local_time(task.update_time)),
     ]
     return facts(rows)
+
+
+def _told(webhook: Webhook) -> str:
+    ends = ", ".join(word(TaskRun.State, state).plain for state in webhook.states)
+    return f"{webhook.url} on {ends or 'every end'}"
 
 
 def _variable(variable: TaskVariable) -> Text:

@@ -89,6 +89,14 @@ class ErrorReason(_message.Message):
         """The caller has as many of these streams open as one may have.
         Example: {"reason": "TOO_MANY_WATCHES", "metadata": {"limit": "100"}}.
         """
+        WEBHOOK_DELIVERY_NOT_FOUND: ErrorReason._Reason.ValueType  # 20
+        """There is no such delivery, or it is not the caller's; those that have ended go after 30 days.
+        Example: {"reason": "WEBHOOK_DELIVERY_NOT_FOUND", "metadata": {"webhook_delivery_id": "0198…"}}.
+        """
+        WEBHOOK_NOT_SET: ErrorReason._Reason.ValueType  # 21
+        """The task has no webhook.
+        Example: {"reason": "WEBHOOK_NOT_SET", "metadata": {"task_id": "0198…"}}.
+        """
 
     class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
         """The reasons."""
@@ -150,6 +158,14 @@ class ErrorReason(_message.Message):
     TOO_MANY_WATCHES: ErrorReason.Reason.ValueType  # 14
     """The caller has as many of these streams open as one may have.
     Example: {"reason": "TOO_MANY_WATCHES", "metadata": {"limit": "100"}}.
+    """
+    WEBHOOK_DELIVERY_NOT_FOUND: ErrorReason.Reason.ValueType  # 20
+    """There is no such delivery, or it is not the caller's; those that have ended go after 30 days.
+    Example: {"reason": "WEBHOOK_DELIVERY_NOT_FOUND", "metadata": {"webhook_delivery_id": "0198…"}}.
+    """
+    WEBHOOK_NOT_SET: ErrorReason.Reason.ValueType  # 21
+    """The task has no webhook.
+    Example: {"reason": "WEBHOOK_NOT_SET", "metadata": {"task_id": "0198…"}}.
     """
 
     def __init__(

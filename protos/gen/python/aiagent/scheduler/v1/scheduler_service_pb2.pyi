@@ -6,6 +6,7 @@ isort:skip_file
 from aiagent.scheduler.v1 import run_pb2 as _run_pb2
 from aiagent.scheduler.v1 import schedule_pb2 as _schedule_pb2
 from aiagent.scheduler.v1 import task_pb2 as _task_pb2
+from aiagent.scheduler.v1 import webhook_pb2 as _webhook_pb2
 from aiagent.session.v1 import agent_options_pb2 as _agent_options_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
@@ -67,6 +68,7 @@ class CreateTaskRequest(_message.Message):
     RETRY_POLICY_FIELD_NUMBER: _builtins.int
     MAX_CONCURRENT_RUNS_FIELD_NUMBER: _builtins.int
     RUN_BUDGET_USD_FIELD_NUMBER: _builtins.int
+    WEBHOOK_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """What to call it."""
@@ -100,6 +102,10 @@ class CreateTaskRequest(_message.Message):
     def retry_policy(self) -> _task_pb2.RetryPolicy:
         """What follows an attempt that failed."""
 
+    @_builtins.property
+    def webhook(self) -> _webhook_pb2.Webhook:
+        """Whom to tell when a run ends; nobody if left out."""
+
     def __init__(
         self,
         *,
@@ -113,11 +119,12 @@ class CreateTaskRequest(_message.Message):
         retry_policy: _task_pb2.RetryPolicy | None = ...,
         max_concurrent_runs: _builtins.int = ...,
         run_budget_usd: _builtins.float = ...,
+        webhook: _webhook_pb2.Webhook | None = ...,
         request_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_policy", b"retry_policy", "run_timeout", b"run_timeout", "sdk_options", b"sdk_options"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_policy", b"retry_policy", "run_timeout", b"run_timeout", "sdk_options", b"sdk_options", "webhook", b"webhook"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "max_concurrent_runs", b"max_concurrent_runs", "name", b"name", "priority", b"priority", "prompt_template", b"prompt_template", "request_id", b"request_id", "retry_policy", b"retry_policy", "run_budget_usd", b"run_budget_usd", "run_timeout", b"run_timeout", "sdk_options", b"sdk_options", "variables", b"variables"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "max_concurrent_runs", b"max_concurrent_runs", "name", b"name", "priority", b"priority", "prompt_template", b"prompt_template", "request_id", b"request_id", "retry_policy", b"retry_policy", "run_budget_usd", b"run_budget_usd", "run_timeout", b"run_timeout", "sdk_options", b"sdk_options", "variables", b"variables", "webhook", b"webhook"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -243,6 +250,7 @@ class UpdateTaskRequest(_message.Message):
     RETRY_POLICY_FIELD_NUMBER: _builtins.int
     MAX_CONCURRENT_RUNS_FIELD_NUMBER: _builtins.int
     RUN_BUDGET_USD_FIELD_NUMBER: _builtins.int
+    WEBHOOK_FIELD_NUMBER: _builtins.int
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
@@ -283,6 +291,10 @@ class UpdateTaskRequest(_message.Message):
         """The new policy, as a whole."""
 
     @_builtins.property
+    def webhook(self) -> _webhook_pb2.Webhook:
+        """Whom to tell when a run ends, as a whole; named by `update_mask` and left out: nobody any more."""
+
+    @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
         """Which of the fields above to change (AIP-134)."""
 
@@ -300,13 +312,14 @@ class UpdateTaskRequest(_message.Message):
         retry_policy: _task_pb2.RetryPolicy | None = ...,
         max_concurrent_runs: _builtins.int = ...,
         run_budget_usd: _builtins.float = ...,
+        webhook: _webhook_pb2.Webhook | None = ...,
         update_mask: _field_mask_pb2.FieldMask | None = ...,
         etag: _builtins.str = ...,
         request_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_policy", b"retry_policy", "run_timeout", b"run_timeout", "sdk_options", b"sdk_options", "update_mask", b"update_mask"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_policy", b"retry_policy", "run_timeout", b"run_timeout", "sdk_options", b"sdk_options", "update_mask", b"update_mask", "webhook", b"webhook"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "labels", b"labels", "max_concurrent_runs", b"max_concurrent_runs", "name", b"name", "priority", b"priority", "prompt_template", b"prompt_template", "request_id", b"request_id", "retry_policy", b"retry_policy", "run_budget_usd", b"run_budget_usd", "run_timeout", b"run_timeout", "sdk_options", b"sdk_options", "task_id", b"task_id", "update_mask", b"update_mask", "variables", b"variables"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "labels", b"labels", "max_concurrent_runs", b"max_concurrent_runs", "name", b"name", "priority", b"priority", "prompt_template", b"prompt_template", "request_id", b"request_id", "retry_policy", b"retry_policy", "run_budget_usd", b"run_budget_usd", "run_timeout", b"run_timeout", "sdk_options", b"sdk_options", "task_id", b"task_id", "update_mask", b"update_mask", "variables", b"variables", "webhook", b"webhook"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

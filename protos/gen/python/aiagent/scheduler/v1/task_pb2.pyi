@@ -3,6 +3,7 @@
 isort:skip_file
 """
 
+from aiagent.scheduler.v1 import webhook_pb2 as _webhook_pb2
 from aiagent.session.v1 import agent_options_pb2 as _agent_options_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
@@ -62,6 +63,7 @@ class Task(_message.Message):
     RETRY_POLICY_FIELD_NUMBER: _builtins.int
     MAX_CONCURRENT_RUNS_FIELD_NUMBER: _builtins.int
     RUN_BUDGET_USD_FIELD_NUMBER: _builtins.int
+    WEBHOOK_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
@@ -104,6 +106,10 @@ class Task(_message.Message):
         """What follows an attempt that failed."""
 
     @_builtins.property
+    def webhook(self) -> _webhook_pb2.Webhook:
+        """Whom to tell when a run ends; absent for nobody."""
+
+    @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was created."""
 
@@ -127,13 +133,14 @@ class Task(_message.Message):
         retry_policy: Global___RetryPolicy | None = ...,
         max_concurrent_runs: _builtins.int = ...,
         run_budget_usd: _builtins.float = ...,
+        webhook: _webhook_pb2.Webhook | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "retry_policy", b"retry_policy", "run_timeout", b"run_timeout", "sdk_options", b"sdk_options", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "retry_policy", b"retry_policy", "run_timeout", b"run_timeout", "sdk_options", b"sdk_options", "update_time", b"update_time", "webhook", b"webhook"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "etag", b"etag", "id", b"id", "labels", b"labels", "max_concurrent_runs", b"max_concurrent_runs", "name", b"name", "organization_id", b"organization_id", "priority", b"priority", "prompt_template", b"prompt_template", "retry_policy", b"retry_policy", "run_budget_usd", b"run_budget_usd", "run_timeout", b"run_timeout", "sdk_options", b"sdk_options", "update_time", b"update_time", "user_id", b"user_id", "variables", b"variables"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "etag", b"etag", "id", b"id", "labels", b"labels", "max_concurrent_runs", b"max_concurrent_runs", "name", b"name", "organization_id", b"organization_id", "priority", b"priority", "prompt_template", b"prompt_template", "retry_policy", b"retry_policy", "run_budget_usd", b"run_budget_usd", "run_timeout", b"run_timeout", "sdk_options", b"sdk_options", "update_time", b"update_time", "user_id", b"user_id", "variables", b"variables", "webhook", b"webhook"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,277 @@
+"""Which sender holds which delivery of a webhook. Due times and leases are judged by PostgreSQL's clock alone.
+
+A claim makes the row of its attempt and moves `next_attempt_time` to the end of the lease, and commits before anything
+is sent: whoever dies then leaves a delivery that falls due again. What a sender writes of a failure names holder and
+attempt (the fencing token), and touches nothing once another sender has the delivery; that a receiver took it counts
+whoever says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.scheduler.domain.webhooks import GIVE_UP_AFTER, DeliveryState
+from services.scheduler.store.webhook_tables import webhook_attempts, webhook_deliveries
+from services.scheduler.store.webhooks import secrets_of
+from services.scheduler.usecases.webhook_ports import Answer, DeliveryClaim, Outlook
+
+LEASE_LIFE: Final = timedelta(seconds=60)
+"""For one attempt: its fifteen seconds, and what the database may take before and after."""
+PER_RECEIVER: Final = 3
+"""How many messages to one host and port are under way at once: one that hangs keeps no more places than that."""
+KEPT: Final = timedelta(days=30)
+"""How long a delivery is kept after its end."""
+_NOW = sa.func.clock_timestamp()
+
+# Senders claim one after another: two that count at the same time would both find a receiver's last place free.
+_ONE_AT_A_TIME = sa.text("SELECT pg_advisory_xact_lock(1094797636, hashtext('scheduler.webhooks'))")
+
+# The tasks that have something to send are found by one step into the index for each (a loose index scan).
+_WITH_PENDING = """
+    WITH RECURSIVE pending AS (
+        (SELECT task_id FROM scheduler.webhook_deliveries WHERE state = 'PENDING' ORDER BY task_id LIMIT 1)
+        UNION ALL
+        SELECT (SELECT d.task_id FROM scheduler.webhook_deliveries AS d
+                WHERE d.state = 'PENDING' AND d.task_id > p.task_id ORDER BY d.task_id LIMIT 1)
+        FROM pending AS p WHERE p.task_id IS NOT NULL
+    )
+"""
+
+_CANCEL = sa.text(
+    f"""
+    {_WITH_PENDING}
+    UPDATE scheduler.webhook_deliveries AS d
+    SET state = 'CANCELLED', end_time = clock_timestamp(), next_attempt_time = NULL, lease_holder = NULL
+    WHERE d.state = 'PENDING' AND (d.lease_holder IS NULL OR d.next_attempt_time <= statement_timestamp())
+        AND d.task_id = ANY(ARRAY(
+            SELECT p.task_id FROM pending AS p JOIN scheduler.tasks AS t ON t.id = p.task_id
+            WHERE t.webhook_url IS NULL))
+    """  # noqa: S608  nothing of it comes from outside
+)
+
+_LOST = "error = 'SENDER_LOST', error_message = 'the process that sent it ended before an answer came'"
+
+# Only what a sender lost: whoever records a failure gives up by itself.
+_GIVE_UP = sa.text(
+    f"""
+    WITH lost AS (
+        UPDATE scheduler.webhook_deliveries
+        SET state = 'FAILED', end_time = clock_timestamp(), next_attempt_time = NULL, lease_holder = NULL
+        WHERE lease_holder IS NOT NULL AND next_attempt_time <= statement_timestamp()
+            AND give_up_time <= statement_timestamp()
+        RETURNING id, attempt_count
+    )
+    UPDATE scheduler.webhook_attempts AS a
+    SET {_LOST}
+    FROM lost AS d WHERE a.delivery_id = d.id AND a.number = d.attempt_count AND a.duration IS NULL
+    """  # noqa: S608  nothing of it comes from outside
+)
+
+# Of each task no more is looked at than could be taken. A message's place is counted behind those to its receiver that
+# are under way: what waits for one receiver, however much, keeps nobody else waiting. Of what is left, whoever has
+# least under way goes first: an organization with many receivers that hang gets no place that another one wants.
+_TAKE = sa.text(
+    f"""
+    {_WITH_PENDING}, under_way AS (
+        SELECT t.organization_id, t.webhook_receiver
+        FROM scheduler.webhook_deliveries AS d JOIN scheduler.tasks AS t ON t.id = d.task_id
+        WHERE d.lease_holder IS NOT NULL AND d.next_attempt_time > statement_timestamp()
+    ), of_receiver AS (
+        SELECT webhook_receiver, count(*) AS number FROM under_way GROUP BY webhook_receiver
+    ), of_organization AS (
+        SELECT organization_id, count(*) AS number FROM under_way GROUP BY organization_id
+    ), waiting AS (
+        SELECT w.id, w.next_attempt_time, t.organization_id, coalesce(busy.number, 0) + row_number() OVER (
+                PARTITION BY t.webhook_receiver ORDER BY w.next_attempt_time, w.id) AS place
+        FROM pending AS p
+        JOIN scheduler.tasks AS t ON t.id = p.task_id AND t.webhook_url IS NOT NULL
+        CROSS JOIN LATERAL (
+            SELECT d.id, d.next_attempt_time FROM scheduler.webhook_deliveries AS d
+            WHERE d.state = 'PENDING' AND d.task_id = p.task_id AND d.next_attempt_time <= statement_timestamp()
+            ORDER BY d.next_attempt_time, d.id LIMIT :per_receiver
+        ) AS w
+        LEFT JOIN of_receiver AS busy ON busy.webhook_receiver = t.webhook_receiver
+    ), in_turn AS (
+        SELECT w.id, w.next_attempt_time, coalesce(busy.number, 0) + row_number() OVER (
+                PARTITION BY w.organization_id ORDER BY w.next_attempt_time, w.id) AS turn
+        FROM waiting AS w LEFT JOIN of_organization AS busy ON busy.organization_id = w.organization_id
+        WHERE w.place <= :per_receiver
+    ), chosen AS (
+        SELECT d.id FROM scheduler.webhook_deliveries AS d
+        WHERE d.state = 'PENDING' AND d.next_attempt_time <= statement_timestamp() AND d.id = ANY(ARRAY(
+            SELECT id FROM in_turn ORDER BY turn, next_attempt_time, id LIMIT :places))
+        FOR UPDATE SKIP LOCKED
+    ), taken AS (
+        UPDATE scheduler.webhook_deliveries AS d
+        SET attempt_count = d.attempt_count + 1, lease_holder = :holder,
+            next_attempt_time = clock_timestamp() + :life,
+            give_up_time = coalesce(d.give_up_time, clock_timestamp() + :give_up_after)
+        WHERE d.id = ANY(ARRAY(SELECT id FROM chosen)) RETURNING d.*
+    ), lost AS (
+        UPDATE scheduler.webhook_attempts AS a
+        SET {_LOST}
+        FROM taken AS d WHERE a.delivery_id = d.id AND a.duration IS NULL AND a.error = ''
+    ), begun AS (
+        INSERT INTO scheduler.webhook_attempts (delivery_id, number, organization_id, user_id, url)
+        SELECT d.id, d.attempt_count, d.organization_id, d.user_id, t.webhook_url
+        FROM taken AS d JOIN scheduler.tasks AS t ON t.id = d.task_id
+    )
+    SELECT d.id, d.task_id, d.attempt_count, d.message_id, d.payload, t.webhook_url, s.*
+    FROM taken AS d JOIN scheduler.tasks AS t ON t.id = d.task_id
+    JOIN scheduler.webhook_secrets AS s ON s.task_id = d.task_id
+    """  # noqa: S608  nothing of it comes from outside
+).bindparams(
+    sa.bindparam("life", type_=sa.Interval),
+    sa.bindparam("give_up_after", type_=sa.Interval),
+    sa.bindparam("places", type_=sa.Integer),
+    sa.bindparam("per_receiver", type_=sa.Integer),
+    sa.bindparam("holder", type_=sa.Text),
+)
+
+_OUTLOOK = sa.text(
+    """
+    SELECT (SELECT extract(epoch FROM next_attempt_time - statement_timestamp()) FROM scheduler.webhook_deliveries
+            WHERE state = 'PENDING' AND next_attempt_time > statement_timestamp()
+            ORDER BY next_attempt_time LIMIT 1) AS next_seconds,
+        (SELECT extract(epoch FROM statement_timestamp() - next_attempt_time) FROM scheduler.webhook_deliveries
+            WHERE state = 'PENDING' AND next_attempt_time <= statement_timestamp()
+            ORDER BY next_attempt_time LIMIT 1) AS overdue_seconds
+    """
+)
+
+
+async def claim(
+    connection: AsyncConnection,
+    holder: str,
+    limit: int,
+    *,
+    life: timedelta = LEASE_LIFE,
+    per_receiver: int = PER_RECEIVER,
+) -> list[DeliveryClaim]:
+    """Takes deliveries that are due, and ends those whose task has no webhook any more, or whose time is over.
+
+    Args:
+        connection: A system transaction.
+        holder: The sender's own id, new at each start.
+        limit: How many at most.
+        life: How long a delivery is held for its attempt.
+        per_receiver: How many to one host and port at once, those of all senders together.
+    """
+    await connection.execute(_ONE_AT_A_TIME)
+    await connection.execute(_CANCEL)
+    await connection.execute(_GIVE_UP)
+    values = {"holder": holder, "places": limit, "life": life, "per_receiver": per_receiver}
+    rows = await connection.execute(_TAKE, {**values, "give_up_after": GIVE_UP_AFTER})
+    return [
+        DeliveryClaim(
+            delivery_id=row.id,
+            task_id=row.task_id,
+            holder=holder,
+            attempt=row.attempt_count,
+            url=row.webhook_url,
+            message_id=row.message_id,
+            payload=row.payload,
+            secrets=secrets_of(row),
+        )
+        for row in rows
+    ]
+
+
+async def finish(
+    connection: AsyncConnection, claim: DeliveryClaim, answer: Answer, pause: timedelta | None
+) -> DeliveryState:
+    """Records what came of an attempt, and what becomes of its delivery.
+
+    Args:
+        connection: A system transaction.
+        claim: The attempt.
+        answer: What came of it.
+        pause: How long to wait before the next one; None if there is to be none. One that the receiver asked to be
+            longer than there is time is cut, so that it gets its last attempt.
+
+    Returns:
+        Where the delivery stands; CANCELLED for one that is gone.
+    """
+    columns = webhook_deliveries.c
+    row = (
+        await connection.execute(
+            sa.select(
+                columns.state,
+                columns.lease_holder,
+                columns.attempt_count,
+                (columns.give_up_time - _NOW).label("left"),
+            )
+            .where(columns.id == claim.delivery_id)
+            .with_for_update()
+        )
+    ).one_or_none()
+    if row is None:
+        return DeliveryState.CANCELLED
+    await connection.execute(
+        sa.update(webhook_attempts)
+        .where(
+            webhook_attempts.c.delivery_id == claim.delivery_id, webhook_attempts.c.number == claim.attempt
+        )
+        .values(
+            duration=answer.duration,
+            http_status=answer.status,
+            error=answer.error,
+            error_message=answer.error_message,
+            response_body=answer.body,
+        )
+    )
+    held = (row.lease_holder, row.attempt_count) == (claim.holder, claim.attempt)
+    state = DeliveryState(row.state)
+    if state is not DeliveryState.PENDING or (answer.error and not held):
+        return state
+    if answer.error and pause is not None and row.left > timedelta():
+        values = {"next_attempt_time": _NOW + min(pause, row.left), "lease_holder": None}
+    else:
+        state = DeliveryState.FAILED if answer.error else DeliveryState.SUCCEEDED
+        values = {"state": state.value, "end_time": _NOW, "next_attempt_time": None, "lease_holder": None}
+    await connection.execute(
+        sa.update(webhook_deliveries).where(columns.id == claim.delivery_id).values(**values)
+    )
+    return state
+
+
+async def release(connection: AsyncConnection, held: Sequence[DeliveryClaim]) -> None:
+    """Gives deliveries back, so that another sender goes on at once; those that are lost already are left alone."""
+    columns = webhook_deliveries.c
+    for claim in held:
+        await connection.execute(
+            sa.update(webhook_deliveries)
+            .where(
+                columns.id == claim.delivery_id,
+                columns.lease_holder == claim.holder,
+                columns.attempt_count == claim.attempt,
+            )
+            .values(next_attempt_time=_NOW, lease_holder=None)
+        )
+
+
+async def outlook(connection: AsyncConnection) -> Outlook:
+    """Tells what waits."""
+    row = (await connection.execute(_OUTLOOK)).one()
+    return Outlook(
+        None if row.next_seconds is None else float(row.next_seconds), float(row.overdue_seconds or 0)
+    )
+
+
+async def purge(connection: AsyncConnection, limit: int) -> int:
+    """Removes deliveries that ended long ago, at most `limit`; returns how many."""
+    found = (
+        sa.select(webhook_deliveries.c.id)
+        .where(webhook_deliveries.c.end_time <= sa.func.statement_timestamp() - KEPT)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    removed = await connection.execute(
+        sa.delete(webhook_deliveries).where(webhook_deliveries.c.id.in_(found))
+    )
+    return removed.rowcount
