@@ -28,7 +28,7 @@ from services.scheduler.store.tables import outbox, run_attempts, runs
 from services.scheduler.store.tenant import TenantStore
 from services.scheduler.usecases.schedules import Schedules
 from services.scheduler.usecases.tasks import Tasks
-from tests.integration.scheduler.working import content
+from tests.integration.scheduler.working import KEEPER, content
 
 from .floor import Crew, Floor, floor
 
@@ -94,7 +94,10 @@ async def run(plan: Plan) -> Outcome:
 async def _make(database: Database, plan: Plan, first: datetime, chance: random.Random) -> dict[UUID, str]:
     """Makes the schedules; returns the prompt of each."""
     store, renderer = TenantStore(database), TemplateProcesses()
-    tasks, schedules = Tasks(store, Uuid7Source(), renderer), Schedules(store, Uuid7Source(), renderer)
+    tasks, schedules = (
+        Tasks(store, Uuid7Source(), renderer, KEEPER),
+        Schedules(store, Uuid7Source(), renderer),
+    )
     owners = [a_caller() for _ in range(_ORGANIZATIONS)]
     made: dict[UUID, str] = {}
 

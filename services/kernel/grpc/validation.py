@@ -29,6 +29,7 @@ _WORDS: Final = {
     r"^[A-Za-z_][A-Za-z0-9_]{0,127}$": "must be the name of an environment variable",
     r"^[A-Za-z][A-Za-z0-9_]{0,63}$": "must have 1 to 64 characters, of letters, digits and _, the first a letter",
     r"^[A-Z][A-Z0-9_]{0,63}$": "must have 1 to 64 characters, of capital letters, digits and _, the first a letter",
+    r"^[!-~]*$": "must have no blanks and no characters beyond ASCII",
     r"^[^\x00\r\n]*$": "must have no line breaks and no NUL",
 }
 """What the patterns of the contracts say, in words: nobody should have to read an expression in an error."""

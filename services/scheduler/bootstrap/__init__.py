@@ -1,6 +1,6 @@
 """Composes the scheduler service: what serves, and what only carries runs."""
 
-from services.scheduler.bootstrap.carrying import WorkerService, build_worker, consumer_of, relay_to
+from services.scheduler.bootstrap.carrying import WorkerService, build_worker
 from services.scheduler.bootstrap.migrating import migrate
 from services.scheduler.bootstrap.serving import POLICIES, SchedulerService, build
 
@@ -10,7 +10,5 @@ __all__ = [
     "WorkerService",
     "build",
     "build_worker",
-    "consumer_of",
     "migrate",
-    "relay_to",
 ]

@@ -21,7 +21,7 @@ from services.kernel.testing import a_caller
 from services.scheduler.domain.retries import RetryPolicy
 from services.scheduler.domain.runs import CANCELLED, Claim, Failure, Outcome, Usage
 from services.scheduler.domain.states import RunState
-from services.scheduler.store import endings
+from services.scheduler.store.facts import RUNS_QUEUED
 from services.scheduler.store.rows import retry_policy_column
 from services.scheduler.store.tables import backfills, outbox, runs, schedules
 from services.scheduler.store.tenant import TenantStore
@@ -155,6 +155,11 @@ async def facts(place: Floor) -> list[TaskRunFact]:
     return found
 
 
+async def ends(place: Floor) -> list[TaskRunFact]:
+    """What was told of ends."""
+    return [fact for fact in await facts(place) if fact.HasField("run_ended")]
+
+
 async def claims(place: Floor, number: int) -> list[Claim]:
     """Takes what there is, which must be so many."""
     found = await place.queue().take("w", 50)
@@ -167,7 +172,7 @@ async def test_an_end_is_told_once_with_what_the_run_has_used(place: Floor) -> N
     (claim,) = await claims(place, 1)
     session_id = uuid4()
     await place.queue().tell(claim, session_id=session_id, turn_id=uuid4(), outcome=SUCCEEDED)
-    (fact,) = await facts(place)
+    (fact,) = await ends(place)
     ended = fact.run_ended
     assert (fact.organization_id, ended.task_run_id, ended.task_id, ended.user_id) == tuple(
         str(getattr(shown.run, name)) for name in ("organization_id", "id", "task_id", "user_id")
@@ -190,7 +195,7 @@ async def test_a_retry_is_no_end(place: Floor) -> None:
     await place.run()
     (claim,) = await claims(place, 1)
     await place.queue().end(claim, FAILED, timedelta())
-    assert await facts(place) == []
+    assert await ends(place) == []
 
 
 async def test_many_ends_go_together(place: Floor) -> None:
@@ -204,7 +209,7 @@ async def test_many_ends_go_together(place: Floor) -> None:
     by_id = {run.run.id: (await place.read(run)).run for run in made}
     assert [by_id[claim.run_id].state for claim in found] == states
     assert [by_id[claim.run_id].result for claim in found] == ["done", "", ""]
-    assert len(await facts(place)) == 2
+    assert len(await ends(place)) == 2
 
 
 @pytest.mark.parametrize("policy", ["BUFFER_ONE", "BUFFER_ALL", "CANCEL_OTHER"])
@@ -214,7 +219,7 @@ async def test_the_next_starts_when_one_is_over(place: Floor, policy: str) -> No
     for _ in range(2):
         await schedule.run("PENDING")
     woken = asyncio.Event()
-    place.database.on_commit(endings.PROMOTED, woken.set)
+    place.database.on_commit(RUNS_QUEUED, woken.set)
     (claim,) = await claims(place, 1)
     await place.queue().end(claim, SUCCEEDED, None)
     assert woken.is_set()
@@ -330,7 +335,7 @@ async def test_deleting_a_schedule_ends_what_it_holds_back_alone(place: Floor) -
     for state in ("QUEUED", "QUEUED", "PENDING"):
         await schedule.run(state)
     (under_way,) = await place.queue().take("w", 1)
-    use_cases = Schedules(TenantStore(place.database), Uuid7Source())
+    use_cases = Schedules(TenantStore(place.database), Uuid7Source(), place.renderer)
     await use_cases.delete(schedule.caller, schedule.id, "", "")
     assert await schedule.states() == ["RUNNING", "QUEUED", "CANCELLED"]
     (fact,) = await facts(place)

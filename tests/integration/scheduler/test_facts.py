@@ -20,6 +20,7 @@ from services.scheduler.settings import SchedulerSettings
 from services.scheduler.store.facts import RUNS_QUEUED, EndedRun, add_ended, add_queued
 from services.scheduler.store.tables import outbox
 from tests.databases import Copy
+from tests.integration.auth.harness import an_encryption_key
 from tests.kafka_broker import LocalBroker, read
 
 from .serving import serving
@@ -116,6 +117,7 @@ async def test_a_service_publishes_what_people_queue(databases: Copy) -> None:
     settings: dict[str, Any] = {
         "kafka_url": f"kafka://127.0.0.1:{broker.port}",
         "kafka_local_broker": True,
+        "scheduler_encryption_key": an_encryption_key(),
     }
     urls = {
         f"scheduler_{name}database_url": databases.url(f"scheduler_{role}")

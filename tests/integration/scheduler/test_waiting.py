@@ -15,7 +15,7 @@ from services.kernel.errors import unavailable
 from services.kernel.kafka import app
 from services.kernel.telemetry import registry
 from services.kernel.testing import a_caller
-from services.scheduler import bootstrap
+from services.scheduler.bootstrap import carrying
 from services.scheduler.store.system_queries import WaitingQueries
 from services.scheduler.store.tables import outbox
 from services.scheduler.usecases.runs import ShownRun
@@ -95,7 +95,7 @@ async def test_a_deaf_consumer_is_begun_anew(
     scheduler_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(app, "LOCAL_SESSION_SECONDS", 1.0)
-    monkeypatch.setattr(bootstrap, "SILENT_SECONDS", 0.1)
+    monkeypatch.setattr(carrying, "SILENT_SECONDS", 0.1)
 
     def restarts() -> float:
         labels = {"group": "scheduler-workers", "why": "silent"}
@@ -108,7 +108,7 @@ async def test_a_deaf_consumer_is_begun_anew(
         await told_before(scheduler_database, 15.0)
         watch = QueueWatch(WaitingQueries(scheduler_database), lambda: True)
         worker = RunWorker(it.queue(), it.sessions, holder="nobody", clock=SystemClock(), places=1)
-        consumer = bootstrap.consumer_of(broker.broker, worker, watch, SystemClock())
+        consumer = carrying.consumer_of(broker.broker, worker, watch, SystemClock())
         assert consumer is not None
         task = asyncio.create_task(consumer.run())
         try:

@@ -23,6 +23,7 @@ from services.scheduler.store.webhook_tables import webhook_deliveries
 from services.scheduler.store.webhooks import WEBHOOKS
 from services.scheduler.usecases.tasks import UpdateTask
 from services.scheduler.usecases.webhook_ports import Answer, DeliveryFilter
+from services.scheduler.usecases.worker.ports import Progress
 
 from .receiver import answer, hang, receiving
 from .sending import Hall
@@ -97,15 +98,12 @@ async def test_only_the_ends_that_are_wanted(hall: Hall, states: tuple[RunState,
 async def test_a_run_that_goes_on_is_not_told_of(hall: Hall) -> None:
     caller = a_caller()
     run = await hall.floor.run(caller, webhook=Webhook(hall.receiver.url))
-    async with hall.floor.database.system() as connection:
-        (claim,) = await claims.claim(connection, "w", 1)
-    outcome = Outcome(RunState.FAILED)
-    async with hall.floor.database.system() as connection:
-        assert await claims.end(connection, claim, outcome, timedelta()) is RunState.QUEUED
+    queue, outcome = hall.floor.queue(), Outcome(RunState.FAILED)
+    (claim,) = await queue.take("w", 1)
+    assert await queue.end(claim, outcome, timedelta()) is RunState.QUEUED
     assert await hall.deliveries(run.run.id) == []
-    async with hall.floor.database.system() as connection:
-        (claim,) = await claims.claim(connection, "w", 1)
-        await claims.end(connection, claim, outcome, None)
+    (claim,) = await queue.take("w", 1)
+    await queue.end(claim, outcome, None)
     (delivery,) = await hall.deliveries(run.run.id)
     assert delivery["event_type"] == "task_run.failed"
 
@@ -118,8 +116,8 @@ async def test_an_end_that_is_rolled_back_is_not_told_of(hall: Hall) -> None:
 
     async def fail() -> None:
         async with hall.floor.database.system() as connection:
-            (claim,) = await claims.claim(connection, "w", 1)
-            await claims.end(connection, claim, Outcome(RunState.SUCCEEDED), None)
+            (claim,) = (await claims.claim(connection, "w", 1)).runs
+            await claims.record(connection, [Progress(claim, outcome=Outcome(RunState.SUCCEEDED))])
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
@@ -417,12 +415,11 @@ async def test_old_deliveries_go(hall: Hall) -> None:
 async def test_a_large_answer_is_cut_and_said_to_be(hall: Hall) -> None:
     caller = a_caller()
     run = await hall.floor.run(caller, webhook=Webhook(hall.receiver.url))
-    async with hall.floor.database.system() as connection:
-        (claim,) = await claims.claim(connection, "w", 1)
-        outcome = Outcome(
-            RunState.SUCCEEDED, result="ü" * 40_000, structured_output_json='"' + "x" * 70_000 + '"'
-        )
-        await claims.end(connection, claim, outcome, None)
+    (claim,) = await hall.floor.queue().take("w", 1)
+    outcome = Outcome(
+        RunState.SUCCEEDED, result="ü" * 40_000, structured_output_json='"' + "x" * 70_000 + '"'
+    )
+    await hall.floor.queue().end(claim, outcome, None)
     (delivery,) = await hall.deliveries(run.run.id)
     message = json.loads(delivery["payload"])
     assert message["data"]["task_run"]["result"] == "ü" * 32_768

@@ -16,7 +16,7 @@ from services.kernel.clock import SystemClock
 from services.kernel.db import Database
 from services.kernel.kafka.settings import Broker
 from services.kernel.testing import a_caller
-from services.scheduler.bootstrap import relay_to
+from services.scheduler.bootstrap.carrying import relay_to
 from services.scheduler.domain.states import RunState
 from services.scheduler.store.tables import runs
 from services.scheduler.usecases.runs import ShownRun

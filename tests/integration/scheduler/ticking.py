@@ -26,7 +26,7 @@ from services.scheduler.usecases.firing import SchedulePrompts, Ticker
 from services.scheduler.usecases.schedules import Schedules
 from services.scheduler.usecases.tasks import Tasks, UpdateTask
 
-from .working import content
+from .working import KEEPER, content
 
 MINUTE = timedelta(minutes=1)
 
@@ -37,7 +37,7 @@ class Clockwork:
     def __init__(self, database: Database) -> None:
         store, self.renderer = TenantStore(database), TemplateProcesses()
         self.database = database
-        self.tasks = Tasks(store, Uuid7Source(), self.renderer)
+        self.tasks = Tasks(store, Uuid7Source(), self.renderer, KEEPER)
         self.schedules = Schedules(store, Uuid7Source(), self.renderer)
         self.queries = FireQueries(database)
         self.now = datetime.now(UTC)

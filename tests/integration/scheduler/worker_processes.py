@@ -17,6 +17,7 @@ from deploy.local.ports import free_port
 from services.kernel.identity import generate_private_key, private_key_to_text
 from services.kernel.kafka.settings import Broker
 from tests.databases import Copy
+from tests.integration.auth.harness import an_encryption_key
 
 _START_SECONDS = 60.0
 
@@ -29,6 +30,7 @@ def variables(databases: Copy, broker: Mapping[str, str]) -> dict[str, str]:
         "AIAGENT_SERVICE_KEY": private_key_to_text(generate_private_key()),
         "AIAGENT_SESSION_TARGETS": "127.0.0.1:9",
         "AIAGENT_DRAIN_SECONDS": "1",
+        "AIAGENT_SCHEDULER_ENCRYPTION_KEY": an_encryption_key(),
         **broker,
     }
 

@@ -39,6 +39,7 @@ from services.scheduler.usecases.worker.ports import Progress
 from .fake_sessions import FakeSessions
 
 KEYS = KeyRing(base64url_encode(b"k" * 32), service="scheduler")
+KEEPER = WebhookKeeper(AddressRules([ip_network("127.0.0.0/8")]), KEYS.sealer())
 AT_ONCE = RetryPolicy(maximum_attempts=3, initial_interval=timedelta(), maximum_interval=timedelta())
 _CONTENT = TaskContent(
     name="a task",
@@ -89,7 +90,7 @@ class Floor:
 
     def __post_init__(self) -> None:
         store, self.renderer = TenantStore(self.database), TemplateProcesses()
-        self.keeper = WebhookKeeper(AddressRules([ip_network("127.0.0.0/8")]), KEYS.sealer())
+        self.keeper = KEEPER
         self.tasks = Tasks(store, Uuid7Source(), self.renderer, self.keeper)
         self.webhooks = Webhooks(store, Uuid7Source(), self.keeper)
         self.runs = Runs(store, Uuid7Source(), self.renderer, self)
