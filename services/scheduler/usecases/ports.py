@@ -80,7 +80,7 @@ class SchedulerTransaction(Protocol):
         """Changes a task, and with it its version."""
 
     async def mark_task_deleted(self, task_id: UUID) -> None:
-        """Makes a task invisible and removes its schedules; its other rows are removed later."""
+        """Makes a task invisible, removes its schedules and cancels its runs; its other rows are removed later."""
 
     async def get_task(self, task_id: UUID, *, lock: bool = False) -> Task:
         """Returns a task; with `lock` nobody else changes it until the end of the transaction."""
@@ -97,7 +97,7 @@ class SchedulerTransaction(Protocol):
         """Changes a schedule, and with it its version."""
 
     async def delete_schedule(self, schedule_id: UUID) -> None:
-        """Removes a schedule."""
+        """Removes a schedule that is locked, and cancels the runs that it holds back."""
 
     async def get_schedule(self, schedule_id: UUID, *, lock: bool = False) -> Schedule:
         """Returns a schedule; with `lock` nobody else changes it or makes its fires meanwhile."""
@@ -109,7 +109,7 @@ class SchedulerTransaction(Protocol):
         """Makes a run."""
 
     async def get_run(self, run_id: UUID, *, lock: bool = False) -> Run:
-        """Returns a run; with `lock` no worker writes to it until the end of the transaction."""
+        """Returns a run; with `lock` nobody writes to it, or to its schedule, until the end of the transaction."""
 
     async def list_runs(self, wanted: RunFilter, before: UUID | None, limit: int) -> list[Run]:
         """Returns runs without what may be large, the newest first."""
@@ -118,7 +118,7 @@ class SchedulerTransaction(Protocol):
         """Returns the attempts at a run, in their order."""
 
     async def cancel_run(self, run_id: UUID, *, at_once: bool) -> None:
-        """Asks for the end of a run; `at_once` for one that no worker has: it is over then."""
+        """Asks for the end of a run that is locked; `at_once` for one that no worker has: it is over then."""
 
     async def now(self) -> datetime:
         """The database's time."""
