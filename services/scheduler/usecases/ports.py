@@ -107,7 +107,7 @@ class SchedulerTransaction(WebhookTransaction, Protocol):
         """Changes a task, and with it its version; the prompts of its schedules are rendered anew before they fire."""
 
     async def mark_task_deleted(self, task_id: UUID) -> None:
-        """Makes a task invisible and removes its schedules; its other rows are removed later."""
+        """Makes a task invisible, removes its schedules and cancels its runs; its other rows are removed later."""
 
     async def get_task(self, task_id: UUID, *, lock: bool = False) -> Task:
         """Returns a task; with `lock` nobody else changes it until the end of the transaction."""
@@ -129,7 +129,7 @@ class SchedulerTransaction(WebhookTransaction, Protocol):
         """Changes a schedule, and with it its version; with a prompt that of its runs."""
 
     async def delete_schedule(self, schedule_id: UUID) -> None:
-        """Removes a schedule."""
+        """Removes a schedule that is locked, and cancels the runs that it holds back."""
 
     async def get_schedule(self, schedule_id: UUID, *, lock: bool = False) -> Schedule:
         """Returns a schedule; with `lock` nobody else changes it or makes its fires meanwhile."""
@@ -141,7 +141,7 @@ class SchedulerTransaction(WebhookTransaction, Protocol):
         """Makes a run."""
 
     async def get_run(self, run_id: UUID, *, lock: bool = False) -> Run:
-        """Returns a run; with `lock` no worker writes to it until the end of the transaction."""
+        """Returns a run; with `lock` nobody writes to it, or to its schedule, until the end of the transaction."""
 
     async def list_runs(self, wanted: RunFilter, before: UUID | None, limit: int) -> list[Run]:
         """Returns runs without what may be large, the newest first."""
@@ -150,7 +150,7 @@ class SchedulerTransaction(WebhookTransaction, Protocol):
         """Returns a run with its attempts."""
 
     async def cancel_run(self, run_id: UUID, *, at_once: bool) -> None:
-        """Asks for the end of a run; `at_once` for one that no worker has: it is over then."""
+        """Asks for the end of a run that is locked; `at_once` for one that no worker has: it is over then."""
 
     async def insert_backfill(self, new: NewBackfill) -> None:
         """Makes a backfill, of which nothing is done yet."""
