@@ -32,8 +32,8 @@ def _owned() -> list[sa.Column[Any]]:
 def _versioned() -> list[sa.Column[Any]]:
     return [
         sa.Column("version", sa.BigInteger, nullable=False, server_default="1"),
-        sa.Column("create_time", _TIME, nullable=False, server_default=sa.func.clock_timestamp()),
-        sa.Column("update_time", _TIME, nullable=False, server_default=sa.func.clock_timestamp()),
+        sa.Column("create_time", _TIME, nullable=False, server_default=sa.func.statement_timestamp()),
+        sa.Column("update_time", _TIME, nullable=False, server_default=sa.func.statement_timestamp()),
     ]
 
 
