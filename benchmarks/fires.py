@@ -31,7 +31,7 @@ from services.kernel.telemetry import configure_logging
 from services.kernel.testing import a_caller
 from services.scheduler.store.system_queries import FireQueries
 from services.scheduler.store.tables import SCHEMA, schedules, tasks
-from services.scheduler.usecases.firing import Ticker
+from services.scheduler.usecases.firing import Backfiller, Ticker
 from tests.fires.floor import Crew
 from tests.fires.running import Plan, run
 from tests.integration.scheduler.ticking import clockwork
@@ -77,13 +77,15 @@ async def idle(number: int) -> dict[str, Any]:
             kept = await works.schedule(a_caller())
             await _multiply(database, number)
             await works.change(kept.id, next_due_time=works.now + timedelta(hours=1))
-        ticker, queries = Ticker(FireQueries(database), Uuid7Source(), SystemClock()), FireQueries(database)
+        queries, ids, clock = FireQueries(database), Uuid7Source(), SystemClock()
+        ticker, backfiller = Ticker(queries, ids, clock), Backfiller(queries, ids, clock)
         spent = []
         for _ in range(_TICKS):
             begun = time.perf_counter()
-            if await ticker.tick() or await ticker.backfill():
+            if await ticker.tick() or await backfiller.fill():
                 raise SystemExit("something was due")
-            await queries.seconds_to_next()
+            await queries.seconds_to_fire([])
+            await queries.seconds_to_backfill([])
             spent.append((time.perf_counter() - begun) * 1000)
         await database.close()
     finally:

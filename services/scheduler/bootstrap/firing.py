@@ -15,7 +15,7 @@ from services.scheduler.bootstrap.background import Background
 from services.scheduler.gateways.rendering import TemplateProcesses
 from services.scheduler.store.notes import CHANNEL, SCHEDULES_CHANGED
 from services.scheduler.store.system_queries import FireQueries
-from services.scheduler.usecases.firing import SchedulePrompts, Ticker
+from services.scheduler.usecases.firing import Backfiller, SchedulePrompts, Ticker
 
 _log = structlog.get_logger(__name__)
 _DEAF_SECONDS = 1.0
@@ -31,18 +31,25 @@ class Firing:
         self._database = database
         self._clock = clock
         self._ticker = Ticker(queries, Uuid7Source(), clock)
-        self._prompts = SchedulePrompts(queries, renderer, clock, self._ticker.wake)
+        self._backfiller = Backfiller(queries, Uuid7Source(), clock)
+        self._prompts = SchedulePrompts(queries, renderer, clock, self.wake_fires)
         database.on_commit(SCHEDULES_CHANGED, self.wake)
 
     def wake(self) -> None:
         """Says that schedules have changed."""
         self._prompts.wake()
+        self.wake_fires()
+
+    def wake_fires(self) -> None:
+        """Says that prompts were rendered."""
         self._ticker.wake()
+        self._backfiller.wake()
 
     def begin(self, background: Background) -> None:
         """Fires from now on, as part of what a process does; the database is there."""
         for name, work in (
             ("tick", self._ticker.run),
+            ("backfills", self._backfiller.run),
             ("prompts", self._prompts.run),
             ("schedule-changes", self._listen),
         ):

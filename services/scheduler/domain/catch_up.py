@@ -17,7 +17,7 @@ _TICK = timedelta(microseconds=1)
 MIN_WINDOW: Final = timedelta(seconds=10)
 """Shorter ones would miss fires for the time that the service itself takes."""
 MAX_WINDOW: Final = timedelta(days=366)
-COUNTED_AT_MOST: Final = 1000
+COUNTED_AT_MOST: Final = 10_000
 """Missed fires of a cron expression are counted up to this number."""
 
 
@@ -40,8 +40,7 @@ class Step:
 
     Attributes:
         fires: The fires to make, in their order.
-        missed: How many were too late.
-        missed_more: Whether there were more of them than were counted.
+        missed: How many were too late; of a cron expression's no more than `COUNTED_AT_MOST` are counted.
         handled_until: Fires up to this nominal time need not be looked at again.
         next_fire: The next fire; it may be due already, when more are due than one step takes. None if the schedule is
             over.
@@ -49,7 +48,6 @@ class Step:
 
     fires: tuple[Fire, ...]
     missed: int
-    missed_more: bool
     handled_until: datetime
     next_fire: Fire | None
 
@@ -78,11 +76,11 @@ def take_step(
         remaining: how many runs the schedule may still make.
     """
     remaining = RunLimit() if remaining is None else remaining
-    candidate, missed, more = spec.next_after(handled_until), 0, False
+    candidate, missed = spec.next_after(handled_until), 0
     if candidate is not None and candidate < now - window:
         candidate = _first_within(spec, schedule_id, handled_until, now - window)
         if not remaining.exhausted:
-            missed, more = _count(spec, handled_until, now if candidate is None else min(candidate, now))
+            missed = _count(spec, handled_until, now if candidate is None else min(candidate, now))
     fires: list[Fire] = []
     while candidate is not None and len(fires) < remaining.cut(limit):
         due = spec.due_time(schedule_id, candidate)
@@ -91,11 +89,11 @@ def take_step(
         fires.append(Fire(candidate, due))
         candidate = spec.next_after(candidate)
     if candidate is None or remaining.after(len(fires)).exhausted:
-        return Step(tuple(fires), missed, more, max(now, handled_until), None)
+        return Step(tuple(fires), missed, max(now, handled_until), None)
     # Never beyond now: a change of the schedule may bring earlier fires.
     reached = fires[-1].nominal_time if fires else min(candidate - _TICK, now)
     next_fire = Fire(candidate, spec.due_time(schedule_id, candidate))
-    return Step(tuple(fires), missed, more, max(reached, handled_until), next_fire)
+    return Step(tuple(fires), missed, max(reached, handled_until), next_fire)
 
 
 def _first_within(
@@ -126,8 +124,8 @@ def _last_before(spec: ScheduleSpec, after: datetime, until: datetime) -> dateti
         reach *= 2
 
 
-def _count(spec: ScheduleSpec, after: datetime, before: datetime) -> tuple[int, bool]:
-    """How many fires there are in (after, before), and whether there are more of them."""
+def _count(spec: ScheduleSpec, after: datetime, before: datetime) -> int:
+    """How many fires there are in (after, before), as far as they are counted."""
     until = before - _TICK
     if isinstance(spec.times, IntervalTimes):
         # The schedule's own bounds, which the interval does not know.
@@ -135,6 +133,5 @@ def _count(spec: ScheduleSpec, after: datetime, before: datetime) -> tuple[int, 
             after = max(after, spec.start_time - _TICK)
         if spec.end_time is not None:
             until = min(until, spec.end_time)
-        return max(0, spec.times.count(after, until)), False
-    counted = len(spec.between(after, until, COUNTED_AT_MOST + 1))
-    return min(counted, COUNTED_AT_MOST), counted > COUNTED_AT_MOST
+        return max(0, spec.times.count(after, until))
+    return len(spec.between(after, until, COUNTED_AT_MOST))

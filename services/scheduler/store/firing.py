@@ -68,6 +68,7 @@ _TAKE_BACKFILL = (
         backfills.c.state == BackfillState.RUNNING.value,
         backfills.c.available_time <= _NOW,
         sa.not_(schedules.c.prompt_stale),
+        backfills.c.id != sa.all_(sa.bindparam("aside", type_=ARRAY(backfills.c.id.type))),
     )
     .order_by(backfills.c.available_time)
     .limit(1)
@@ -139,30 +140,41 @@ _LOCK_TASK = (
     .where(tasks.c.id == sa.bindparam("task_id", type_=tasks.c.id.type))
     .with_for_update(read=True)
 )
-_NEXT = sa.select(
-    sa.func.extract(
-        "epoch",
-        sa.func.least(
-            sa.select(schedules.c.next_due_time)
-            .where(schedules.c.state == _ACTIVE, sa.not_(schedules.c.prompt_stale))
-            .order_by(schedules.c.next_due_time)
-            .limit(1)
-            .scalar_subquery(),
-            sa.select(backfills.c.available_time)
-            .join(schedules, schedules.c.id == backfills.c.schedule_id)
-            .where(backfills.c.state == BackfillState.RUNNING.value, sa.not_(schedules.c.prompt_stale))
-            .order_by(backfills.c.available_time)
-            .limit(1)
-            .scalar_subquery(),
-        )
-        - _NOW,
+_NEXT_FIRE = sa.select(sa.func.extract("epoch", sa.func.min(schedules.c.next_due_time) - _NOW)).where(
+    schedules.c.id
+    == sa.select(schedules.c.id)
+    .where(
+        schedules.c.state == _ACTIVE,
+        sa.not_(schedules.c.prompt_stale),
+        schedules.c.id != sa.all_(sa.bindparam("aside", type_=ARRAY(schedules.c.id.type))),
+    )
+    .order_by(schedules.c.next_due_time)
+    .limit(1)
+    .scalar_subquery()
+)
+_NEXT_BACKFILL = (
+    sa.select(sa.func.extract("epoch", sa.func.min(backfills.c.available_time) - _NOW))
+    .select_from(backfills.join(schedules, schedules.c.id == backfills.c.schedule_id))
+    .where(
+        backfills.c.state == BackfillState.RUNNING.value,
+        sa.not_(schedules.c.prompt_stale),
+        backfills.c.id != sa.all_(sa.bindparam("aside", type_=ARRAY(backfills.c.id.type))),
     )
 )
 
 
-async def seconds_to_next(connection: AsyncConnection) -> float | None:
-    """How long until something is due; None if nothing will be."""
-    found: Any = (await connection.execute(_NEXT)).scalar_one()
+async def seconds_to_fire(connection: AsyncConnection, aside: Sequence[UUID]) -> float | None:
+    """How long until a schedule is due, `aside` left out; None if none will be."""
+    return await _seconds(connection, _NEXT_FIRE, aside)
+
+
+async def seconds_to_backfill(connection: AsyncConnection, aside: Sequence[UUID]) -> float | None:
+    """The same of backfills."""
+    return await _seconds(connection, _NEXT_BACKFILL, aside)
+
+
+async def _seconds(connection: AsyncConnection, query: sa.Select[Any], aside: Sequence[UUID]) -> float | None:
+    found: Any = (await connection.execute(query, {"aside": list(aside)})).scalar_one()
     return None if found is None else float(found)
 
 
@@ -178,9 +190,9 @@ class FiringTransaction:
         rows = await self._connection.execute(_TAKE_DUE, {"places": limit, "aside": list(aside)})
         return [_due(row) for row in rows]
 
-    async def take_backfill(self) -> DueBackfill | None:
-        """Locks a backfill with fires to make, and its schedule; None if there is none."""
-        row = (await self._connection.execute(_TAKE_BACKFILL)).one_or_none()
+    async def take_backfill(self, aside: Sequence[UUID]) -> DueBackfill | None:
+        """Locks a backfill with fires to make, and its schedule, `aside` left out; None if there is none."""
+        row = (await self._connection.execute(_TAKE_BACKFILL, {"aside": list(aside)})).one_or_none()
         return None if row is None else DueBackfill(backfill_of(_part(row, "of_backfill_")), _due(row))
 
     async def open_runs(

@@ -207,10 +207,15 @@ class FireQueries:
         async with self._database.system() as connection:
             yield firing.FiringTransaction(connection)
 
-    async def seconds_to_next(self) -> float | None:
-        """How long until something is due; None if nothing will be."""
+    async def seconds_to_fire(self, aside: Sequence[UUID]) -> float | None:
+        """How long until a schedule is due, `aside` left out; None if none will be."""
         async with self._database.system() as connection:
-            return await firing.seconds_to_next(connection)
+            return await firing.seconds_to_fire(connection, aside)
+
+    async def seconds_to_backfill(self, aside: Sequence[UUID]) -> float | None:
+        """The same of backfills."""
+        async with self._database.system() as connection:
+            return await firing.seconds_to_backfill(connection, aside)
 
     async def stale(self, limit: int) -> list[StalePrompt]:
         """Schedules whose prompt is to be rendered, those that are due soonest first."""

@@ -78,7 +78,7 @@ async def test_nothing_fires_before_it_is_due(works: Clockwork) -> None:
     schedule = await works.schedule()
     await works.tick()
     assert await works.runs(schedule) == []
-    seconds = await works.queries.seconds_to_next()
+    seconds = await works.queries.seconds_to_fire([])
     assert seconds is not None and 0 < seconds <= 60
 
 
@@ -148,8 +148,8 @@ class Asleep(FireQueries):
         super().__init__(database)
         self.told = asyncio.Event()
 
-    async def seconds_to_next(self) -> float | None:
-        seconds = await super().seconds_to_next()
+    async def seconds_to_fire(self, aside: Sequence[UUID]) -> float | None:
+        seconds = await super().seconds_to_fire(aside)
         if seconds is None:
             self.told.set()
         return seconds
@@ -430,3 +430,27 @@ async def test_a_backfill_whose_schedule_cannot_be_read_is_given_up(works: Clock
     backfill_id = await backfill(works, schedule, 2 * MINUTE, P.SKIP)
     await works.tick()
     assert (await read_backfill(works, backfill_id)).state == "CANCELLED"
+
+
+async def test_a_backfill_that_somebody_holds_delays_neither_schedules_nor_others(works: Clockwork) -> None:
+    held = await works.due(overlap_policy=P.CANCEL_OTHER)
+    await works.tick()
+    (run,) = await works.runs(held)
+    stuck = await backfill(works, held, MINUTE, P.CANCEL_OTHER)
+    other = await works.schedule()
+    free = await backfill(works, other, 2 * MINUTE, P.ALLOW_ALL)
+    backfiller, ticker = works.backfiller(), works.ticker()
+    async with works.database.dedicated_system() as connection:
+        await connection.execute(sa.select(runs).where(runs.c.id == run.id).with_for_update())
+        assert await backfiller.fill(), "the one that is held comes first, and is set aside"
+        due = await works.due()
+        await ticker.tick()
+        assert len(await works.runs(due)) == 1
+        while await backfiller.fill():
+            pass
+        assert (await read_backfill(works, free)).state == "COMPLETED"
+        assert (await read_backfill(works, stuck)).state == "RUNNING"
+        assert await works.queries.seconds_to_backfill([stuck]) is None
+    while await works.backfiller().fill():
+        pass
+    assert (await read_backfill(works, stuck)).state == "COMPLETED"

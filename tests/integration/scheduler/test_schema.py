@@ -41,7 +41,7 @@ def test_the_queries_across_tenants() -> None:
         "HouseKeeping": {"purge", "purge_facts"},
         "WatchQueries": {"versions"},
         "WaitingQueries": {"oldest_seconds", "was_told"},
-        "FireQueries": {"begin", "seconds_to_next", "stale", "keep"},
+        "FireQueries": {"begin", "seconds_to_fire", "seconds_to_backfill", "stale", "keep"},
         "RunQueries": {"claim", "renew", "record", "release", "promote_forgotten"},
         "WebhookQueries": {"claim", "finish", "release", "outlook"},
     }

@@ -22,7 +22,7 @@ from services.scheduler.gateways.rendering import TemplateProcesses
 from services.scheduler.store.system_queries import FireQueries
 from services.scheduler.store.tables import backfills, runs, schedules
 from services.scheduler.store.tenant import TenantStore
-from services.scheduler.usecases.firing import SchedulePrompts, Ticker
+from services.scheduler.usecases.firing import Backfiller, SchedulePrompts, Ticker
 from services.scheduler.usecases.schedules import Schedules
 from services.scheduler.usecases.tasks import Tasks, UpdateTask
 
@@ -46,14 +46,18 @@ class Clockwork:
         """A replica's ticker."""
         return Ticker(self.queries, Uuid7Source(), SystemClock(), **options)
 
+    def backfiller(self) -> Backfiller:
+        """What fills the past, of a replica."""
+        return Backfiller(self.queries, Uuid7Source(), SystemClock())
+
     def prompts(self, rendered: Callable[[], None] = lambda: None) -> SchedulePrompts:
         """A replica's renderer of prompts."""
         return SchedulePrompts(self.queries, self.renderer, SystemClock(), rendered)
 
     async def tick(self) -> None:
         """Makes all that is due."""
-        ticker = self.ticker()
-        while await ticker.tick() or await ticker.backfill():
+        ticker, backfiller = self.ticker(), self.backfiller()
+        while await ticker.tick() or await backfiller.fill():
             pass
 
     async def schedule(

@@ -83,8 +83,8 @@ class FireTransaction(Protocol):
     async def take_due(self, limit: int, aside: Sequence[UUID]) -> list[DueSchedule]:
         """Locks schedules that are due by the database's clock, those that are due longest first, `aside` left out."""
 
-    async def take_backfill(self) -> DueBackfill | None:
-        """Locks a backfill with fires to make, and its schedule; None if there is none."""
+    async def take_backfill(self, aside: Sequence[UUID]) -> DueBackfill | None:
+        """Locks a backfill with fires to make, and its schedule, `aside` left out; None if there is none."""
 
     async def open_runs(
         self, schedule_ids: Sequence[UUID], ending: Sequence[UUID]
@@ -110,8 +110,11 @@ class Fires(Protocol):
     def begin(self) -> AbstractAsyncContextManager[FireTransaction]:
         """Opens a transaction; it commits when its block ends without an error."""
 
-    async def seconds_to_next(self) -> float | None:
-        """How long until something is due, 0 or less if something is; None if nothing will be."""
+    async def seconds_to_fire(self, aside: Sequence[UUID]) -> float | None:
+        """How long until a schedule is due, `aside` left out; 0 or less if one is, None if none will be."""
+
+    async def seconds_to_backfill(self, aside: Sequence[UUID]) -> float | None:
+        """The same of backfills."""
 
 
 @dataclass(frozen=True, slots=True)

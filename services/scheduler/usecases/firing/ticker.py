@@ -19,7 +19,6 @@ change of schedules is told (`NOTIFY`), or `LOOK_SECONDS`, should that have been
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from typing import Final
 from uuid import UUID
 
@@ -31,36 +30,25 @@ from services.kernel.errors import ServiceError
 from services.kernel.ids import IdSource
 from services.kernel.supervision import BACKGROUND_FAILURES
 from services.kernel.telemetry import registry
-from services.scheduler.domain.backfills import BackfillState
 from services.scheduler.domain.firing import (
     FirePlan,
     OpenRun,
-    look_at_backfill,
     look_at_schedule,
 )
 from services.scheduler.domain.overlap import ENDING_POLICIES
 from services.scheduler.domain.runs import RunContent
 from services.scheduler.domain.schedules import ScheduleState, Standing
 from services.scheduler.domain.variables import read_values
+from services.scheduler.usecases.firing.due_loop import LOOK_SECONDS, Aside, DueLoop
 from services.scheduler.usecases.firing.ports import (
-    BackfillFired,
-    DueBackfill,
     DueSchedule,
     Fired,
     Fires,
 )
 
 _log = structlog.get_logger(__name__)
-LOOK_SECONDS: Final = 30.0
 SCHEDULES_AT_ONCE: Final = 50
-LOCKED_SECONDS: Final = 0.02
-"""Before looking again at what is due and was locked by another replica."""
-AWAY_SECONDS: Final = 1.0
-"""Before looking again when the database was not reached."""
-ASIDE_SECONDS: Final = 5.0
-_BUSY: Final = "DATABASE_BUSY"
-_EARLY_SECONDS: Final = 0.001
-"""Timers may be early by as much; a look that finds nothing due costs more."""
+BUSY: Final = "DATABASE_BUSY"
 FIRES = Counter(
     "aiagent_schedule_fires_total",
     "Fires that were made, by the first state of their run.",
@@ -81,7 +69,7 @@ LATENESS = Histogram(
 
 
 class Ticker:
-    """Fires, for ever. Its `wake` may be called from the loop at any time."""
+    """Fires, for ever."""
 
     def __init__(
         self, fires: Fires, ids: IdSource, clock: Clock, *, look_seconds: float = LOOK_SECONDS
@@ -89,45 +77,11 @@ class Ticker:
         """Args: fires: the schedules; ids: names runs; clock: for waiting; look_seconds: the longest sleep."""
         self._fires = fires
         self._ids = ids
-        self._clock = clock
-        self._look_seconds = look_seconds
         self._at_once = SCHEDULES_AT_ONCE
-        self._aside: dict[UUID, float] = {}
-        self._woken = asyncio.Event()
-
-    def wake(self) -> None:
-        """Says that something may be due earlier than was known."""
-        self._woken.set()
-
-    async def run(self) -> None:
-        """Fires until it is cancelled. While the database is away it waits and tries again."""
-        due = True
-        while True:
-            self._woken.clear()
-            try:
-                while due and (await self.tick() or await self.backfill()):
-                    pass
-                next_due = await self._fires.seconds_to_next()
-                if not due and next_due is not None and next_due <= 0:
-                    due = True
-                    continue
-                seconds = self._seconds(next_due)
-            except ServiceError as error:
-                _log.warning("schedules wait for the database", reason=error.reason)
-                seconds = AWAY_SECONDS
-            # Who has slept to the end need not ask whether something is due.
-            due = not await self._woken_within(seconds)
-
-    def _seconds(self, next_due: float | None) -> float:
-        if next_due is None:
-            return self._look_seconds
-        return min(self._look_seconds, next_due + _EARLY_SECONDS if next_due > 0 else LOCKED_SECONDS)
-
-    async def _woken_within(self, seconds: float) -> bool:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                return await self._woken.wait()
-        return False
+        self._aside = Aside(clock)
+        self._loop = DueLoop("schedules", self.tick, fires.seconds_to_fire, self._aside, clock, look_seconds)
+        self.wake = self._loop.wake
+        self.run = self._loop.run
 
     async def tick(self) -> bool:
         """Makes the fires that are due, as many as one transaction takes; returns whether there may be more.
@@ -138,17 +92,15 @@ class Ticker:
         Raises:
             ServiceError: UNAVAILABLE: the database is away. Nothing was made.
         """
-        now = self._clock.monotonic()
-        self._aside = {found: until for found, until in self._aside.items() if until > now}
         taken: list[UUID] = []
         try:
             fired = await self._fire(taken)
         except ServiceError as error:
-            if error.reason != _BUSY or not taken:
+            if error.reason != BUSY or not taken:
                 raise
             if len(taken) == 1:
                 _log.warning("schedule set aside: a run that gives way is held", schedule_id=str(taken[0]))
-                self._aside[taken[0]] = now + ASIDE_SECONDS
+                self._aside.put(taken[0])
             # Which of several it was is seen when they are looked at one by one.
             self._at_once = 1
             return True
@@ -164,7 +116,7 @@ class Ticker:
     async def _fire(self, taken: list[UUID]) -> list[Fired]:
         fired: list[Fired] = []
         async with self._fires.begin() as transaction:
-            due = await transaction.take_due(self._at_once, list(self._aside))
+            due = await transaction.take_due(self._at_once, self._aside.ids())
             if not due:
                 return []
             taken += [found.schedule.id for found in due]
@@ -179,28 +131,9 @@ class Ticker:
             await transaction.record(fired)
         return fired
 
-    async def backfill(self) -> bool:
-        """Makes fires of one backfill, as many as one transaction takes; returns whether there was one to look at.
-
-        Raises:
-            ServiceError: UNAVAILABLE: the database is away. Nothing was made.
-        """
-        async with self._fires.begin() as transaction:
-            due = await transaction.take_backfill()
-            if due is None:
-                return False
-            ids = [due.of.schedule.id]
-            ending = ids if due.backfill.overlap_policy in ENDING_POLICIES else []
-            runs = await transaction.open_runs(ids, ending)
-            fired = self._look_back(due, runs.get(due.of.schedule.id, []))
-            await transaction.record_backfill(fired)
-        for run in fired.plan.runs:
-            FIRES.labels(run.state.value).inc()
-        return True
-
     def _look(self, due: DueSchedule, open_runs: list[OpenRun]) -> Fired:
         try:
-            content = _content(due)
+            content = content_of(due)
             look = look_at_schedule(
                 due.schedule, open_runs, now=due.now, renders=due.fault is None, new_id=self._ids.new_id
             )
@@ -231,29 +164,9 @@ class Ticker:
             note=f"paused by the scheduler: its next fire cannot be found ({why})",
         )
 
-    def _look_back(self, due: DueBackfill, open_runs: list[OpenRun]) -> BackfillFired:
-        of, backfill = due.of, due.backfill
-        try:
-            content = _content(of)
-            look = look_at_backfill(
-                of.schedule,
-                backfill,
-                open_runs,
-                now=of.now,
-                renders=of.fault is None,
-                new_id=self._ids.new_id,
-            )
-        except Exception as error:
-            BACKGROUND_FAILURES.labels("backfill").inc()
-            _log.error("backfill cancelled: its schedule cannot be read", id=str(backfill.id), exc_info=error)
-            return BackfillFired(
-                due, None, FirePlan(), backfill.handled_until, BackfillState.CANCELLED, waits=False
-            )
-        state = BackfillState.COMPLETED if look.done else BackfillState.RUNNING
-        return BackfillFired(due, content, look.plan, look.handled_until, state, look.waits)
 
-
-def _content(due: DueSchedule) -> RunContent:
+def content_of(due: DueSchedule) -> RunContent:
+    """What the runs of a schedule do."""
     values = due.schedule.content.variables
     if due.fault is None:
         # With their defaults, as they went into the prompt.

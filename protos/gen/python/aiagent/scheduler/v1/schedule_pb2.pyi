@@ -132,7 +132,9 @@ class Schedule(_message.Message):
     note: _builtins.str
     """What was said when it was last paused or resumed."""
     missed_fires: _builtins.int
-    """How many fires made no run because they were later than `catch_up_window`, since the schedule was created."""
+    """How many fires made no run because they were later than `catch_up_window`, since the schedule was created. Of a cron
+    expression no more than 10,000 are counted for each time that the service was away.
+    """
     etag: _builtins.str
     """Changes with the schedule; send it back to change only what you have seen (AIP-154)."""
     @_builtins.property
