@@ -24,6 +24,7 @@ _TENANT: Final = sa.text(
     "SELECT set_config('aiagent.organization_id', :organization_id, true),"
     " set_config('aiagent.user_id', :user_id, true), set_config('aiagent.role', :role, true)"
 )
+_IDLE: Final = sa.text("SELECT set_config('idle_in_transaction_session_timeout', :idle, true)")
 _PROBE: Final = sa.text("SELECT 1")
 _LISTENER_PROBE_SECONDS: Final = 10.0
 _NOTES: Final = "aiagent_notes"
@@ -114,9 +115,16 @@ class Database:
             },
         )
 
-    def system(self) -> AbstractAsyncContextManager[AsyncConnection]:
-        """One transaction of the system role, across all tenants; otherwise as `tenant`."""
-        return self._transaction(self._system)
+    def system(self, *, idle_seconds: float | None = None) -> AbstractAsyncContextManager[AsyncConnection]:
+        """One transaction of the system role, across all tenants; otherwise as `tenant`.
+
+        Args:
+            idle_seconds: how long it may be between two statements until the database ends it: a process that is frozen
+                in the middle keeps what it has locked no longer than that. The usual minute if left out.
+        """
+        if idle_seconds is None:
+            return self._transaction(self._system)
+        return self._transaction(self._system, _IDLE, {"idle": _milliseconds(idle_seconds)})
 
     def dedicated_system(self) -> AbstractAsyncContextManager[AsyncConnection]:
         """As `system`, on a connection kept for it: what renews leases must not queue behind other work."""

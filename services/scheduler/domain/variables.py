@@ -232,6 +232,11 @@ def _check_text(text: str) -> None:
         raise _ValueFault("WRONG_TYPE", fault)
 
 
+def storable(text: str) -> str:
+    """Returns a text without what PostgreSQL has no place for: U+0000 and lone surrogates become U+FFFD."""
+    return text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def unstorable(text: str) -> str | None:
     """What keeps a text from being stored, in words; None if nothing does."""
     if "\0" in text:

@@ -20,6 +20,7 @@ from services.scheduler.domain.templates import (
     TemplateFault,
     is_plain,
 )
+from services.scheduler.domain.variables import storable
 from services.scheduler.domain.violations import DOMAIN
 
 _PROGRAM = Path(__file__).with_name("rendering_process.py")
@@ -118,7 +119,9 @@ class TemplateProcesses:
         finally:
             self._places.put_nowait(process)
         if "fault" in answer:
-            raise TemplateError(TemplateFault(answer["fault"]), answer["message"], answer.get("line"))
+            raise TemplateError(
+                TemplateFault(answer["fault"]), storable(answer["message"]), answer.get("line")
+            )
         return answer["result"]
 
     async def _start(self) -> _Process:

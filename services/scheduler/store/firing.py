@@ -6,7 +6,7 @@ whoever changes what a prompt is made of marks its schedules, and a marked one i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any, Final
@@ -34,8 +34,11 @@ from services.scheduler.usecases.firing.ports import (
     DueSchedule,
     Fired,
     StalePrompt,
+    Unreadable,
 )
 
+MOST_IDLE_SECONDS: Final = 5.0
+"""A look that is frozen for longer is undone, and what it has locked is free. It thinks for less than a second."""
 BACKFILL_PAUSE: Final = timedelta(seconds=1)
 """Between two looks at a backfill that waits for room."""
 _NOW = sa.func.clock_timestamp()
@@ -88,10 +91,8 @@ _LOCK_OPEN = (
         runs.c.schedule_id == sa.any_(sa.bindparam("ids", type_=ARRAY(runs.c.id.type))),
         runs.c.end_time.is_(None),
     )
-    .order_by(runs.c.id)
-    .with_for_update(key_share=True)
+    .with_for_update(key_share=True, skip_locked=True)
 )
-_SHORTLY = sa.text("SET LOCAL lock_timeout = '500ms'")
 _ASK_END = (
     sa.update(runs)
     .where(runs.c.id == sa.any_(sa.bindparam("ids", type_=ARRAY(runs.c.id.type))))
@@ -128,17 +129,44 @@ _MOVE_SCHEDULE = (
         ),
     )
 )
+# By steps through the index from one organization to the next: of each no more are read than are taken in all.
+_STALE_IDS = sa.text(
+    """
+    WITH RECURSIVE organizations AS (
+        (SELECT organization_id FROM scheduler.schedules WHERE prompt_stale ORDER BY organization_id LIMIT 1)
+        UNION ALL
+        SELECT (SELECT s.organization_id FROM scheduler.schedules AS s
+                WHERE s.prompt_stale AND s.organization_id > o.organization_id
+                ORDER BY s.organization_id LIMIT 1)
+        FROM organizations AS o WHERE o.organization_id IS NOT NULL
+    )
+    SELECT w.id FROM organizations AS o
+    CROSS JOIN LATERAL (
+        SELECT s.id, s.next_due_time, row_number() OVER (ORDER BY s.next_due_time) AS place
+        FROM scheduler.schedules AS s
+        WHERE s.prompt_stale AND s.organization_id = o.organization_id AND s.id <> ALL(:aside)
+        ORDER BY s.next_due_time LIMIT :places
+    ) AS w
+    ORDER BY w.place, w.next_due_time LIMIT :places
+    """
+).bindparams(sa.bindparam("aside", type_=ARRAY(sa.UUID())), sa.bindparam("places", type_=sa.Integer))
 _STALE = (
     sa.select(*_WITH_TASK)
     .select_from(_JOINED)
-    .where(schedules.c.state == _ACTIVE, schedules.c.prompt_stale)
-    .order_by(schedules.c.next_due_time)
-    .limit(sa.bindparam("places", type_=sa.Integer))
+    .where(
+        schedules.c.id == sa.any_(sa.bindparam("ids", type_=ARRAY(schedules.c.id.type))),
+        schedules.c.prompt_stale,
+    )
 )
 _LOCK_TASK = (
     sa.select(tasks.c.version)
     .where(tasks.c.id == sa.bindparam("task_id", type_=tasks.c.id.type))
-    .with_for_update(read=True)
+    .with_for_update(read=True, skip_locked=True)
+)
+_LOCK_SCHEDULE = (
+    sa.select(schedules.c.version)
+    .where(schedules.c.id == sa.bindparam("schedule_id", type_=schedules.c.id.type))
+    .with_for_update(key_share=True, skip_locked=True)
 )
 _NEXT_FIRE = sa.select(sa.func.extract("epoch", sa.func.min(schedules.c.next_due_time) - _NOW)).where(
     schedules.c.id
@@ -185,39 +213,56 @@ class FiringTransaction:
         """Args: connection: a transaction of the system role."""
         self._connection = connection
 
-    async def take_due(self, limit: int, aside: Sequence[UUID]) -> list[DueSchedule]:
+    async def take_due(self, limit: int, aside: Sequence[UUID]) -> list[DueSchedule | Unreadable]:
         """Locks schedules that are due by the database's clock, those that are due longest first."""
         rows = await self._connection.execute(_TAKE_DUE, {"places": limit, "aside": list(aside)})
-        return [_due(row) for row in rows]
+        return [_read(row, row.id, _due) for row in rows]
 
-    async def take_backfill(self, aside: Sequence[UUID]) -> DueBackfill | None:
+    async def take_backfill(self, aside: Sequence[UUID]) -> DueBackfill | Unreadable | None:
         """Locks a backfill with fires to make, and its schedule, `aside` left out; None if there is none."""
         row = (await self._connection.execute(_TAKE_BACKFILL, {"aside": list(aside)})).one_or_none()
-        return None if row is None else DueBackfill(backfill_of(_part(row, "of_backfill_")), _due(row))
+        return None if row is None else _read(row, row.of_backfill_id, _due_backfill)
 
-    async def open_runs(
-        self, schedule_ids: Sequence[UUID], ending: Sequence[UUID]
-    ) -> Mapping[UUID, list[OpenRun]]:
-        """The runs of locked schedules that are not over, in the order of their fires; of `ending` locked."""
-        if ending:
-            # Not for long: who holds a run for more than a moment is frozen.
-            await self._connection.execute(_SHORTLY)
-            await self._connection.execute(_LOCK_OPEN, {"ids": list(ending)})
+    async def open_runs(self, schedule_ids: Sequence[UUID]) -> Mapping[UUID, list[OpenRun]]:
+        """The runs of locked schedules that are not over, in the order of their fires."""
         found: dict[UUID, list[OpenRun]] = {}
         for row in await self._connection.execute(_OPEN, {"ids": list(schedule_ids)}):
             found.setdefault(row.schedule_id, []).append(OpenRun(row.id, RunState(row.state)))
         return found
 
+    async def hold_runs(self, schedule_ids: Sequence[UUID]) -> frozenset[UUID]:
+        """Locks the open runs of locked schedules; returns the schedules of which somebody else has locked one."""
+        ids = {"ids": list(schedule_ids)}
+        had = set((await self._connection.execute(_LOCK_OPEN, ids)).scalars())
+        rows = await self._connection.execute(_OPEN, ids)
+        return frozenset(row.schedule_id for row in rows if row.id not in had)
+
+    async def pause(self, schedule_id: UUID, note: str) -> None:
+        """Keeps a locked schedule from firing until somebody resumes it."""
+        await self._connection.execute(
+            sa.update(schedules)
+            .where(schedules.c.id == schedule_id)
+            .values(
+                state=ScheduleState.PAUSED.value,
+                next_fire_time=None,
+                next_due_time=None,
+                note=note,
+                version=schedules.c.version + 1,
+                update_time=_NOW,
+            )
+        )
+
+    async def give_up_backfill(self, backfill_id: UUID) -> None:
+        """Cancels a locked backfill."""
+        await self._connection.execute(
+            sa.update(backfills)
+            .where(backfills.c.id == backfill_id)
+            .values(state=BackfillState.CANCELLED.value, complete_time=_NOW)
+        )
+
     async def record(self, fired: Sequence[Fired]) -> None:
         """Makes the runs of schedules, and moves the schedules on."""
         await self._connection.execute(_MOVE_SCHEDULE, [_moved(one) for one in fired])
-        for one in fired:
-            if one.note is not None:
-                await self._connection.execute(
-                    sa.update(schedules)
-                    .where(schedules.c.id == one.due.schedule.id)
-                    .values(note=one.note, version=schedules.c.version + 1, update_time=_NOW)
-                )
         await self._make([(one.due, one.content, one.plan, None) for one in fired])
 
     async def record_backfill(self, fired: BackfillFired) -> None:
@@ -311,29 +356,54 @@ class FiringTransaction:
             await endings.settle(self._connection, ended)
 
 
-async def stale_prompts(connection: AsyncConnection, limit: int) -> list[StalePrompt]:
-    """Schedules whose prompt is to be rendered, those that are due soonest first."""
-    rows = await connection.execute(_STALE, {"places": limit})
-    return [StalePrompt(schedule_of(row), task_of(_part(row, _OF_TASK))) for row in rows]
+async def stale_prompts(
+    connection: AsyncConnection, limit: int, aside: Sequence[UUID]
+) -> list[StalePrompt | Unreadable]:
+    """Schedules whose prompt is to be rendered, those that are due soonest of each organization first."""
+    ids = list((await connection.execute(_STALE_IDS, {"places": limit, "aside": list(aside)})).scalars())
+    rows = await connection.execute(_STALE, {"ids": ids})
+    found = {row.id: _read(row, row.id, _stale) for row in rows}
+    return [found[schedule_id] for schedule_id in ids if schedule_id in found]
 
 
 async def keep_prompt(
     connection: AsyncConnection, found: StalePrompt, prompt: str | None, fault: Failure | None
 ) -> bool:
-    """Records a prompt, or why there is none; False if task or schedule have changed.
+    """Records a prompt, or why there is none; False if task or schedule have changed, or are locked.
 
     The task is locked first, so that nobody is at changing it: who does marks its schedules afterwards.
     """
     version = (await connection.execute(_LOCK_TASK, {"task_id": found.task.id})).scalar_one_or_none()
     if version != found.task.version:
         return False
-    kept = await connection.execute(
+    schedule = {"schedule_id": found.schedule.id}
+    version = (await connection.execute(_LOCK_SCHEDULE, schedule)).scalar_one_or_none()
+    if version != found.schedule.version:
+        return False
+    await connection.execute(
         sa.update(schedules)
-        .where(schedules.c.id == found.schedule.id, schedules.c.version == found.schedule.version)
+        .where(schedules.c.id == found.schedule.id)
         .values(**prompt_columns(prompt, fault))
     )
-    note(connection, notes.SCHEDULES_CHANGED)
-    return kept.rowcount > 0
+    # Other replicas have left it out of account while it was stale.
+    await notes.schedules_changed(connection)
+    return True
+
+
+def _read[Read](row: Any, row_id: UUID, read: Callable[[Any], Read]) -> Read | Unreadable:
+    """Reads a row; one that another version has written must not keep the others from being read."""
+    try:
+        return read(row)
+    except Exception as error:
+        return Unreadable(row_id, error)
+
+
+def _stale(row: Any) -> StalePrompt:
+    return StalePrompt(schedule_of(row), task_of(_part(row, _OF_TASK)))
+
+
+def _due_backfill(row: Any) -> DueBackfill:
+    return DueBackfill(backfill_of(_part(row, "of_backfill_")), _due(row))
 
 
 def _due(row: Any) -> DueSchedule:

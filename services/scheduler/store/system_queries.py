@@ -21,7 +21,7 @@ from services.scheduler.store.facts import OUTBOX, TASK_RUNS
 from services.scheduler.store.notes import RUNS_CHANGED
 from services.scheduler.store.tables import idempotency_keys, outbox, runs, tasks
 from services.scheduler.store.webhook_tables import webhook_deliveries
-from services.scheduler.usecases.firing.ports import StalePrompt
+from services.scheduler.usecases.firing.ports import StalePrompt, Unreadable
 from services.scheduler.usecases.webhook_ports import Answer, DeliveryClaim, Outlook
 from services.scheduler.usecases.worker.ports import Claimed, Progress, Renewal
 
@@ -204,7 +204,7 @@ class FireQueries:
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[firing.FiringTransaction]:
         """Opens a transaction; it commits when its block ends without an error."""
-        async with self._database.system() as connection:
+        async with self._database.system(idle_seconds=firing.MOST_IDLE_SECONDS) as connection:
             yield firing.FiringTransaction(connection)
 
     async def seconds_to_fire(self, aside: Sequence[UUID]) -> float | None:
@@ -217,10 +217,10 @@ class FireQueries:
         async with self._database.system() as connection:
             return await firing.seconds_to_backfill(connection, aside)
 
-    async def stale(self, limit: int) -> list[StalePrompt]:
-        """Schedules whose prompt is to be rendered, those that are due soonest first."""
+    async def stale(self, limit: int, aside: Sequence[UUID]) -> list[StalePrompt | Unreadable]:
+        """Schedules whose prompt is to be rendered, those that are due soonest of each organization first."""
         async with self._database.system() as connection:
-            return await firing.stale_prompts(connection, limit)
+            return await firing.stale_prompts(connection, limit, aside)
 
     async def keep(self, found: StalePrompt, prompt: str | None, fault: Failure | None) -> bool:
         """Records a prompt, or why there is none; False if task or schedule have changed."""

@@ -122,9 +122,7 @@ schedules = sa.Table(
     sa.Index(
         "schedules_due", "next_due_time", postgresql_where=sa.text("state = 'ACTIVE' AND NOT prompt_stale")
     ),
-    sa.Index(
-        "schedules_stale", "next_due_time", postgresql_where=sa.text("state = 'ACTIVE' AND prompt_stale")
-    ),
+    sa.Index("schedules_stale", "organization_id", "next_due_time", postgresql_where=sa.text("prompt_stale")),
 )
 
 backfills = sa.Table(

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from itertools import pairwise
-from typing import Any
 from uuid import UUID
 
 import pytest
@@ -18,17 +17,15 @@ from services.kernel.errors import ServiceError
 from services.kernel.ids import Uuid7Source
 from services.kernel.supervision import supervise
 from services.scheduler.domain.entities import TaskVariable
-from services.scheduler.domain.overlap import MAX_BUFFERED, OverlapPolicy
-from services.scheduler.domain.schedules import Schedule, Timing
+from services.scheduler.domain.overlap import OverlapPolicy
+from services.scheduler.domain.schedules import Timing
 from services.scheduler.domain.variables import VariableType
 from services.scheduler.store.facts import OUTBOX, RUNS_QUEUED
 from services.scheduler.store.firing import FiringTransaction
 from services.scheduler.store.notes import CHANNEL, SCHEDULES_CHANGED
 from services.scheduler.store.system_queries import FireQueries
-from services.scheduler.store.tables import backfills, runs
 from services.scheduler.usecases.firing import Ticker
 from services.scheduler.usecases.firing.ports import Fired
-from services.scheduler.usecases.schedules import UpdateSchedule
 from tests.databases import Copy
 
 from .ticking import MINUTE, Clockwork, clockwork, owner
@@ -282,175 +279,3 @@ async def test_a_schedule_ends_with_its_last_fire(works: Clockwork) -> None:
     assert len(await works.runs(schedule)) == 3
     row = await works.read(schedule)
     assert (row.state, row.remaining_runs, row.next_fire_time, row.next_due_time) == ("ENDED", 0, None, None)
-
-
-async def test_a_changed_task_is_rendered_anew_before_its_schedules_fire(works: Clockwork) -> None:
-    schedule = await works.due(task={"prompt_template": "greet"})
-    await works.retask(schedule, prompt_template="{{ 'wa' }}ve")
-    await works.tick()
-    assert await works.runs(schedule) == []
-    assert await works.prompts().render_some()
-    assert not await works.prompts().render_some()
-    await works.tick()
-    assert [run.prompt for run in await works.runs(schedule)] == ["wave"]
-
-
-async def test_a_prompt_that_cannot_be_rendered_is_a_failed_run(works: Clockwork) -> None:
-    schedule = await works.due(overlap_policy=P.CANCEL_OTHER)
-    await works.tick()
-    (open_run,) = await works.runs(schedule)
-    await works.retask(schedule, prompt_template="{{ who }}", variables=(WHO,))
-    await works.prompts().render_some()
-    await works.change_run(open_run.id, fire_time=open_run.fire_time - 9 * MINUTE)
-    await works.rewind(schedule, MINUTE)
-    await works.tick()
-    before, failed = await works.runs(schedule)
-    assert before.state == "QUEUED", "no other run gives way to one that cannot be"
-    assert (failed.state, failed.failure_reason) == ("FAILED", "PROMPT_NOT_RENDERED")
-    assert "variables.who" in failed.failure_message
-
-
-async def test_a_prompt_is_not_kept_for_a_task_that_has_changed_meanwhile(works: Clockwork) -> None:
-    schedule = await works.due()
-    await works.change(schedule.id, prompt_stale=True)
-    (stale,) = await works.queries.stale(10)
-    await works.retask(schedule, priority=1)
-    assert not await works.queries.keep(stale, "old", None)
-    assert (await works.read(schedule)).prompt_stale
-
-
-async def test_new_variables_are_rendered_with_the_change(works: Clockwork) -> None:
-    schedule = await works.schedule(
-        task={"prompt_template": "greet {{ who }}", "variables": (WHO,)},
-        variables={"who": "Ada"},
-    )
-    change = UpdateSchedule(schedule.id, {"variables": {"who": "Grace"}}, "", "")
-    await works.schedules.update(owner(schedule), change)
-    row = await works.read(schedule)
-    assert (row.prompt, row.prompt_stale) == ("greet Grace", False)
-
-
-async def test_one_that_cannot_be_read_is_paused_and_the_others_fire(works: Clockwork) -> None:
-    broken, whole = await works.due(timing=Timing(cron_expression="* * * * *")), await works.due()
-    await works.change(broken.id, time_zone="Atlantis/Centre")
-    await works.tick()
-    row = await works.read(broken)
-    assert (row.state, row.next_due_time, row.version) == ("PAUSED", None, broken.version + 1)
-    assert "spec.time_zone" in row.note
-    assert len(await works.runs(whole)) == 1
-
-
-async def test_a_run_that_somebody_holds_keeps_no_other_schedule_waiting(works: Clockwork) -> None:
-    held = await works.due(overlap_policy=P.CANCEL_OTHER)
-    await works.tick()
-    (run,) = await works.runs(held)
-    await works.change_run(run.id, fire_time=run.fire_time - 9 * MINUTE)
-    await works.rewind(held, MINUTE)
-    others = [await works.due() for _ in range(3)]
-    async with works.database.dedicated_system() as connection:
-        await connection.execute(sa.select(runs).where(runs.c.id == run.id).with_for_update())
-        await works.tick()
-        assert [len(await works.runs(other)) for other in others] == [1, 1, 1]
-        assert await works.states(held) == ["QUEUED"]
-    await works.tick()
-    assert await works.states(held) == ["CANCELLED", "QUEUED"]
-
-
-async def backfill(works: Clockwork, schedule: Schedule, span: timedelta, policy: P) -> UUID:
-    """Asks for the fires of a span before now."""
-    backfill_id = Uuid7Source().new_id()
-    start = works.now - span
-    async with works.database.system() as connection:
-        await connection.execute(
-            sa.insert(backfills).values(
-                id=backfill_id,
-                organization_id=schedule.organization_id,
-                user_id=schedule.user_id,
-                schedule_id=schedule.id,
-                start_time=start,
-                end_time=works.now,
-                overlap_policy=policy.value,
-                state="RUNNING",
-                handled_until=start - timedelta(microseconds=1),
-            )
-        )
-    return backfill_id
-
-
-async def read_backfill(works: Clockwork, backfill_id: UUID) -> Any:
-    async with works.database.system() as connection:
-        return (await connection.execute(sa.select(backfills).where(backfills.c.id == backfill_id))).one()
-
-
-async def test_a_backfill_makes_every_fire_of_its_span_once_more(works: Clockwork) -> None:
-    schedule = await works.due(3 * MINUTE)
-    await works.tick()
-    backfill_id = await backfill(works, schedule, 70 * MINUTE, P.ALLOW_ALL)
-    await works.tick()
-    made = [run for run in await works.runs(schedule) if run.backfill_id == backfill_id]
-    assert [run.fire_time for run in made] == [
-        works.now - timedelta(seconds=1) - n * MINUTE for n in range(69, -1, -1)
-    ]
-    assert {run.state for run in made} == {"QUEUED"}
-    assert all(run.due_time >= works.now for run in made)
-    row = await read_backfill(works, backfill_id)
-    assert (row.state, row.fire_count, row.handled_until) == ("COMPLETED", 70, row.end_time)
-    assert len(await works.runs(schedule)) == 73
-
-
-async def test_a_backfill_waits_for_room_instead_of_leaving_fires_out(works: Clockwork) -> None:
-    schedule = await works.schedule()
-    backfill_id = await backfill(works, schedule, 130 * MINUTE, P.BUFFER_ALL)
-    await works.tick()
-    assert await works.states(schedule) == ["QUEUED"] + ["PENDING"] * MAX_BUFFERED
-    row = await read_backfill(works, backfill_id)
-    assert (row.state, row.fire_count) == ("RUNNING", 1 + MAX_BUFFERED)
-    assert row.available_time > row.create_time
-    async with works.database.system() as connection:
-        over = {"state": "CANCELLED", "end_time": sa.func.clock_timestamp()}
-        await connection.execute(sa.update(runs).where(runs.c.schedule_id == schedule.id).values(over))
-        await connection.execute(sa.update(backfills).values(available_time=works.now))
-    await works.tick()
-    row = await read_backfill(works, backfill_id)
-    assert (row.state, row.fire_count) == ("COMPLETED", 130)
-    assert (await works.states(schedule)).count("SKIPPED") == 0
-
-
-async def test_a_backfill_of_a_paused_schedule_is_made(works: Clockwork) -> None:
-    schedule = await works.schedule()
-    await works.schedules.pause(owner(schedule), schedule.id, "", "")
-    await backfill(works, schedule, 2 * MINUTE, P.SKIP)
-    await works.tick()
-    assert await works.states(schedule) == ["QUEUED", "SKIPPED"]
-
-
-async def test_a_backfill_whose_schedule_cannot_be_read_is_given_up(works: Clockwork) -> None:
-    schedule = await works.schedule(timing=Timing(cron_expression="* * * * *"))
-    await works.change(schedule.id, time_zone="Atlantis/Centre")
-    backfill_id = await backfill(works, schedule, 2 * MINUTE, P.SKIP)
-    await works.tick()
-    assert (await read_backfill(works, backfill_id)).state == "CANCELLED"
-
-
-async def test_a_backfill_that_somebody_holds_delays_neither_schedules_nor_others(works: Clockwork) -> None:
-    held = await works.due(overlap_policy=P.CANCEL_OTHER)
-    await works.tick()
-    (run,) = await works.runs(held)
-    stuck = await backfill(works, held, MINUTE, P.CANCEL_OTHER)
-    other = await works.schedule()
-    free = await backfill(works, other, 2 * MINUTE, P.ALLOW_ALL)
-    backfiller, ticker = works.backfiller(), works.ticker()
-    async with works.database.dedicated_system() as connection:
-        await connection.execute(sa.select(runs).where(runs.c.id == run.id).with_for_update())
-        assert await backfiller.fill(), "the one that is held comes first, and is set aside"
-        due = await works.due()
-        await ticker.tick()
-        assert len(await works.runs(due)) == 1
-        while await backfiller.fill():
-            pass
-        assert (await read_backfill(works, free)).state == "COMPLETED"
-        assert (await read_backfill(works, stuck)).state == "RUNNING"
-        assert await works.queries.seconds_to_backfill([stuck]) is None
-    while await works.backfiller().fill():
-        pass
-    assert (await read_backfill(works, stuck)).state == "COMPLETED"

@@ -20,7 +20,7 @@ from services.scheduler.domain.overlap import OverlapPolicy
 from services.scheduler.domain.schedules import Schedule, ScheduleContent, Timing, standing_of
 from services.scheduler.gateways.rendering import TemplateProcesses
 from services.scheduler.store.system_queries import FireQueries
-from services.scheduler.store.tables import backfills, runs, schedules
+from services.scheduler.store.tables import backfills, runs, schedules, tasks
 from services.scheduler.store.tenant import TenantStore
 from services.scheduler.usecases.firing import Backfiller, SchedulePrompts, Ticker
 from services.scheduler.usecases.schedules import Schedules
@@ -108,6 +108,13 @@ class Clockwork:
         async with self.database.system() as connection:
             await connection.execute(
                 sa.update(schedules).where(schedules.c.id == schedule_id).values(**values)
+            )
+
+    async def spoil(self, schedule: Schedule) -> None:
+        """Lets the task of a schedule be one that this version cannot read."""
+        async with self.database.system() as connection:
+            await connection.execute(
+                sa.update(tasks).where(tasks.c.id == schedule.task_id).values(retry_policy={})
             )
 
     async def change_run(self, run_id: UUID, **values: Any) -> None:

@@ -36,6 +36,14 @@ class DueSchedule:
 
 
 @dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A row that this version cannot read, and why."""
+
+    id: UUID
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
 class DueBackfill:
     """A backfill with fires to make, and what they need."""
 
@@ -50,7 +58,6 @@ class Fired:
     Attributes:
         content: What each of the runs does; None where there are none.
         standing: Where the schedule stands afterwards.
-        note: What is to be said of it; None to leave that as it is, and its version too.
     """
 
     due: DueSchedule
@@ -59,7 +66,6 @@ class Fired:
     standing: Standing
     remaining_runs: int | None
     missed: int
-    note: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,22 +86,27 @@ class FireTransaction(Protocol):
     What it takes is locked until its end, and passed over by the looks of other replicas.
     """
 
-    async def take_due(self, limit: int, aside: Sequence[UUID]) -> list[DueSchedule]:
+    async def take_due(self, limit: int, aside: Sequence[UUID]) -> list[DueSchedule | Unreadable]:
         """Locks schedules that are due by the database's clock, those that are due longest first, `aside` left out."""
 
-    async def take_backfill(self, aside: Sequence[UUID]) -> DueBackfill | None:
+    async def take_backfill(self, aside: Sequence[UUID]) -> DueBackfill | Unreadable | None:
         """Locks a backfill with fires to make, and its schedule, `aside` left out; None if there is none."""
 
-    async def open_runs(
-        self, schedule_ids: Sequence[UUID], ending: Sequence[UUID]
-    ) -> Mapping[UUID, list[OpenRun]]:
-        """The runs of locked schedules that are not over, in the order of their fires.
+    async def open_runs(self, schedule_ids: Sequence[UUID]) -> Mapping[UUID, list[OpenRun]]:
+        """The runs of locked schedules that are not over, in the order of their fires."""
 
-        Those of the schedules in `ending` are locked: no worker takes one that is queued.
+    async def hold_runs(self, schedule_ids: Sequence[UUID]) -> frozenset[UUID]:
+        """Locks the runs of locked schedules that are not over, without waiting: no worker takes one that is queued.
 
-        Raises:
-            ServiceError: UNAVAILABLE with DATABASE_BUSY: somebody holds one of these.
+        Returns:
+            The schedules of which somebody else has locked one.
         """
+
+    async def pause(self, schedule_id: UUID, note: str) -> None:
+        """Keeps a locked schedule from firing until somebody resumes it."""
+
+    async def give_up_backfill(self, backfill_id: UUID) -> None:
+        """Cancels a locked backfill."""
 
     async def record(self, fired: Sequence[Fired]) -> None:
         """Makes the runs of schedules, and moves the schedules on."""
@@ -128,8 +139,15 @@ class StalePrompt:
 class Prompts(Protocol):
     """The prompts of schedules. All methods raise ServiceError UNAVAILABLE while the database is away."""
 
-    async def stale(self, limit: int) -> list[StalePrompt]:
-        """Schedules whose prompt is to be rendered, those that are due soonest first."""
+    async def stale(self, limit: int, aside: Sequence[UUID]) -> list[StalePrompt | Unreadable]:
+        """Schedules whose prompt is to be rendered, `aside` left out.
+
+        Those that are due soonest of each organization first, so that none waits for all of another.
+        """
 
     async def keep(self, found: StalePrompt, prompt: str | None, fault: Failure | None) -> bool:
-        """Records a prompt, or why there is none; False if task or schedule have changed, and nothing was recorded."""
+        """Records a prompt, or why there is none, without waiting.
+
+        Returns:
+            False if nothing was recorded: task or schedule have changed, or somebody has locked them.
+        """

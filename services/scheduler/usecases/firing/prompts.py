@@ -10,20 +10,27 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import batched
 from typing import Final
+from uuid import UUID
 
 import structlog
 
 from services.kernel.clock import Clock
 from services.kernel.errors import ErrorKind, ServiceError
+from services.kernel.supervision import BACKGROUND_FAILURES
 from services.scheduler.domain.runs import Failure
 from services.scheduler.domain.templates import Renderer
-from services.scheduler.usecases.firing.ports import Prompts, StalePrompt
+from services.scheduler.domain.variables import storable
+from services.scheduler.usecases.firing.due_loop import Aside
+from services.scheduler.usecases.firing.ports import Prompts, StalePrompt, Unreadable
 from services.scheduler.usecases.prompts import render
 
 _log = structlog.get_logger(__name__)
 LOOK_SECONDS: Final = 30.0
 AT_ONCE: Final = 20
+TOGETHER: Final = 2
+"""As many as there are processes that render, and no more: RunTask needs them, too."""
 AWAY_SECONDS: Final = 1.0
 PROMPT_NOT_RENDERED: Final = "PROMPT_NOT_RENDERED"
 
@@ -40,6 +47,7 @@ class SchedulePrompts:
         self._renderer = renderer
         self._clock = clock
         self._rendered = rendered
+        self._aside = Aside(clock)
         self._woken = asyncio.Event()
 
     def wake(self) -> None:
@@ -53,7 +61,8 @@ class SchedulePrompts:
             try:
                 while await self.render_some():
                     self._rendered()
-                seconds = LOOK_SECONDS
+                set_aside = self._aside.seconds()
+                seconds = LOOK_SECONDS if set_aside is None else min(LOOK_SECONDS, set_aside + 0.001)
             except ServiceError as error:
                 _log.warning("prompts of schedules are not rendered", reason=error.reason)
                 seconds = AWAY_SECONDS
@@ -64,14 +73,34 @@ class SchedulePrompts:
     async def render_some(self) -> bool:
         """Renders some stale prompts; returns whether there were any.
 
+        What cannot be recorded now, since somebody has locked its task or schedule, is set aside for a while.
+
         Raises:
             ServiceError: UNAVAILABLE: database or renderer are away.
         """
-        found = await self._prompts.stale(AT_ONCE)
-        for stale in found:
-            prompt, fault = await self._render(stale)
-            await self._prompts.keep(stale, prompt, fault)
+        found = await self._prompts.stale(AT_ONCE, self._aside.ids())
+        for pair in batched(found, TOGETHER):
+            await asyncio.gather(*map(self._render_one, pair))
         return bool(found)
+
+    async def _render_one(self, stale: StalePrompt | Unreadable) -> None:
+        if isinstance(stale, Unreadable):
+            self._fail(stale.id, stale.error)
+            return
+        try:
+            prompt, fault = await self._render(stale)
+            if not await self._prompts.keep(stale, prompt, fault):
+                self._aside.put(stale.schedule.id)
+        except ServiceError:
+            raise
+        except Exception as error:
+            # Whatever one tenant's template has brought about: the others' are rendered.
+            self._fail(stale.schedule.id, error)
+
+    def _fail(self, schedule_id: UUID, error: Exception) -> None:
+        BACKGROUND_FAILURES.labels("schedule-prompt").inc()
+        _log.error("prompt of a schedule not rendered", schedule_id=str(schedule_id), exc_info=error)
+        self._aside.put(schedule_id)
 
     async def _render(self, stale: StalePrompt) -> tuple[str | None, Failure | None]:
         try:
@@ -80,5 +109,5 @@ class SchedulePrompts:
             if error.kind is not ErrorKind.INVALID_ARGUMENT:
                 raise
             why = "; ".join(f"{found.field} {found.description}" for found in error.violations)
-            return None, Failure(PROMPT_NOT_RENDERED, why or str(error))
+            return None, Failure(PROMPT_NOT_RENDERED, storable(why or str(error)))
         return rendered.content.prompt, None

@@ -19,6 +19,7 @@ change of schedules is told (`NOTIFY`), or `LOOK_SECONDS`, should that have been
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Final
 from uuid import UUID
 
@@ -30,25 +31,21 @@ from services.kernel.errors import ServiceError
 from services.kernel.ids import IdSource
 from services.kernel.supervision import BACKGROUND_FAILURES
 from services.kernel.telemetry import registry
-from services.scheduler.domain.firing import (
-    FirePlan,
-    OpenRun,
-    look_at_schedule,
-)
+from services.scheduler.domain.firing import OpenRun, look_at_schedule
 from services.scheduler.domain.overlap import ENDING_POLICIES
 from services.scheduler.domain.runs import RunContent
-from services.scheduler.domain.schedules import ScheduleState, Standing
 from services.scheduler.domain.variables import read_values
 from services.scheduler.usecases.firing.due_loop import LOOK_SECONDS, Aside, DueLoop
 from services.scheduler.usecases.firing.ports import (
     DueSchedule,
     Fired,
     Fires,
+    FireTransaction,
+    Unreadable,
 )
 
 _log = structlog.get_logger(__name__)
 SCHEDULES_AT_ONCE: Final = 50
-BUSY: Final = "DATABASE_BUSY"
 FIRES = Counter(
     "aiagent_schedule_fires_total",
     "Fires that were made, by the first state of their run.",
@@ -77,7 +74,6 @@ class Ticker:
         """Args: fires: the schedules; ids: names runs; clock: for waiting; look_seconds: the longest sleep."""
         self._fires = fires
         self._ids = ids
-        self._at_once = SCHEDULES_AT_ONCE
         self._aside = Aside(clock)
         self._loop = DueLoop("schedules", self.tick, fires.seconds_to_fire, self._aside, clock, look_seconds)
         self.wake = self._loop.wake
@@ -86,83 +82,74 @@ class Ticker:
     async def tick(self) -> bool:
         """Makes the fires that are due, as many as one transaction takes; returns whether there may be more.
 
-        Where a run that is to give way is held by a process that is frozen, its schedule is set aside for a while, and
-        no other waits for it.
+        Nothing is waited for: where somebody has locked a run that is to give way, its schedule is set aside for a
+        while.
 
         Raises:
             ServiceError: UNAVAILABLE: the database is away. Nothing was made.
         """
-        taken: list[UUID] = []
-        try:
-            fired = await self._fire(taken)
-        except ServiceError as error:
-            if error.reason != BUSY or not taken:
-                raise
-            if len(taken) == 1:
-                _log.warning("schedule set aside: a run that gives way is held", schedule_id=str(taken[0]))
-                self._aside.put(taken[0])
-            # Which of several it was is seen when they are looked at one by one.
-            self._at_once = 1
-            return True
-        if not fired:
-            self._at_once = SCHEDULES_AT_ONCE
+        fired: list[Fired] = []
+        async with self._fires.begin() as transaction:
+            taken = await transaction.take_due(SCHEDULES_AT_ONCE, self._aside.ids())
+            for found in taken:
+                if isinstance(found, Unreadable):
+                    await transaction.pause(found.id, _why_paused(found.id, found.error))
+            for due in await self._to_fire(transaction, taken):
+                try:
+                    fired.append(self._look(*due))
+                except Exception as error:
+                    # One that makes no sense must not keep the others from firing, nor be looked at for ever.
+                    schedule_id = due[0].schedule.id
+                    await transaction.pause(schedule_id, _why_paused(schedule_id, error))
+                # Finding the next fire takes a millisecond: others are served in between.
+                await asyncio.sleep(0)
+            if fired:
+                await transaction.record(fired)
         for one in fired:
             MISSED.inc(one.missed)
             for run in one.plan.runs:
                 FIRES.labels(run.state.value).inc()
                 LATENESS.observe((one.due.now - run.due_time).total_seconds())
-        return bool(fired)
+        return bool(taken)
 
-    async def _fire(self, taken: list[UUID]) -> list[Fired]:
-        fired: list[Fired] = []
-        async with self._fires.begin() as transaction:
-            due = await transaction.take_due(self._at_once, self._aside.ids())
-            if not due:
-                return []
-            taken += [found.schedule.id for found in due]
-            ending = [
-                found.schedule.id for found in due if found.schedule.content.overlap_policy in ENDING_POLICIES
-            ]
-            runs = await transaction.open_runs(taken, ending)
-            for found in due:
-                fired.append(self._look(found, runs.get(found.schedule.id, [])))
-                # Finding the next fire takes a millisecond: others are served in between.
-                await asyncio.sleep(0)
-            await transaction.record(fired)
-        return fired
+    async def _to_fire(
+        self, transaction: FireTransaction, taken: Sequence[DueSchedule | Unreadable]
+    ) -> list[tuple[DueSchedule, list[OpenRun]]]:
+        """Reads what is open of the schedules that may fire now."""
+        due = [found for found in taken if isinstance(found, DueSchedule)]
+        if not due:
+            return []
+        ending = [
+            found.schedule.id for found in due if found.schedule.content.overlap_policy in ENDING_POLICIES
+        ]
+        held = await transaction.hold_runs(ending) if ending else frozenset()
+        for schedule_id in held:
+            _log.warning("schedule set aside: a run that gives way is locked", schedule_id=str(schedule_id))
+            self._aside.put(schedule_id)
+        free = [found for found in due if found.schedule.id not in held]
+        runs = await transaction.open_runs([found.schedule.id for found in free])
+        return [(found, runs.get(found.schedule.id, [])) for found in free]
 
     def _look(self, due: DueSchedule, open_runs: list[OpenRun]) -> Fired:
-        try:
-            content = content_of(due)
-            look = look_at_schedule(
-                due.schedule, open_runs, now=due.now, renders=due.fault is None, new_id=self._ids.new_id
-            )
-        except Exception as error:
-            # One that cannot be read must not keep the others from firing, nor be looked at for ever.
-            return self._give_up(due, error)
+        content = content_of(due)
+        look = look_at_schedule(
+            due.schedule, open_runs, now=due.now, renders=due.fault is None, new_id=self._ids.new_id
+        )
         return Fired(due, content, look.plan, look.standing, look.remaining_runs, look.missed)
 
-    def _give_up(self, due: DueSchedule, error: Exception) -> Fired:
-        schedule = due.schedule
-        expected = isinstance(error, ServiceError)
-        why = str(error) if expected else "an internal error"
-        if not expected:
-            BACKGROUND_FAILURES.labels("schedule").inc()
-        _log.error(
-            "schedule paused: its next fire cannot be found",
-            schedule_id=str(schedule.id),
-            why=why,
-            exc_info=None if expected else error,
-        )
-        return Fired(
-            due,
-            None,
-            FirePlan(),
-            Standing(ScheduleState.PAUSED, schedule.standing.handled_until),
-            schedule.content.remaining_runs,
-            0,
-            note=f"paused by the scheduler: its next fire cannot be found ({why})",
-        )
+
+def _why_paused(schedule_id: UUID, error: Exception) -> str:
+    expected = isinstance(error, ServiceError)
+    why = str(error) if expected else "an internal error"
+    if not expected:
+        BACKGROUND_FAILURES.labels("schedule").inc()
+    _log.error(
+        "schedule paused: its next fire cannot be found",
+        schedule_id=str(schedule_id),
+        why=why,
+        exc_info=None if expected else error,
+    )
+    return f"paused by the scheduler: its next fire cannot be found ({why})"
 
 
 def content_of(due: DueSchedule) -> RunContent:
