@@ -102,3 +102,9 @@ async def free_to_take(works: Clockwork) -> bool:
     """Whether a due schedule is to be had."""
     async with works.queries.begin() as transaction:
         return bool(await transaction.take_due(1, []))
+
+
+async def test_no_look_may_be_idle_for_long(works: Clockwork) -> None:
+    async with works.queries.begin() as transaction:
+        shown = await transaction._connection.execute(sa.text("SHOW idle_in_transaction_session_timeout"))
+        assert shown.scalar_one() == "5s"

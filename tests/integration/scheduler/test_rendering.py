@@ -106,6 +106,14 @@ async def test_what_a_template_cannot_do(
     assert await renderer.render("{{ x }}", {"x": 1}) == "1"
 
 
+async def test_what_is_said_of_a_fault_can_be_stored_and_sent(renderer: TemplateProcesses) -> None:
+    for name in ("\x00", "\ud800"):
+        template = '{{ "x".encode(**{"a' + name.encode("unicode_escape").decode() + '": 1}) }}'
+        told = await fault(renderer, template)
+        assert "a\ufffd" in told.message
+        assert told.message.encode().count(b"\0") == 0
+
+
 async def test_every_filter_is_there_without_files(renderer: TemplateProcesses) -> None:
     # Some load what they need when they are first used, which a child cannot.
     unexpected = []

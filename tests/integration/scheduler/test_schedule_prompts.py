@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,8 +14,10 @@ from services.kernel.testing import a_caller
 from services.scheduler.domain.entities import TaskVariable
 from services.scheduler.domain.overlap import OverlapPolicy
 from services.scheduler.domain.variables import VariableType
+from services.scheduler.store.notes import CHANNEL
 from services.scheduler.store.tables import schedules, tasks
 from services.scheduler.usecases.schedules import UpdateSchedule
+from tests.databases import Copy
 
 from .ticking import MINUTE, Clockwork, clockwork, owner
 
@@ -146,3 +149,18 @@ async def test_a_task_that_cannot_be_read_keeps_no_other_from_being_rendered(wor
     assert await prompts.render_some()
     assert not await prompts.render_some()
     assert not (await works.read(whole)).prompt_stale
+
+
+async def test_other_replicas_hear_of_a_prompt(works: Clockwork, databases: Copy) -> None:
+    # While it was stale they have left its schedule out of account.
+    schedule = await works.due()
+    await works.change(schedule.id, prompt_stale=True)
+    other, heard = databases.open("scheduler"), asyncio.Queue[None]()
+    listening = asyncio.create_task(other.listen(CHANNEL, lambda: heard.put_nowait(None)))
+    await heard.get()
+    assert await works.prompts().render_some()
+    async with asyncio.timeout(10):
+        await heard.get()
+    listening.cancel()
+    await asyncio.gather(listening, return_exceptions=True)
+    await other.close()
