@@ -132,10 +132,10 @@ class TenantRuns:
             of: Which runs.
             among: The states in which they are to end; one that is RUNNING is left to its worker, which hears of it.
         """
-        # All that are open, in their order: removing a schedule writes to every run of it.
         note(self._connection, RUNS_CHANGED)
-        found = (await self._connection.execute(_LOCKED_OPEN.where(of))).all()
-        states = {row.id: RunState(row.state) for row in found if row.state in among}
+        wanted = runs.c.state.in_([state.value for state in among])
+        found = (await self._connection.execute(_LOCKED_OPEN.where(of, wanted))).all()
+        states = {row.id: RunState(row.state) for row in found}
         ids = sa.bindparam("ids", list(states), type_=ARRAY(sa.UUID()))
         await self._connection.execute(_ASK_END.where(runs.c.id == sa.any_(ids)))
         over = [run_id for run_id, state in states.items() if state is not RunState.RUNNING]

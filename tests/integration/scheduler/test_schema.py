@@ -15,7 +15,9 @@ from alembic.runtime.migration import MigrationContext
 from aiagent.scheduler.v1 import schedule_pb2
 from aiagent.scheduler.v1 import scheduler_service_pb2 as pb
 from services.kernel.db import Database
+from services.scheduler.domain.retries import RetryPolicy
 from services.scheduler.store import system_queries
+from services.scheduler.store.rows import retry_policy_column
 from services.scheduler.store.tables import idempotency_keys, metadata, run_attempts, runs, tasks
 from tests.integration.session.test_schema import OF_TENANT, functions, of_owner
 
@@ -165,7 +167,7 @@ async def a_run(api: Serving, schedule: schedule_pb2.Schedule, **values: Any) ->
         "sdk_options": {},
         "labels": {},
         "run_timeout": timedelta(hours=1),
-        "retry_policy": {},
+        "retry_policy": retry_policy_column(RetryPolicy()),
         "run_budget_usd": 0,
         **values,
     }
@@ -193,6 +195,41 @@ async def test_a_fire_makes_one_run(api: Serving) -> None:
         await a_run(api, schedule, fire_time=None)
 
 
+def many(number: int, of: UUID, varied: str, moved: str) -> sa.TextClause:
+    """Makes copies of a run, each with an id of its own; `varied` is a column, `moved` what it is in copy `n`."""
+    names = [column.name for column in runs.c if column.name not in {"id", varied}]
+    columns = ", ".join(names)
+    return sa.text(
+        f"INSERT INTO scheduler.runs (id, {varied}, {columns}) SELECT gen_random_uuid(), {moved}, {columns}"
+        f" FROM scheduler.runs, generate_series(1, {number}) AS n WHERE id = '{of}'"
+    )
+
+
+@pytest.mark.parametrize("of", ["schedule", "task"])
+async def test_what_is_removed_writes_to_no_run_that_is_over(api: Serving, of: str) -> None:
+    client = api.client()
+    schedule = await client.schedule()
+    over = await a_run(api, schedule, state="SUCCEEDED", end_time=FIRE)
+    waiting = await a_run(api, schedule, state="PENDING", fire_time=FIRE - timedelta(days=1))
+    mine = {"ended": FIRE, "task_id": schedule.task_id}
+    versions = sa.text(
+        "SELECT id, xmin::text FROM scheduler.runs WHERE end_time = :ended AND task_id = :task_id ORDER BY id"
+    )
+    async with api.database.system() as connection:
+        await connection.execute(many(200, over, "fire_time", "fire_time + n * interval '1 minute'"))
+        before = (await connection.execute(versions, mine)).all()
+    if of == "schedule":
+        await client.DeleteSchedule(pb.DeleteScheduleRequest(schedule_id=schedule.id))
+    else:
+        await client.DeleteTask(pb.DeleteTaskRequest(task_id=schedule.task_id))
+    async with api.database.system() as connection:
+        assert (await connection.execute(versions, mine)).all() == before
+    assert len(before) == 201
+    assert [row["state"] for row in await api.rows(runs) if row["id"] == waiting] == ["CANCELLED"]
+    listed = await client.ListTaskRuns(pb.ListTaskRunsRequest(schedule_id=schedule.id, page_size=5))
+    assert {run.schedule_id for run in listed.task_runs} == {schedule.id}
+
+
 async def test_a_run_outlives_its_schedule_and_an_open_one_its_deleted_task(api: Serving) -> None:
     client = api.client()
     schedule = await client.schedule()
@@ -208,7 +245,7 @@ async def test_a_run_outlives_its_schedule_and_an_open_one_its_deleted_task(api:
         return [row for row in await api.rows(runs) if row["id"] == run_id]
 
     (row,) = await left()
-    assert (row["schedule_id"], row["fire_time"]) == (None, FIRE)
+    assert (str(row["schedule_id"]), row["fire_time"]) == (schedule.id, FIRE)
     async with api.database.system() as connection:
         ended = sa.update(runs).where(runs.c.id == run_id)
         await connection.execute(ended.values(state="CANCELLED", end_time=FIRE, lease_expire_time=None))
