@@ -26,6 +26,7 @@ PER_RECEIVER: Final = 3
 """How many messages to one host and port are under way at once: one that hangs keeps no more places than that."""
 KEPT: Final = timedelta(days=30)
 """How long a delivery is kept after its end."""
+_PURGED_AT_ONCE: Final = 1000
 _NOW = sa.func.clock_timestamp()
 
 # Senders claim one after another: two that count at the same time would both find a receiver's last place free.
@@ -263,11 +264,12 @@ async def outlook(connection: AsyncConnection) -> Outlook:
     )
 
 
-async def purge(connection: AsyncConnection, limit: int) -> int:
-    """Removes deliveries that ended long ago, at most `limit`; returns how many."""
+async def purge(connection: AsyncConnection, limit: int = _PURGED_AT_ONCE) -> int:
+    """Removes deliveries that ended long ago, at most `limit`, those that ended first; returns how many."""
     found = (
         sa.select(webhook_deliveries.c.id)
         .where(webhook_deliveries.c.end_time <= sa.func.statement_timestamp() - KEPT)
+        .order_by(webhook_deliveries.c.end_time)
         .limit(limit)
         .with_for_update(skip_locked=True)
     )

@@ -16,7 +16,7 @@ from aiagent.scheduler.v1 import schedule_pb2
 from aiagent.scheduler.v1 import scheduler_service_pb2 as pb
 from services.kernel.db import Database
 from services.scheduler.domain.retries import RetryPolicy
-from services.scheduler.store import system_queries
+from services.scheduler.store import purging, system_queries
 from services.scheduler.store.rows import retry_policy_column
 from services.scheduler.store.tables import idempotency_keys, metadata, run_attempts, runs, tasks
 from tests.integration.session.test_schema import OF_TENANT, functions, of_owner
@@ -137,14 +137,59 @@ async def test_runs_go_when_they_ended_long_ago(api: Serving) -> None:
     assert not [row for row in await api.rows(run_attempts) if row["run_id"] == gone]
 
 
-async def test_so_many_runs_go_at_once(api: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(system_queries, "_RUNS_PURGED_AT_ONCE", 2)
+async def test_so_many_runs_go_at_once(api: Serving) -> None:
     schedule = await api.client().schedule()
-    old = datetime.now(UTC) - timedelta(days=200)
+    old, keep = datetime.now(UTC) - timedelta(days=200), timedelta(days=100)
     for number in range(5):
         await a_run(api, schedule, state="SKIPPED", end_time=old, fire_time=FIRE + timedelta(days=number))
-    house = system_queries.HouseKeeping(api.database, keep_runs=timedelta(days=100))
-    assert [await house.purge() for _ in range(4)] == [2, 2, 1, 0]
+
+    async def purge() -> int:
+        async with api.database.system() as connection:
+            return await purging.old_runs(connection, keep, 2)
+
+    assert [await purge() for _ in range(4)] == [2, 2, 1, 0]
+
+
+async def test_a_deleted_task_goes_when_its_runs_have_gone_so_many_at_once(api: Serving) -> None:
+    client = api.client()
+    schedule = await client.schedule()
+    run_id = await a_run(api, schedule, state="SUCCEEDED", end_time=FIRE)
+    async with api.database.system() as connection:
+        await connection.execute(many(4, run_id, "fire_time", "fire_time + n * interval '1 minute'"))
+    # One of which something is under way stays as it is.
+    other = await client.schedule()
+    await a_run(api, other, state="SUCCEEDED", end_time=FIRE)
+    await a_run(api, other, state="RUNNING", lease_expire_time=FIRE, fire_time=FIRE + timedelta(days=1))
+    for task_id in (schedule.task_id, other.task_id):
+        await client.DeleteTask(pb.DeleteTaskRequest(task_id=task_id))
+
+    async def purge() -> tuple[int, int]:
+        async with api.database.system() as connection:
+            return (
+                await purging.deleted_tasks(connection),
+                await purging.runs_of_deleted_tasks(connection, 2),
+            )
+
+    assert [await purge() for _ in range(5)] == [(0, 2), (0, 2), (0, 1), (1, 0), (0, 0)]
+    assert len([row for row in await api.rows(runs) if str(row["task_id"]) == other.task_id]) == 2
+
+
+@pytest.mark.parametrize("error", [sa.exc.TimeoutError(), RuntimeError()])
+async def test_what_cannot_be_removed_keeps_nothing_else(
+    api: Serving, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    async def fail(connection: Any) -> int:
+        await connection.execute(sa.update(tasks).values(name="half done"))
+        raise error
+
+    await api.client().task(request_id=str(uuid4()))
+    async with api.database.system() as connection:
+        old = sa.func.clock_timestamp() - timedelta(seconds=1)
+        await connection.execute(sa.update(idempotency_keys).values(expire_time=old))
+    monkeypatch.setattr(purging, "runs_of_deleted_tasks", fail)
+    assert await system_queries.HouseKeeping(api.database).purge() >= 1
+    assert await api.rows(idempotency_keys) == []
+    assert {row["name"] for row in await api.rows(tasks)} == {"a task"}
 
 
 async def a_run(api: Serving, schedule: schedule_pb2.Schedule, **values: Any) -> UUID:

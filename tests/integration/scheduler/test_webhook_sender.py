@@ -396,6 +396,20 @@ async def test_the_runs_of_a_deleted_task_are_told_of_before_it_goes(hall: Hall)
     assert await hall.deliveries(run.run.id) == []
 
 
+async def test_a_run_stays_while_a_receiver_is_to_be_told_of_it(hall: Hall) -> None:
+    told, untold = await hall.ended(), await hall.ended()
+    over = {"state": "SUCCEEDED", "next_attempt_time": None, "end_time": sa.func.clock_timestamp()}
+    await hall.change(told, **over)
+    house = HouseKeeping(hall.floor.database, keep_runs=timedelta())
+    while await house.purge():
+        pass
+    assert await hall.deliveries(told) == []
+    assert [row["state"] for row in await hall.deliveries(untold)] == ["PENDING"]
+    await hall.change(untold, **over)
+    assert await house.purge() == 1
+    assert await hall.deliveries(untold) == []
+
+
 async def test_old_deliveries_go(hall: Hall) -> None:
     await hall.sender()
     old, new = await hall.ended(), await hall.ended()
