@@ -12,7 +12,7 @@ from services.kernel.errors import FieldViolation
 from services.kernel.identity import Caller
 from services.kernel.ids import IdSource
 from services.scheduler.domain.entities import Task
-from services.scheduler.domain.errors import webhook_not_set
+from services.scheduler.domain.errors import secret_unreadable, webhook_not_set
 from services.scheduler.domain.receivers import AddressRules, ReceiverFault
 from services.scheduler.domain.violations import refuse
 from services.scheduler.domain.webhooks import (
@@ -149,7 +149,7 @@ class Webhooks:
 
         Raises:
             ServiceError: PERMISSION_DENIED with ROLE_NOT_ALLOWED; NOT_FOUND with TASK_NOT_FOUND; FAILED_PRECONDITION
-                with WEBHOOK_NOT_SET.
+                with WEBHOOK_NOT_SET, or SECRET_UNREADABLE where the operator has changed the key meanwhile.
         """
         require_writer(caller)
         async with self._store.begin(caller) as transaction:
@@ -175,7 +175,10 @@ class Webhooks:
             return self._shown(task_id, await transaction.get_webhook_secrets(task_id))
 
     def _shown(self, task_id: UUID, kept: SealedSecrets) -> ShownSecret:
-        opened = self._keeper.open(kept.current, task_id)
+        try:
+            opened = self._keeper.open(kept.current, task_id)
+        except ValueError:
+            raise secret_unreadable(task_id) from None
         return ShownSecret(task_id, secret_text(opened), kept.create_time, kept.previous_expire_time)
 
 
