@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -15,8 +16,18 @@ from alembic.runtime.migration import MigrationContext
 from aiagent.scheduler.v1 import schedule_pb2
 from aiagent.scheduler.v1 import scheduler_service_pb2 as pb
 from services.kernel.db import Database
+from services.scheduler import store
 from services.scheduler.domain.retries import RetryPolicy
-from services.scheduler.store import purging, system_queries
+from services.scheduler.store import (
+    claims,
+    endings,
+    facts,
+    firing,
+    purging,
+    system_queries,
+    webhook_claims,
+    webhooks,
+)
 from services.scheduler.store.rows import retry_policy_column
 from services.scheduler.store.tables import idempotency_keys, metadata, run_attempts, runs, tasks
 from tests.integration.session.test_schema import OF_TENANT, functions, of_owner
@@ -24,6 +35,7 @@ from tests.integration.session.test_schema import OF_TENANT, functions, of_owner
 from .serving import Serving
 
 pytestmark = pytest.mark.integration
+OF_THE_SYSTEM = (system_queries, claims, endings, facts, firing, purging, webhook_claims, webhooks)
 OWNERS = dict.fromkeys(
     (
         "tasks", "schedules", "backfills", "runs", "run_attempts", "webhook_secrets", "webhook_deliveries",
@@ -47,7 +59,31 @@ def test_the_queries_across_tenants() -> None:
         "RunQueries": {"claim", "renew", "record", "release", "promote_forgotten"},
         "WebhookQueries": {"claim", "finish", "release", "outlook"},
     }
-    assert functions(system_queries) == set()
+    # What they hand a connection that sees all tenants to.
+    assert {module.__name__.rpartition(".")[2]: functions(module) for module in OF_THE_SYSTEM} == {
+        "system_queries": set(),
+        "claims": {"claim", "renew", "record", "release"},
+        "endings": {
+            "lock_schedules", "end", "supersede", "settle", "promote_held_back", "promote_forgotten", "ended_of",
+        },
+        "facts": {"add_queued", "add_ended"},
+        "firing": {"seconds_to_next", "stale_prompts", "keep_prompt"},
+        "purging": {"runs_of_deleted_tasks", "deleted_tasks", "old_runs"},
+        "webhook_claims": {"claim", "finish", "release", "outlook", "purge"},
+        "webhooks": {"enqueue", "secrets_of"},
+    }  # fmt: skip
+    assert functions(firing.FiringTransaction) == {
+        "take_due", "take_backfill", "open_runs", "record", "record_backfill",
+    }  # fmt: skip
+
+
+def test_nothing_else_has_a_connection_across_tenants() -> None:
+    # A class or a function with a connection is a caller's, under row-level security, or it is listed above.
+    known = {module.__name__.rpartition(".")[2] for module in OF_THE_SYSTEM}
+    found = {
+        path.stem for path in Path(store.__path__[0]).glob("*.py") if "AsyncConnection" in path.read_text()
+    }
+    assert found - known == {"notes", "tenant_backfills", "tenant_runs"}
 
 
 async def test_migrations_build_what_is_declared(scheduler_database: Database) -> None:
