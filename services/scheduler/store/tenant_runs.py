@@ -18,15 +18,14 @@ from services.scheduler.domain.states import RunState
 from services.scheduler.store import endings, facts
 from services.scheduler.store.endings import Ending
 from services.scheduler.store.notes import RUNS_CHANGED
-from services.scheduler.store.run_rows import attempt_of, content_columns, run_of
+from services.scheduler.store.run_rows import UNREAD_CONTENT, attempt_of, content_columns, run_of
 from services.scheduler.store.tables import run_attempts, runs
 from services.scheduler.usecases.ports import NewRun, RunFilter, ShownRun
 
 _NOW = sa.func.clock_timestamp()
 _LARGE: Final = frozenset({"prompt", "variables", "result_text", "structured_output_json"})
 _EMPTY = [
-    sa.literal("").label("prompt"),
-    sa.literal({}, runs.c.variables.type).label("variables"),
+    *UNREAD_CONTENT,
     sa.literal("").label("result_text"),
     sa.literal("").label("structured_output_json"),
 ]
