@@ -16,8 +16,8 @@ from services.kernel.testing import a_caller
 from services.scheduler.api import run_mapping
 from services.scheduler.domain.runs import Outcome
 from services.scheduler.domain.states import RunState
-from services.scheduler.domain.webhooks import DeliveryState, Webhook, secret_bytes, signature
-from services.scheduler.store import claims, webhook_claims
+from services.scheduler.domain.webhooks import PER_RECEIVER, DeliveryState, Webhook, secret_bytes, signature
+from services.scheduler.store import claims
 from services.scheduler.store.system_queries import HouseKeeping, WebhookQueries
 from services.scheduler.store.webhook_tables import webhook_deliveries
 from services.scheduler.store.webhooks import WEBHOOKS
@@ -263,10 +263,10 @@ async def test_a_receiver_that_hangs_holds_up_no_other(hall: Hall) -> None:
                 run = await hall.floor.run(caller, task_id)
                 await hall.floor.runs.cancel(caller, run.run.id, "")
         await hall.sender(places=8)
-        await dead.until(webhook_claims.PER_RECEIVER)
+        await dead.until(PER_RECEIVER)
         for _ in range(3):
             await hall.until(await hall.ended(), "SUCCEEDED")
-        assert len(dead.requests) == webhook_claims.PER_RECEIVER
+        assert len(dead.requests) == PER_RECEIVER
         for sender in list(hall.senders):
             await hall.crash(sender)
 
@@ -291,7 +291,7 @@ async def test_two_senders_share_what_is_due(hall: Hall) -> None:
         await hall.until(run_id, "SUCCEEDED")
     sent = [request.headers["webhook-id"] for request in hall.receiver.requests]
     assert sorted(sent) == sorted(f"msg_{run_id.hex}" for run_id in ids)
-    assert hall.receiver.most_open <= webhook_claims.PER_RECEIVER
+    assert hall.receiver.most_open <= PER_RECEIVER
 
 
 async def test_redelivery_is_the_same_message_to_where_the_webhook_points_now(hall: Hall) -> None:
