@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import pytest
@@ -11,15 +10,13 @@ import sqlalchemy as sa
 from google.protobuf import json_format
 
 from aiagent.scheduler.v1 import run_pb2
-from services.kernel.db import Database
 from services.kernel.testing import a_caller
 from services.scheduler.api import run_mapping
 from services.scheduler.domain.runs import Outcome
 from services.scheduler.domain.states import RunState
 from services.scheduler.domain.webhooks import PER_RECEIVER, DeliveryState, Webhook, secret_bytes, signature
 from services.scheduler.store import claims
-from services.scheduler.store.system_queries import HouseKeeping, WebhookQueries
-from services.scheduler.store.webhook_tables import webhook_deliveries
+from services.scheduler.store.system_queries import WebhookQueries
 from services.scheduler.store.webhooks import WEBHOOKS
 from services.scheduler.usecases.tasks import UpdateTask
 from services.scheduler.usecases.webhook_ports import Answer, DeliveryFilter
@@ -27,18 +24,8 @@ from services.scheduler.usecases.worker.ports import Progress
 
 from .receiver import answer, hang, receiving
 from .sending import Hall
-from .working import floor
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-async def hall(scheduler_database: Database) -> AsyncIterator[Hall]:
-    async with floor(scheduler_database) as made, receiving() as receiver:
-        it = Hall(made, receiver)
-        yield it
-        for sender in it.senders:
-            await sender.drain()
 
 
 async def test_an_end_is_told_once_and_signed(hall: Hall) -> None:
@@ -379,51 +366,6 @@ async def test_a_webhook_that_is_removed_tells_nobody(hall: Hall) -> None:
     await hall.sender()
     await hall.until(run_id, "CANCELLED")
     assert hall.receiver.requests == []
-
-
-async def test_the_runs_of_a_deleted_task_are_told_of_before_it_goes(hall: Hall) -> None:
-    caller = a_caller()
-    task_id = await hall.floor.task(caller, webhook=Webhook(hall.receiver.url))
-    run = await hall.floor.run(caller, task_id)
-    await hall.floor.tasks.delete(caller, task_id, "", "")
-    house = HouseKeeping(hall.floor.database)
-    while await house.purge():
-        pass
-    assert len(await hall.deliveries(run.run.id)) == 1
-    await hall.sender()
-    await hall.until(run.run.id, "SUCCEEDED")
-    assert await house.purge() >= 1
-    assert await hall.deliveries(run.run.id) == []
-
-
-async def test_a_run_stays_while_a_receiver_is_to_be_told_of_it(hall: Hall) -> None:
-    told, untold = await hall.ended(), await hall.ended()
-    over = {"state": "SUCCEEDED", "next_attempt_time": None, "end_time": sa.func.clock_timestamp()}
-    await hall.change(told, **over)
-    house = HouseKeeping(hall.floor.database, keep_runs=timedelta())
-    while await house.purge():
-        pass
-    assert await hall.deliveries(told) == []
-    assert [row["state"] for row in await hall.deliveries(untold)] == ["PENDING"]
-    await hall.change(untold, **over)
-    assert await house.purge() == 1
-    assert await hall.deliveries(untold) == []
-
-
-async def test_old_deliveries_go(hall: Hall) -> None:
-    await hall.sender()
-    old, new = await hall.ended(), await hall.ended()
-    for run_id in (old, new):
-        await hall.until(run_id, "SUCCEEDED")
-    async with hall.floor.database.system() as connection:
-        await connection.execute(
-            sa.update(webhook_deliveries)
-            .where(webhook_deliveries.c.run_id == old)
-            .values(end_time=sa.func.clock_timestamp() - timedelta(days=31))
-        )
-    await HouseKeeping(hall.floor.database).purge()
-    assert await hall.deliveries(old) == []
-    assert len(await hall.deliveries(new)) == 1
 
 
 async def test_a_large_answer_is_cut_and_said_to_be(hall: Hall) -> None:
