@@ -37,7 +37,7 @@ from services.scheduler.usecases.runs import Runs
 from services.scheduler.usecases.schedules import Schedules
 from services.scheduler.usecases.tasks import Tasks
 from services.scheduler.usecases.watching import RunLooks, Watching
-from services.scheduler.usecases.webhooks import Webhooks
+from services.scheduler.usecases.webhooks.deliveries import Webhooks
 
 POLICIES: dict[str, MethodPolicy] = {
     f"/{service.full_name}/{method.name}": USER

@@ -25,7 +25,7 @@ from services.scheduler.store.facts import OUTBOX, TASK_RUNS
 from services.scheduler.store.notes import RUNS_CHANGED
 from services.scheduler.store.tables import idempotency_keys, outbox, runs, tasks
 from services.scheduler.usecases.firing.ports import StalePrompt
-from services.scheduler.usecases.webhook_ports import Answer, DeliveryClaim, Outlook
+from services.scheduler.usecases.webhooks.ports import Answer, DeliveryClaim, Outlook
 from services.scheduler.usecases.worker.ports import Claimed, Progress, Renewal
 
 _log = structlog.get_logger(__name__)
@@ -212,7 +212,7 @@ class FireQueries:
 
 
 class WebhookQueries:
-    """See `usecases.webhook_ports.DeliveryQueue`."""
+    """See `usecases.webhooks.ports.DeliveryQueue`."""
 
     def __init__(self, database: Database, *, lease_life: timedelta = webhook_claims.LEASE_LIFE) -> None:
         """Args: database: the scheduler schema; lease_life: how long a delivery is held for its attempt."""

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.scheduler.domain.webhooks import GIVE_UP_AFTER, KEPT, PER_RECEIVER, DeliveryState, aftermath
 from services.scheduler.store.webhook_tables import webhook_attempts, webhook_deliveries
 from services.scheduler.store.webhooks import secrets_of
-from services.scheduler.usecases.webhook_ports import Answer, DeliveryClaim, Outlook
+from services.scheduler.usecases.webhooks.ports import Answer, DeliveryClaim, Outlook
 
 LEASE_LIFE: Final = timedelta(seconds=60)
 """For one attempt: its fifteen seconds, and what the database may take before and after."""

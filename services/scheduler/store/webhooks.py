@@ -26,7 +26,7 @@ from services.scheduler.domain.webhooks import (
 from services.scheduler.store.run_rows import UNREAD_CONTENT, run_of
 from services.scheduler.store.tables import runs, tasks
 from services.scheduler.store.webhook_tables import webhook_attempts, webhook_deliveries, webhook_secrets
-from services.scheduler.usecases.webhook_ports import DeliveryFilter
+from services.scheduler.usecases.webhooks.ports import DeliveryFilter
 
 WEBHOOKS: Final = "webhooks"
 """What `Database.on_commit` is told when there is something to send."""
@@ -92,7 +92,7 @@ async def enqueue(connection: AsyncConnection, run_ids: Sequence[UUID]) -> None:
 
 
 class TenantWebhooks:
-    """See `usecases.webhook_ports.WebhookTransaction`."""
+    """See `usecases.webhooks.ports.WebhookTransaction`."""
 
     _connection: AsyncConnection
     _caller: Caller

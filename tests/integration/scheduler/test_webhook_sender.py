@@ -19,7 +19,7 @@ from services.scheduler.store import claims
 from services.scheduler.store.system_queries import WebhookQueries
 from services.scheduler.store.webhooks import WEBHOOKS
 from services.scheduler.usecases.tasks import UpdateTask
-from services.scheduler.usecases.webhook_ports import Answer, DeliveryFilter
+from services.scheduler.usecases.webhooks.ports import Answer, DeliveryFilter
 from services.scheduler.usecases.worker.ports import Progress
 
 from .receiver import answer, hang, receiving
@@ -189,7 +189,7 @@ async def test_a_sender_that_dies_leaves_it_to_another(hall: Hall) -> None:
 
 
 async def test_draining_gives_back_what_hangs(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.scheduler.usecases.webhook_sender._DRAIN_SECONDS", 0.05)
+    monkeypatch.setattr("services.scheduler.usecases.webhooks.sender._DRAIN_SECONDS", 0.05)
     hall.receiver.replies = [hang]
     sender = await hall.sender()
     run_id = await hall.ended()

@@ -22,8 +22,8 @@ from services.kernel.errors import ServiceError
 from services.kernel.supervision import BACKGROUND_FAILURES, repeat
 from services.kernel.telemetry import registry
 from services.scheduler.domain.webhooks import DeliveryState, headers, pause_after
-from services.scheduler.usecases.webhook_ports import Answer, DeliveryClaim, DeliveryQueue, Post
-from services.scheduler.usecases.webhooks import WebhookKeeper
+from services.scheduler.usecases.webhooks.keeper import WebhookKeeper
+from services.scheduler.usecases.webhooks.ports import Answer, DeliveryClaim, DeliveryQueue, Post
 
 _log = structlog.get_logger(__name__)
 
