@@ -31,6 +31,7 @@ from services.kernel.grpc import KernelServer, build_server
 from services.kernel.housekeeping import keep_house
 from services.kernel.identity.access_tokens import JwksVerifier
 from services.kernel.ids import Uuid7Source
+from services.kernel.migrating import bring_up_to_date
 from services.kernel.readiness import once_reached, watch_database
 
 # Beside those whose password is hashed, a few may stand in the database.
@@ -194,13 +195,7 @@ async def migrate(settings: AuthSettings) -> str:
     Raises:
         ValueError: the owner's database URL is not set.
     """
-    url = settings.auth_owner_database_url.get_secret_value()
-    if not url:
-        raise ValueError("AIAGENT_AUTH_OWNER_DATABASE_URL is not set")
-    # Not for services that serve: importing Alembic takes a tenth of their start.
-    from services.kernel.db.migrations import upgrade
-
-    return f"schema {SCHEMA} is at {await upgrade(url, SCHEMA, _MIGRATIONS)}"
+    return await bring_up_to_date(SCHEMA, settings.auth_owner_database_url, _MIGRATIONS)
 
 
 async def rotate_keys(settings: AuthSettings) -> str:

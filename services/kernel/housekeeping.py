@@ -19,7 +19,7 @@ async def keep_house(purge: Callable[[], Awaitable[int]], clock: Clock) -> None:
     """Purges every ten minutes, for ever; several replicas do not get in each other's way.
 
     Args:
-        purge: deletes a bounded number of rows in one transaction; returns how many, and is asked again until none.
+        purge: deletes a bounded number of rows; returns how many, and is asked again until none.
         clock: waits.
     """
 

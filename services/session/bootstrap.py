@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 import grpc
-from google.protobuf import json_format
 from redis.asyncio import Redis
 
-from aiagent.auth.v1 import auth_service_pb2, auth_service_pb2_grpc
+from aiagent.auth.v1 import auth_service_pb2
+from aiagent.auth.v1.auth_service_pb2_grpc import AuthServiceStub
 from aiagent.session.v1 import (
     permission_service_pb2,
     session_service_pb2,
@@ -30,17 +29,19 @@ from services.kernel.db import Database
 from services.kernel.grpc import (
     KernelServer,
     MethodPolicy,
+    auth_channel,
     build_server,
+    key_set,
     open_channel,
-    replicas,
     services,
     user_or_services,
 )
 from services.kernel.housekeeping import keep_house
-from services.kernel.identity import JwksDocument, JwksVerifier, ServiceTokenSigner, ServiceTokenVerifier
+from services.kernel.identity import JwksVerifier, ServiceTokenSigner, ServiceTokenVerifier
 from services.kernel.ids import Uuid7Source, new_id
 from services.kernel.kafka.settings import Broker
 from services.kernel.lifecycle import Drain
+from services.kernel.migrating import bring_up_to_date
 from services.kernel.readiness import once_reached, watch_database
 from services.kernel.redis import open_redis
 from services.kernel.settings import targets
@@ -215,7 +216,8 @@ async def build(settings: SessionSettings) -> SessionService:
     executors = ExecutorGateway(
         configured, tokens, registered=ExecutorRegistry(redis).targets, connect=connect
     )
-    auth = auth_channel(settings.auth_targets)
+    jwks = auth_service_pb2.GetJwksRequest()
+    auth = auth_channel(settings.auth_targets, jwks)
     pool = DriverPool(
         DriverPorts(
             store=queries,
@@ -264,7 +266,7 @@ async def build(settings: SessionSettings) -> SessionService:
             ),
         ],
         policies=POLICIES,
-        users=JwksVerifier(key_set(auth)),
+        users=JwksVerifier(key_set(AuthServiceStub(auth).GetJwks, jwks)),
         services=ServiceTokenVerifier(settings.trusted_keys(), "session"),
         reflect=settings.reflection,
         drain=drain,
@@ -301,40 +303,10 @@ async def migrate(settings: SessionSettings) -> str:
         ValueError: the owner's database URL is not set.
         PublishError: the broker does not do it.
     """
-    url = settings.session_owner_database_url
-    if url is None:
-        raise ValueError("AIAGENT_SESSION_OWNER_DATABASE_URL is not set")
-    # Not for services that serve: importing Alembic takes a tenth of their start.
-    from services.kernel.db.migrations import upgrade
-
-    line = f"schema {SCHEMA} is at {await upgrade(url.get_secret_value(), SCHEMA, _MIGRATIONS)}"
-    broker = settings.broker()
-    if broker is not None:
-        from services.kernel.kafka.admin import declare
-
-        created = await declare(broker, [SESSION_FACTS])
-        line += f"; topic {SESSION_FACTS.name} " + ("was created" if created else "is there")
-    return line
-
-
-def auth_channel(addresses: str) -> grpc.aio.Channel:
-    """Opens a channel to all replicas of auth, of which one that answers is enough; `addresses` as in the settings."""
-    return open_channel(
-        replicas(targets(addresses)),
-        signer=None,
-        audience="auth",
-        balanced=True,
-        # Nothing is asked of it here but its keys.
-        repeatable=[auth_service_pb2.DESCRIPTOR.services_by_name["AuthService"].full_name],
+    return await bring_up_to_date(
+        SCHEMA,
+        settings.session_owner_database_url,
+        _MIGRATIONS,
+        broker=settings.broker(),
+        topics=[SESSION_FACTS],
     )
-
-
-def key_set(channel: grpc.aio.Channel) -> Callable[[], Awaitable[JwksDocument]]:
-    """Reads the keys of access tokens from auth."""
-    stub = auth_service_pb2_grpc.AuthServiceStub(channel)
-
-    async def fetch() -> JwksDocument:
-        answer = await stub.GetJwks(auth_service_pb2.GetJwksRequest(), timeout=2.0, wait_for_ready=True)
-        return json_format.MessageToDict(answer, preserving_proto_field_name=True)
-
-    return fetch

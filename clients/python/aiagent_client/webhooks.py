@@ -55,7 +55,10 @@ class Webhooks:
         return await self._connection.call(self._stub.RedeliverWebhook, request)
 
     async def get_secret(self, task_id: str) -> WebhookSecret:
-        """Returns what signs a task's messages. Raises FailedPreconditionError with WEBHOOK_NOT_SET."""
+        """Returns what signs a task's messages.
+
+        Raises FailedPreconditionError with WEBHOOK_NOT_SET or SECRET_UNREADABLE.
+        """
         request = pb.GetWebhookSecretRequest(task_id=task_id)
         return await self._connection.call(self._stub.GetWebhookSecret, request)
 

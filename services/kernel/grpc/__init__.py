@@ -1,5 +1,6 @@
 """gRPC server and channel as every service uses them."""
 
+from services.kernel.grpc.auth_keys import auth_channel, key_set
 from services.kernel.grpc.authentication import PUBLIC, USER, MethodPolicy, services, user_or_services
 from services.kernel.grpc.channel import open_channel, replicas
 from services.kernel.grpc.pipeline import accept_stream, end_if_unread
@@ -12,9 +13,11 @@ __all__ = [
     "KernelServer",
     "MethodPolicy",
     "accept_stream",
+    "auth_channel",
     "build_server",
     "end_if_unread",
     "error_from_rpc",
+    "key_set",
     "open_channel",
     "replicas",
     "services",

@@ -13,8 +13,8 @@ from services.kernel.context import current_caller
 from services.scheduler.api.mapping import time
 from services.scheduler.api.pages import page
 from services.scheduler.domain.webhooks import Delivery, DeliveryAttempt
-from services.scheduler.usecases.webhook_ports import DeliveryFilter
-from services.scheduler.usecases.webhooks import ShownSecret, Webhooks
+from services.scheduler.usecases.webhooks.deliveries import ShownSecret, Webhooks
+from services.scheduler.usecases.webhooks.ports import DeliveryFilter
 
 _STATES = webhook_pb2.WebhookDelivery.State
 

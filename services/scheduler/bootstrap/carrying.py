@@ -26,8 +26,7 @@ from services.scheduler.store.facts import OUTBOX, RUNS_QUEUED, TASK_RUNS
 from services.scheduler.store.system_queries import RunQueries, WaitingQueries, WebhookQueries
 from services.scheduler.store.webhooks import WEBHOOKS
 from services.scheduler.usecases.watchdog import MEASURE_SECONDS, SILENT_SECONDS, QueueWatch
-from services.scheduler.usecases.webhook_sender import WebhookSender
-from services.scheduler.usecases.webhooks import WebhookKeeper
+from services.scheduler.usecases.webhooks import WebhookKeeper, WebhookSender
 from services.scheduler.usecases.worker import RunWorker
 
 if TYPE_CHECKING:

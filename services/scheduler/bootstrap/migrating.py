@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from services.kernel.migrating import bring_up_to_date
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.store.facts import TASK_RUNS
 from services.scheduler.store.tables import SCHEMA
@@ -18,17 +19,10 @@ async def migrate(settings: SchedulerSettings) -> str:
         ValueError: the owner's database URL is not set.
         PublishError: the broker does not do it.
     """
-    url = settings.scheduler_owner_database_url
-    if url is None:
-        raise ValueError("AIAGENT_SCHEDULER_OWNER_DATABASE_URL is not set")
-    # Not for services that serve: importing Alembic takes a tenth of their start.
-    from services.kernel.db.migrations import upgrade
-
-    line = f"schema {SCHEMA} is at {await upgrade(url.get_secret_value(), SCHEMA, _MIGRATIONS)}"
-    broker = settings.broker()
-    if broker is not None:
-        from services.kernel.kafka.admin import declare
-
-        created = await declare(broker, [TASK_RUNS])
-        line += f"; topic {TASK_RUNS.name} " + ("was created" if created else "is there")
-    return line
+    return await bring_up_to_date(
+        SCHEMA,
+        settings.scheduler_owner_database_url,
+        _MIGRATIONS,
+        broker=settings.broker(),
+        topics=[TASK_RUNS],
+    )

@@ -8,12 +8,14 @@ from functools import partial
 
 import grpc
 
+from aiagent.auth.v1 import auth_service_pb2
+from aiagent.auth.v1.auth_service_pb2_grpc import AuthServiceStub
 from aiagent.scheduler.v1 import scheduler_service_pb2, webhook_service_pb2
 from aiagent.scheduler.v1.scheduler_service_pb2_grpc import add_SchedulerServiceServicer_to_server
 from aiagent.scheduler.v1.webhook_service_pb2_grpc import add_WebhookServiceServicer_to_server
 from services.kernel.clock import SystemClock
 from services.kernel.db import Database
-from services.kernel.grpc import USER, KernelServer, MethodPolicy, build_server
+from services.kernel.grpc import USER, KernelServer, MethodPolicy, auth_channel, build_server, key_set
 from services.kernel.housekeeping import keep_house
 from services.kernel.identity import JwksVerifier, ServiceTokenVerifier
 from services.kernel.ids import Uuid7Source
@@ -25,7 +27,6 @@ from services.scheduler.bootstrap.background import Background
 from services.scheduler.bootstrap.carrying import Carrier, compose_carrier, open_database
 from services.scheduler.bootstrap.firing import Firing
 from services.scheduler.domain.errors import DOMAIN
-from services.scheduler.gateways.auth import auth_channel, key_set
 from services.scheduler.gateways.rendering import TemplateProcesses
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.store.notes import RUNS_CHANGED
@@ -36,7 +37,7 @@ from services.scheduler.usecases.runs import Runs
 from services.scheduler.usecases.schedules import Schedules
 from services.scheduler.usecases.tasks import Tasks
 from services.scheduler.usecases.watching import RunLooks, Watching
-from services.scheduler.usecases.webhooks import Webhooks
+from services.scheduler.usecases.webhooks.deliveries import Webhooks
 
 POLICIES: dict[str, MethodPolicy] = {
     f"/{service.full_name}/{method.name}": USER
@@ -121,7 +122,8 @@ async def build(settings: SchedulerSettings) -> SchedulerService:
     """
     clock, drain = SystemClock(), Drain()
     database = open_database(settings)
-    auth = auth_channel(settings.auth_targets)
+    jwks = auth_service_pb2.GetJwksRequest()
+    auth = auth_channel(settings.auth_targets, jwks)
     store, ids, templates = TenantStore(database), Uuid7Source(), TemplateProcesses()
     carrier = compose_carrier(settings, database)
     looks = RunLooks(WatchQueries(database).versions, drain, clock)
@@ -145,7 +147,7 @@ async def build(settings: SchedulerSettings) -> SchedulerService:
             ),
         ],
         policies=POLICIES,
-        users=JwksVerifier(key_set(auth)),
+        users=JwksVerifier(key_set(AuthServiceStub(auth).GetJwks, jwks)),
         services=ServiceTokenVerifier(settings.trusted_keys(), "scheduler"),
         reflect=settings.reflection,
         drain=drain,

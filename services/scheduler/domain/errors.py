@@ -51,6 +51,16 @@ def webhook_not_set(task_id: UUID) -> ServiceError:
     )
 
 
+def secret_unreadable(task_id: UUID) -> ServiceError:
+    """FAILED_PRECONDITION: the secret of the task's webhook was sealed with another key."""
+    return _error(
+        ErrorKind.FAILED_PRECONDITION,
+        "SECRET_UNREADABLE",
+        "the secret cannot be read any more; rotate it",
+        task_id=str(task_id),
+    )
+
+
 def etag_mismatch(what: str) -> ServiceError:
     """ABORTED: the etag sent is not that of the current version of `what`, a word."""
     return _error(ErrorKind.ABORTED, "ETAG_MISMATCH", f"the {what} has changed; read it again")

@@ -3,62 +3,37 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
 
-from services.scheduler.domain.runs import Failure, Usage
-from services.scheduler.domain.states import RunState
+from services.scheduler.domain.runs import Run
 
 RESULT_BYTES: Final = 64 * 1024
 """Of an answer, and of structured output, in a message."""
 
 
-@dataclass(frozen=True, slots=True)
-class EndedRun:
-    """What a message says of a run; fields as in `Run`."""
-
-    id: UUID
-    task_id: UUID
-    user_id: UUID
-    organization_id: UUID
-    schedule_id: UUID | None
-    backfill_id: UUID | None
-    retry_of: UUID | None
-    fire_time: datetime | None
-    due_time: datetime
-    priority: int
-    cancel_requested: bool
-    state: RunState
-    attempt: int
-    result: str
-    structured_output_json: str
-    failure: Failure | None
-    usage: Usage
-    cost_usd: float
-    session_id: UUID | None
-    create_time: datetime
-    start_time: datetime | None
-    end_time: datetime
-
-    @property
-    def event_type(self) -> str:
-        """What happened: `task_run.succeeded`."""
-        return f"task_run.{self.state.value.lower()}"
-
-    @property
-    def message_id(self) -> str:
-        """The header `webhook-id`: a run ends once, so its own id names the event."""
-        return f"msg_{self.id.hex}"
+def event_type(run: Run) -> str:
+    """What happened: `task_run.succeeded`."""
+    return f"task_run.{run.state.value.lower()}"
 
 
-def payload(run: EndedRun) -> bytes:
-    """Writes the body of a message: JSON in the contract's own form, without what may be large.
+def message_id(run: Run) -> str:
+    """The header `webhook-id`: a run ends once, so its own id names the event."""
+    return f"msg_{run.id.hex}"
+
+
+def payload(run: Run) -> bytes:
+    """Writes the body of a message about a run that is over: JSON in the contract's form, without what may be large.
 
     The variables and the attempts are left out; a result beyond `RESULT_BYTES` is cut, structured output beyond it left
     out, and the message says so.
+
+    Raises:
+        ValueError: the run is not over.
     """
+    if run.end_time is None:
+        raise ValueError("a run that is not over")
     result, cut = _cut(run.result)
     omitted = len(run.structured_output_json.encode()) > RESULT_BYTES
     task_run: dict[str, Any] = {
@@ -70,7 +45,7 @@ def payload(run: EndedRun) -> bytes:
         "backfill_id": _text(run.backfill_id),
         "retry_of": _text(run.retry_of),
         "due_time": _time(run.due_time),
-        "priority": run.priority,
+        "priority": run.content.priority,
         "cancel_requested": run.cancel_requested,
         "state": run.state.value,
         "attempt": run.attempt,
@@ -94,7 +69,7 @@ def payload(run: EndedRun) -> bytes:
         if moment is not None:
             task_run[name] = _time(moment)
     message = {
-        "type": run.event_type,
+        "type": event_type(run),
         "timestamp": _time(run.end_time),
         "data": {"task_run": task_run, "result_truncated": cut, "structured_output_omitted": omitted},
     }

@@ -26,6 +26,10 @@ PREVIOUS_SECRET_LIFE: Final = timedelta(hours=24)
 """How long a secret that was rotated away signs beside its successor."""
 GIVE_UP_AFTER: Final = timedelta(hours=24)
 """From the first attempt on; no other one follows later."""
+PER_RECEIVER: Final = 3
+"""How many messages to one host and port are under way at once: one that hangs keeps no more places than that."""
+KEPT: Final = timedelta(days=30)
+"""How long a delivery is kept after its end."""
 GONE: Final = 410
 """The status by which a receiver says that it wants no more of it."""
 _PAUSES: Final = tuple(
@@ -148,6 +152,57 @@ def headers(secrets: Sequence[bytes], message_id: str, timestamp: int, body: byt
         "webhook-timestamp": str(timestamp),
         "webhook-signature": " ".join(signature(secret, message_id, timestamp, body) for secret in secrets),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Aftermath:
+    """What becomes of a delivery by the end of an attempt.
+
+    Attributes:
+        state: Where it stands then.
+        pause: Until its next attempt; None if this one leaves it as it is, or ends it.
+    """
+
+    state: DeliveryState
+    pause: timedelta | None = None
+
+
+def aftermath(
+    state: DeliveryState, *, failed: bool, held: bool, pause: timedelta | None, left: timedelta
+) -> Aftermath:
+    """Judges what becomes of a delivery by the end of an attempt.
+
+    That a receiver has taken the message counts whoever says so; a failure only of whoever holds the delivery.
+
+    Args:
+        state: where it stands.
+        failed: whether the receiver has not taken it.
+        held: whether whoever made the attempt holds it still.
+        pause: how long to wait before another attempt; None if there is to be none. One that is longer than there is
+            time is cut, so that the receiver gets its last attempt.
+        left: until it is given up.
+    """
+    if state is not DeliveryState.PENDING or (failed and not held):
+        return Aftermath(state)
+    if not failed:
+        return Aftermath(DeliveryState.SUCCEEDED)
+    if pause is None or left <= timedelta():
+        return Aftermath(DeliveryState.FAILED)
+    return Aftermath(state, min(pause, left))
+
+
+def pause_after(
+    attempt: int, status: int, draw: float, retry_after: timedelta | None = None
+) -> timedelta | None:
+    """Returns how long to wait after an attempt that failed; None if the receiver wants no more of it.
+
+    Args:
+        attempt: the number of the attempt, from 1.
+        status: the HTTP status of the answer; 0 if none came.
+        draw: as `next_pause` has it.
+        retry_after: as `next_pause` has it.
+    """
+    return None if status == GONE else next_pause(attempt, draw, retry_after)
 
 
 def next_pause(attempt: int, draw: float, retry_after: timedelta | None = None) -> timedelta:

@@ -26,7 +26,7 @@ from typing import Final
 import httpcore
 
 from services.scheduler.domain.receivers import AddressRules, ReceiverFault, parse
-from services.scheduler.usecases.webhook_ports import Answer
+from services.scheduler.usecases.webhooks.ports import Answer
 
 CONNECT_SECONDS: Final = 5.0
 """For the name, the connection and TLS."""
@@ -53,7 +53,7 @@ class _Unresolved(Exception):
 
 
 class WebhookPost:
-    """See `usecases.webhook_ports.Post`."""
+    """See `usecases.webhooks.ports.Post`."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The one place through which runs end, and what follows from it, in the transaction that ends them.
+"""The one place through which runs that were open end, and what follows from it, in the transaction that ends them.
 
 Who ends runs: a worker (`claims.record`), CancelTaskRun, DeleteSchedule and DeleteTask of what waits, a tick. Each
 
@@ -7,6 +7,11 @@ Who ends runs: a worker (`claims.record`), CancelTaskRun, DeleteSchedule and Del
 2. locks the runs, in the order of their ids;
 3. writes their last state (`end`), the facts and the deliveries that tell of it, pauses schedules, and promotes runs
    that were held back. Those are locked by nobody who does not hold their schedule.
+
+A tick does two things besides, under its schedule's lock. Where a later fire takes the place of a run that is held
+back, that one is SKIPPED (`supersede`). And a fire that comes to nothing is inserted as a run that is over: what
+follows from its end is done here too (`settle`), unless it is SKIPPED. Of skipped runs, of both kinds, nobody is told,
+neither by a fact nor by a webhook, and no schedule goes on or pauses for them: nothing of them was ever begun.
 
 All of that commits together: a process that dies before the commit has ended nothing, and whoever holds the run then
 ends it anew; after it nothing is left to do. What the commit wakes is a hint: workers look for themselves.
@@ -103,6 +108,15 @@ _PROMOTE = sa.text(
     """
 ).bindparams(sa.bindparam("ids", type_=_IDS))
 
+_SUPERSEDE = sa.text(
+    """
+    UPDATE scheduler.runs AS r
+    SET state = 'SKIPPED', skip_reason = 'SUPERSEDED', end_time = clock_timestamp(), update_time = clock_timestamp(),
+        version = r.version + 1
+    WHERE r.id = ANY(:ids) AND r.state = 'PENDING' RETURNING r.id
+    """
+).bindparams(sa.bindparam("ids", type_=_IDS))
+
 _FORGOTTEN = sa.text(
     """
     SELECT s.id FROM scheduler.schedules AS s
@@ -179,6 +193,21 @@ async def end(connection: AsyncConnection, endings: Sequence[Ending]) -> list[En
     ended = [ended_of(row) for row in rows]
     await settle(connection, ended)
     return ended
+
+
+async def supersede(connection: AsyncConnection, run_ids: Collection[UUID]) -> set[UUID]:
+    """Skips runs that are held back, since a later fire takes their place; nobody is told.
+
+    Args:
+        connection: A transaction that has locked their schedules.
+        run_ids: The runs; those that are not held back any more, or over, are left alone.
+
+    Returns:
+        The runs that this call has skipped.
+    """
+    if not run_ids:
+        return set()
+    return set((await connection.execute(_SUPERSEDE, {"ids": list(run_ids)})).scalars())
 
 
 async def settle(connection: AsyncConnection, ended: Sequence[EndedRun]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import sqlalchemy as sa
+
 from services.scheduler.domain.overlap import SkipReason
 from services.scheduler.domain.runs import (
     Claim,
@@ -15,7 +17,13 @@ from services.scheduler.domain.runs import (
 )
 from services.scheduler.domain.states import RunState
 from services.scheduler.store.rows import retry_policy_column, retry_policy_of
+from services.scheduler.store.tables import runs
 
+UNREAD_CONTENT: Final = (
+    sa.literal("").label("prompt"),
+    sa.literal({}, runs.c.variables.type).label("variables"),
+)
+"""In place of what is large of a run's content, for whoever does not need it."""
 TOKENS: Final = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
 
 

@@ -2,41 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from uuid import UUID
 
 import sqlalchemy as sa
+import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.kernel.db import Database
 from services.kernel.db.database import note
 from services.kernel.db.idempotency import purge_expired
+from services.kernel.errors import ServiceError
+from services.kernel.supervision import BACKGROUND_FAILURES
 from services.scheduler.domain.runs import Claim, Failure
 from services.scheduler.domain.states import RunState
 from services.scheduler.domain.webhooks import DeliveryState
-from services.scheduler.store import claims, endings, firing, webhook_claims
+from services.scheduler.store import claims, endings, firing, purging, webhook_claims
 from services.scheduler.store.facts import OUTBOX, TASK_RUNS
 from services.scheduler.store.notes import RUNS_CHANGED
 from services.scheduler.store.tables import idempotency_keys, outbox, runs, tasks
-from services.scheduler.store.webhook_tables import webhook_deliveries
 from services.scheduler.usecases.firing.ports import StalePrompt, Unreadable
-from services.scheduler.usecases.webhook_ports import Answer, DeliveryClaim, Outlook
+from services.scheduler.usecases.webhooks.ports import Answer, DeliveryClaim, Outlook
 from services.scheduler.usecases.worker.ports import Claimed, Progress, Renewal
 
-_PURGED_AT_ONCE = 100
-_RUNS_PURGED_AT_ONCE = 1000
+_log = structlog.get_logger(__name__)
 _VERSIONS = sa.select(runs.c.id, runs.c.version).where(
     runs.c.id == sa.func.any(sa.bindparam("run_ids", type_=sa.ARRAY(runs.c.id.type)))
 )
-_UNDER_WAY = sa.exists().where(runs.c.task_id == tasks.c.id, runs.c.end_time.is_(None))
-# What its last runs have to say is still told.
-_UNTOLD = sa.exists().where(
-    webhook_deliveries.c.task_id == tasks.c.id,
-    webhook_deliveries.c.state == DeliveryState.PENDING.value,
-)
-
 # Of tasks that have as many runs under way as they may have, none is claimable, however long it waits.
 _FULL_TASKS = (
     sa.select(tasks.c.id)
@@ -76,36 +71,29 @@ class HouseKeeping:
     async def purge(self) -> int:
         """Deletes what has no more meaning, a bounded number; returns how many.
 
-        These are expired request ids, deleted tasks of which nothing is under way, runs that ended long ago with their
-        attempts, and old deliveries of webhooks.
+        Each kind goes in a transaction of its own: one that fails is logged and keeps no other from going.
         """
-        async with self._database.system() as connection:
-            found = (
-                sa.select(tasks.c.id)
-                .where(tasks.c.delete_time.is_not(None), sa.not_(_UNDER_WAY), sa.not_(_UNTOLD))
-                .limit(_PURGED_AT_ONCE)
-                .with_for_update(skip_locked=True)
-            )
-            removed = await connection.execute(sa.delete(tasks).where(tasks.c.id.in_(found)))
-            old = await self._purge_runs(connection) if self._keep_runs is not None else 0
-            note(connection, RUNS_CHANGED)
-            told = await webhook_claims.purge(connection, _PURGED_AT_ONCE)
-            return removed.rowcount + old + told + await purge_expired(connection, idempotency_keys)
-
-    async def _purge_runs(self, connection: AsyncConnection) -> int:
-        found = (
-            sa.select(runs.c.id)
-            .where(runs.c.end_time < sa.func.clock_timestamp() - sa.cast(self._keep_runs, sa.Interval))
-            .order_by(runs.c.end_time)
-            .limit(_RUNS_PURGED_AT_ONCE)
-            .with_for_update(skip_locked=True)
-        )
-        return (await connection.execute(sa.delete(runs).where(runs.c.id.in_(found)))).rowcount
+        gone = 0
+        if self._keep_runs is not None:
+            gone += await self._each("old runs", partial(purging.old_runs, keep=self._keep_runs))
+        gone += await self._each("deleted tasks", purging.deleted_tasks)
+        gone += await self._each("deliveries", webhook_claims.purge)
+        return gone + await self._each("request ids", partial(purge_expired, table=idempotency_keys))
 
     async def purge_facts(self, *, unwanted: bool) -> int:
         """Deletes facts that have had their time, a bounded number; returns how many. See `Outbox.purge`."""
-        async with self._database.system() as connection:
-            return await OUTBOX.purge(connection, unwanted=unwanted)
+        return await self._each("facts", partial(OUTBOX.purge, unwanted=unwanted))
+
+    async def _each(self, kind: str, purge: Callable[[AsyncConnection], Awaitable[int]]) -> int:
+        try:
+            async with self._database.system() as connection:
+                return await purge(connection)
+        except ServiceError as error:
+            _log.warning("not purged", kind=kind, reason=error.reason)
+        except Exception:
+            BACKGROUND_FAILURES.labels("housekeeping").inc()
+            _log.exception("not purged", kind=kind)
+        return 0
 
 
 class WatchQueries:
@@ -229,7 +217,7 @@ class FireQueries:
 
 
 class WebhookQueries:
-    """See `usecases.webhook_ports.DeliveryQueue`."""
+    """See `usecases.webhooks.ports.DeliveryQueue`."""
 
     def __init__(self, database: Database, *, lease_life: timedelta = webhook_claims.LEASE_LIFE) -> None:
         """Args: database: the scheduler schema; lease_life: how long a delivery is held for its attempt."""

@@ -158,8 +158,8 @@ runs = sa.Table(
     metadata,
     *_owned(),
     sa.Column("task_id", _ID, sa.ForeignKey("scheduler.tasks.id", ondelete="CASCADE"), nullable=False),
-    # Of a run that a schedule made, as long as there is that schedule.
-    sa.Column("schedule_id", _ID, sa.ForeignKey("scheduler.schedules.id", ondelete="SET NULL")),
+    # What made it, which may be gone. No references: removing a schedule would write to every run that it ever made.
+    sa.Column("schedule_id", _ID),
     sa.Column("backfill_id", _ID),
     # The run that this one does again.
     sa.Column("retry_of", _ID),

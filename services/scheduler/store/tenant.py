@@ -83,8 +83,8 @@ class TenantTransaction(TenantRuns, TenantBackfills, TenantWebhooks):
     async def mark_task_deleted(self, task_id: UUID) -> None:
         """Makes a task invisible, removes its schedules and cancels its runs; its other rows are removed later.
 
-        Locks, behind the task, its schedules and its open runs. Runs end before their schedules go, so that what tells
-        of them names the schedule; and as none of them stays held back, none is let go.
+        Locks, behind the task, its schedules and its open runs; those that are over are not touched, however many. As
+        none of them stays held back, none is let go.
         """
         of_task = schedules.c.task_id == task_id
         await self._connection.execute(_LOCKED_SCHEDULES.where(of_task))
@@ -149,7 +149,10 @@ class TenantTransaction(TenantRuns, TenantBackfills, TenantWebhooks):
         await notes.schedules_changed(self._connection)
 
     async def delete_schedule(self, schedule_id: UUID) -> None:
-        """Removes a schedule that is locked, and cancels what it holds back: nobody else would ever let that go."""
+        """Removes a schedule that is locked, and cancels what it holds back: nobody else would ever let that go.
+
+        Its other runs are not touched, however many it has made: they go on naming it.
+        """
         await self.cancel_runs(runs.c.schedule_id == schedule_id, [RunState.PENDING])
         await self._connection.execute(sa.delete(schedules).where(schedules.c.id == schedule_id))
 

@@ -18,15 +18,14 @@ from services.scheduler.domain.states import RunState
 from services.scheduler.store import endings, facts
 from services.scheduler.store.endings import Ending
 from services.scheduler.store.notes import RUNS_CHANGED
-from services.scheduler.store.run_rows import attempt_of, content_columns, run_of
+from services.scheduler.store.run_rows import UNREAD_CONTENT, attempt_of, content_columns, run_of
 from services.scheduler.store.tables import run_attempts, runs
 from services.scheduler.usecases.ports import NewRun, RunFilter, ShownRun
 
 _NOW = sa.func.clock_timestamp()
 _LARGE: Final = frozenset({"prompt", "variables", "result_text", "structured_output_json"})
 _EMPTY = [
-    sa.literal("").label("prompt"),
-    sa.literal({}, runs.c.variables.type).label("variables"),
+    *UNREAD_CONTENT,
     sa.literal("").label("result_text"),
     sa.literal("").label("structured_output_json"),
 ]
@@ -132,10 +131,10 @@ class TenantRuns:
             of: Which runs.
             among: The states in which they are to end; one that is RUNNING is left to its worker, which hears of it.
         """
-        # All that are open, in their order: removing a schedule writes to every run of it.
         note(self._connection, RUNS_CHANGED)
-        found = (await self._connection.execute(_LOCKED_OPEN.where(of))).all()
-        states = {row.id: RunState(row.state) for row in found if row.state in among}
+        wanted = runs.c.state.in_([state.value for state in among])
+        found = (await self._connection.execute(_LOCKED_OPEN.where(of, wanted))).all()
+        states = {row.id: RunState(row.state) for row in found}
         ids = sa.bindparam("ids", list(states), type_=ARRAY(sa.UUID()))
         await self._connection.execute(_ASK_END.where(runs.c.id == sa.any_(ids)))
         over = [run_id for run_id, state in states.items() if state is not RunState.RUNNING]

@@ -10,22 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.scheduler.domain.webhooks import GIVE_UP_AFTER, DeliveryState
+from services.scheduler.domain.webhooks import GIVE_UP_AFTER, KEPT, PER_RECEIVER, DeliveryState, aftermath
 from services.scheduler.store.webhook_tables import webhook_attempts, webhook_deliveries
 from services.scheduler.store.webhooks import secrets_of
-from services.scheduler.usecases.webhook_ports import Answer, DeliveryClaim, Outlook
+from services.scheduler.usecases.webhooks.ports import Answer, DeliveryClaim, Outlook
 
 LEASE_LIFE: Final = timedelta(seconds=60)
 """For one attempt: its fifteen seconds, and what the database may take before and after."""
-PER_RECEIVER: Final = 3
-"""How many messages to one host and port are under way at once: one that hangs keeps no more places than that."""
-KEPT: Final = timedelta(days=30)
-"""How long a delivery is kept after its end."""
+_PURGED_AT_ONCE: Final = 1000
 _NOW = sa.func.clock_timestamp()
 
 # Senders claim one after another: two that count at the same time would both find a receiver's last place free.
@@ -191,8 +188,7 @@ async def finish(
         connection: A system transaction.
         claim: The attempt.
         answer: What came of it.
-        pause: How long to wait before the next one; None if there is to be none. One that the receiver asked to be
-            longer than there is time is cut, so that it gets its last attempt.
+        pause: How long to wait before the next one; None if there is to be none. See `domain.webhooks.aftermath`.
 
     Returns:
         Where the delivery stands; CANCELLED for one that is gone.
@@ -225,19 +221,29 @@ async def finish(
             response_body=answer.body,
         )
     )
-    held = (row.lease_holder, row.attempt_count) == (claim.holder, claim.attempt)
-    state = DeliveryState(row.state)
-    if state is not DeliveryState.PENDING or (answer.error and not held):
-        return state
-    if answer.error and pause is not None and row.left > timedelta():
-        values = {"next_attempt_time": _NOW + min(pause, row.left), "lease_holder": None}
+    after = aftermath(
+        DeliveryState(row.state),
+        failed=bool(answer.error),
+        held=(row.lease_holder, row.attempt_count) == (claim.holder, claim.attempt),
+        pause=pause,
+        left=row.left,
+    )
+    values: dict[str, Any]
+    if after.pause is not None:
+        values = {"next_attempt_time": _NOW + after.pause, "lease_holder": None}
+    elif after.state.value != row.state:
+        values = {
+            "state": after.state.value,
+            "end_time": _NOW,
+            "next_attempt_time": None,
+            "lease_holder": None,
+        }
     else:
-        state = DeliveryState.FAILED if answer.error else DeliveryState.SUCCEEDED
-        values = {"state": state.value, "end_time": _NOW, "next_attempt_time": None, "lease_holder": None}
+        return after.state
     await connection.execute(
         sa.update(webhook_deliveries).where(columns.id == claim.delivery_id).values(**values)
     )
-    return state
+    return after.state
 
 
 async def release(connection: AsyncConnection, held: Sequence[DeliveryClaim]) -> None:
@@ -263,11 +269,12 @@ async def outlook(connection: AsyncConnection) -> Outlook:
     )
 
 
-async def purge(connection: AsyncConnection, limit: int) -> int:
-    """Removes deliveries that ended long ago, at most `limit`; returns how many."""
+async def purge(connection: AsyncConnection, limit: int = _PURGED_AT_ONCE) -> int:
+    """Removes deliveries that ended long ago, at most `limit`, those that ended first; returns how many."""
     found = (
         sa.select(webhook_deliveries.c.id)
         .where(webhook_deliveries.c.end_time <= sa.func.statement_timestamp() - KEPT)
+        .order_by(webhook_deliveries.c.end_time)
         .limit(limit)
         .with_for_update(skip_locked=True)
     )

@@ -14,9 +14,7 @@ from services.kernel.db.database import note
 from services.kernel.identity import Caller
 from services.kernel.ids import new_id
 from services.scheduler.domain.errors import webhook_delivery_not_found
-from services.scheduler.domain.runs import Failure, Usage
-from services.scheduler.domain.states import RunState
-from services.scheduler.domain.webhook_messages import EndedRun, payload
+from services.scheduler.domain.webhook_messages import event_type, message_id, payload
 from services.scheduler.domain.webhooks import (
     PREVIOUS_SECRET_LIFE,
     TOLD_STATES,
@@ -25,26 +23,17 @@ from services.scheduler.domain.webhooks import (
     DeliveryState,
     SealedSecrets,
 )
-from services.scheduler.store.run_rows import TOKENS
+from services.scheduler.store.run_rows import UNREAD_CONTENT, run_of
 from services.scheduler.store.tables import runs, tasks
 from services.scheduler.store.webhook_tables import webhook_attempts, webhook_deliveries, webhook_secrets
-from services.scheduler.usecases.webhook_ports import DeliveryFilter
+from services.scheduler.usecases.webhooks.ports import DeliveryFilter
 
 WEBHOOKS: Final = "webhooks"
 """What `Database.on_commit` is told when there is something to send."""
 _NOW = sa.func.clock_timestamp()
+# Of runs that nobody is to be told of, which are nearly all, nothing is read.
 _TOLD = (
-    sa.select(
-        *(
-            runs.c[name]
-            for name in (
-                "id", "task_id", "user_id", "organization_id", "schedule_id", "backfill_id", "retry_of",
-                "fire_time", "due_time", "priority", "cancel_time", "state",
-                "attempt", "result_text", "structured_output_json", "failure_reason", "failure_message", *TOKENS,
-                "cost_usd", "session_id", "create_time", "start_time", "end_time",
-            )
-        )
-    )
+    sa.select(*(column for column in runs.c if column.name not in {"prompt", "variables"}), *UNREAD_CONTENT)
     .join_from(runs, tasks, tasks.c.id == runs.c.task_id)
     .where(
         runs.c.id == sa.any_(sa.bindparam("run_ids", type_=sa.ARRAY(runs.c.id.type))),
@@ -52,7 +41,7 @@ _TOLD = (
         runs.c.state.in_([state.value for state in TOLD_STATES]),
         sa.or_(tasks.c.webhook_states == [], runs.c.state == sa.any_(tasks.c.webhook_states)),
     )
-)  # fmt: skip
+)
 _ENQUEUED = (
     postgresql.insert(webhook_deliveries)
     .values(state=DeliveryState.PENDING.value, next_attempt_time=_NOW)
@@ -73,13 +62,16 @@ async def enqueue(connection: AsyncConnection, run_ids: Sequence[UUID]) -> None:
     and only if its run has ended. The commit wakes this process's sender; one that dies before leaves rows that others
     find. What is said is fixed here, where it is said is not.
 
+    The runs are read again, in one statement that finds nothing where no task of theirs has a webhook: what a fact says
+    of an end is less than what a receiver is told, and results are not carried about for nobody.
+
     Args:
         connection: the transaction.
         run_ids: the runs; those that go on, and those that were told of already, are left out.
     """
     if not run_ids:
         return
-    found = [_ended(row) for row in await connection.execute(_TOLD, {"run_ids": list(run_ids)})]
+    found = [run_of(row) for row in await connection.execute(_TOLD, {"run_ids": list(run_ids)})]
     if not found:
         return
     made = [
@@ -89,8 +81,8 @@ async def enqueue(connection: AsyncConnection, run_ids: Sequence[UUID]) -> None:
             "user_id": run.user_id,
             "task_id": run.task_id,
             "run_id": run.id,
-            "event_type": run.event_type,
-            "message_id": run.message_id,
+            "event_type": event_type(run),
+            "message_id": message_id(run),
             "payload": payload(run),
         }
         for run in found
@@ -100,7 +92,7 @@ async def enqueue(connection: AsyncConnection, run_ids: Sequence[UUID]) -> None:
 
 
 class TenantWebhooks:
-    """See `usecases.webhook_ports.WebhookTransaction`."""
+    """See `usecases.webhooks.ports.WebhookTransaction`."""
 
     _connection: AsyncConnection
     _caller: Caller
@@ -231,32 +223,5 @@ def _delivery_of(row: Any) -> Delivery:
         redelivery_of=row.redelivery_of,
         create_time=row.create_time,
         next_attempt_time=row.next_attempt_time,
-        end_time=row.end_time,
-    )
-
-
-def _ended(row: Any) -> EndedRun:
-    return EndedRun(
-        id=row.id,
-        task_id=row.task_id,
-        user_id=row.user_id,
-        organization_id=row.organization_id,
-        schedule_id=row.schedule_id,
-        backfill_id=row.backfill_id,
-        retry_of=row.retry_of,
-        fire_time=row.fire_time,
-        due_time=row.due_time,
-        priority=row.priority,
-        cancel_requested=row.cancel_time is not None,
-        state=RunState(row.state),
-        attempt=row.attempt,
-        result=row.result_text or "",
-        structured_output_json=row.structured_output_json,
-        failure=Failure(row.failure_reason, row.failure_message) if row.failure_reason is not None else None,
-        usage=Usage(**{name: getattr(row, name) for name in TOKENS}),
-        cost_usd=float(row.cost_usd),
-        session_id=row.session_id,
-        create_time=row.create_time,
-        start_time=row.start_time,
         end_time=row.end_time,
     )

@@ -15,7 +15,7 @@ from services.scheduler.domain.entities import Task, TaskContent
 from services.scheduler.domain.overlap import OverlapPolicy
 from services.scheduler.domain.runs import Run, RunAttempt, RunContent
 from services.scheduler.domain.schedules import Schedule, ScheduleContent, Standing
-from services.scheduler.usecases.webhook_ports import WebhookTransaction
+from services.scheduler.usecases.webhooks.ports import WebhookTransaction
 
 
 @dataclass(frozen=True, slots=True)

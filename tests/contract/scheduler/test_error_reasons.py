@@ -9,12 +9,14 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+import sqlalchemy as sa
 
 from aiagent.scheduler.v1 import error_reason_pb2
 from aiagent.scheduler.v1 import scheduler_service_pb2 as pb
 from aiagent.scheduler.v1 import webhook_service_pb2 as webhook_pb
 from services.kernel.errors import ServiceError
 from services.scheduler.gateways import rendering
+from services.scheduler.store.webhook_tables import webhook_secrets
 from services.scheduler.usecases.watching import MAX_PER_USER
 from tests.databases import Copy
 from tests.integration.scheduler.serving import serving
@@ -68,6 +70,11 @@ async def test_each_reason_arrives(databases: Copy, tmp_path: Path, monkeypatch:
         assert met["WEBHOOK_DELIVERY_NOT_FOUND"].metadata["webhook_delivery_id"] == nowhere
         await meet(client.GetWebhookSecret(webhook_pb.GetWebhookSecretRequest(task_id=task.id)))
         assert met["WEBHOOK_NOT_SET"].metadata["task_id"] == task.id
+        told = await client.task(webhook={"url": "https://example.com/hook"})
+        async with api.database.system() as connection:
+            await connection.execute(sa.update(webhook_secrets).values(current=b"of another key"))
+        await meet(client.GetWebhookSecret(webhook_pb.GetWebhookSecretRequest(task_id=told.id)))
+        assert met["SECRET_UNREADABLE"].metadata["task_id"] == told.id
         # Its processes do not come up.
         monkeypatch.setattr(rendering, "_PROGRAM", tmp_path / "nothing.py")
         await meet(client.task(prompt_template="{{ 1 }}"))
@@ -93,6 +100,7 @@ async def test_each_reason_arrives(databases: Copy, tmp_path: Path, monkeypatch:
         "ROLE_NOT_ALLOWED": "PERMISSION_DENIED",
         "WEBHOOK_DELIVERY_NOT_FOUND": "NOT_FOUND",
         "WEBHOOK_NOT_SET": "FAILED_PRECONDITION",
+        "SECRET_UNREADABLE": "FAILED_PRECONDITION",
     }
     assert {reason for reason, error in met.items() if error.violations} == {
         "INVALID_REQUEST",

@@ -6,9 +6,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from services.kernel.db import Database
 from tests.databases import Copy
 
+from .receiver import receiving
+from .sending import Hall
 from .serving import Serving, serving
+from .working import floor
 
 
 @pytest.fixture(scope="module")
@@ -16,3 +20,13 @@ async def api(databases: Copy) -> AsyncIterator[Serving]:
     """A service for the tests of a module, which bring people of their own."""
     async with serving(databases) as running:
         yield running
+
+
+@pytest.fixture
+async def hall(scheduler_database: Database) -> AsyncIterator[Hall]:
+    """Senders of webhooks and a receiver."""
+    async with floor(scheduler_database) as made, receiving() as receiver:
+        it = Hall(made, receiver)
+        yield it
+        for sender in it.senders:
+            await sender.drain()

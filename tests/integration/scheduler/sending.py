@@ -18,7 +18,7 @@ from services.scheduler.domain.webhooks import Webhook
 from services.scheduler.gateways.webhooks import WebhookPost
 from services.scheduler.store.system_queries import WebhookQueries
 from services.scheduler.store.webhook_tables import webhook_attempts, webhook_deliveries
-from services.scheduler.usecases.webhook_sender import WebhookSender
+from services.scheduler.usecases.webhooks import WebhookSender
 
 from .receiver import Receiver
 from .working import Floor

@@ -21,6 +21,7 @@ from services.kernel.testing import a_caller
 from services.scheduler.domain.retries import RetryPolicy
 from services.scheduler.domain.runs import CANCELLED, Claim, Failure, Outcome, Usage
 from services.scheduler.domain.states import RunState
+from services.scheduler.store import endings
 from services.scheduler.store.facts import RUNS_QUEUED
 from services.scheduler.store.rows import retry_policy_column
 from services.scheduler.store.tables import backfills, outbox, runs, schedules
@@ -341,6 +342,27 @@ async def test_deleting_a_schedule_ends_what_it_holds_back_alone(place: Floor) -
     (fact,) = await facts(place)
     assert (fact.run_ended.state, fact.run_ended.schedule_id) == ("CANCELLED", str(schedule.id))
     assert (await place.queue().renew([under_way])).cancelled == frozenset()
+
+
+async def test_a_later_fire_takes_the_place_of_what_is_held_back_alone(place: Floor) -> None:
+    schedule = await planned(place)
+    made = [await schedule.run(state) for state in ("PENDING", "QUEUED", "PENDING")]
+    over = await schedule.run("CANCELLED", end_time=FIRE)
+    async with place.database.system() as connection:
+        await connection.execute(
+            sa.select(schedules.c.id).where(schedules.c.id == schedule.id).with_for_update()
+        )
+        assert await endings.supersede(connection, [*made[:2], over]) == {made[0]}
+        assert await endings.supersede(connection, [made[0]]) == set()
+        assert await endings.supersede(connection, []) == set()
+    assert await schedule.states() == ["SKIPPED", "QUEUED", "PENDING", "CANCELLED"]
+    async with place.database.system() as connection:
+        query = sa.select(runs.c.id, runs.c.skip_reason, runs.c.version).where(
+            runs.c.task_id == schedule.task_id
+        )
+        rows = {row.id: (row.skip_reason, row.version) for row in await connection.execute(query)}
+    assert (rows[made[0]], rows[over]) == (("SUPERSEDED", 2), (None, 1))
+    assert await facts(place) == []
 
 
 async def test_what_is_held_back_behind_nothing_is_found(place: Floor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -15,13 +16,26 @@ from alembic.runtime.migration import MigrationContext
 from aiagent.scheduler.v1 import schedule_pb2
 from aiagent.scheduler.v1 import scheduler_service_pb2 as pb
 from services.kernel.db import Database
-from services.scheduler.store import system_queries
+from services.scheduler import store
+from services.scheduler.domain.retries import RetryPolicy
+from services.scheduler.store import (
+    claims,
+    endings,
+    facts,
+    firing,
+    purging,
+    system_queries,
+    webhook_claims,
+    webhooks,
+)
+from services.scheduler.store.rows import retry_policy_column
 from services.scheduler.store.tables import idempotency_keys, metadata, run_attempts, runs, tasks
 from tests.integration.session.test_schema import OF_TENANT, functions, of_owner
 
 from .serving import Serving
 
 pytestmark = pytest.mark.integration
+OF_THE_SYSTEM = (system_queries, claims, endings, facts, firing, purging, webhook_claims, webhooks)
 OWNERS = dict.fromkeys(
     (
         "tasks", "schedules", "backfills", "runs", "run_attempts", "webhook_secrets", "webhook_deliveries",
@@ -45,7 +59,31 @@ def test_the_queries_across_tenants() -> None:
         "RunQueries": {"claim", "renew", "record", "release", "promote_forgotten"},
         "WebhookQueries": {"claim", "finish", "release", "outlook"},
     }
-    assert functions(system_queries) == set()
+    # What they hand a connection that sees all tenants to.
+    assert {module.__name__.rpartition(".")[2]: functions(module) for module in OF_THE_SYSTEM} == {
+        "system_queries": set(),
+        "claims": {"claim", "renew", "record", "release"},
+        "endings": {
+            "lock_schedules", "end", "supersede", "settle", "promote_held_back", "promote_forgotten", "ended_of",
+        },
+        "facts": {"add_queued", "add_ended"},
+        "firing": {"seconds_to_fire", "seconds_to_backfill", "stale_prompts", "keep_prompt"},
+        "purging": {"deleted_tasks", "old_runs"},
+        "webhook_claims": {"claim", "finish", "release", "outlook", "purge"},
+        "webhooks": {"enqueue", "secrets_of"},
+    }  # fmt: skip
+    assert functions(firing.FiringTransaction) == {
+        "take_due", "take_backfill", "open_runs", "record", "record_backfill",
+    }  # fmt: skip
+
+
+def test_nothing_else_has_a_connection_across_tenants() -> None:
+    # A class or a function with a connection is a caller's, under row-level security, or it is listed above.
+    known = {module.__name__.rpartition(".")[2] for module in OF_THE_SYSTEM}
+    found = {
+        path.stem for path in Path(store.__path__[0]).glob("*.py") if "AsyncConnection" in path.read_text()
+    }
+    assert found - known == {"notes", "tenant_backfills", "tenant_runs"}
 
 
 async def test_migrations_build_what_is_declared(scheduler_database: Database) -> None:
@@ -135,14 +173,52 @@ async def test_runs_go_when_they_ended_long_ago(api: Serving) -> None:
     assert not [row for row in await api.rows(run_attempts) if row["run_id"] == gone]
 
 
-async def test_so_many_runs_go_at_once(api: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(system_queries, "_RUNS_PURGED_AT_ONCE", 2)
+async def test_so_many_runs_go_at_once(api: Serving) -> None:
     schedule = await api.client().schedule()
-    old = datetime.now(UTC) - timedelta(days=200)
+    old, keep = datetime.now(UTC) - timedelta(days=200), timedelta(days=100)
     for number in range(5):
         await a_run(api, schedule, state="SKIPPED", end_time=old, fire_time=FIRE + timedelta(days=number))
+
+    async def purge() -> int:
+        async with api.database.system() as connection:
+            return await purging.old_runs(connection, keep, 2)
+
+    assert [await purge() for _ in range(4)] == [2, 2, 1, 0]
+
+
+async def test_a_deleted_task_goes_when_its_last_run_has_gone(api: Serving) -> None:
+    client = api.client()
+    schedule = await client.schedule()
+    run_id = await a_run(api, schedule, state="SUCCEEDED", end_time=datetime.now(UTC))
+    await client.DeleteTask(pb.DeleteTaskRequest(task_id=schedule.task_id))
     house = system_queries.HouseKeeping(api.database, keep_runs=timedelta(days=100))
-    assert [await house.purge() for _ in range(4)] == [2, 2, 1, 0]
+    await house.purge()
+    # What was done is still to be seen.
+    shown = await client.GetTaskRun(pb.GetTaskRunRequest(task_run_id=str(run_id)))
+    assert shown.task_id == schedule.task_id
+    async with api.database.system() as connection:
+        old = datetime.now(UTC) - timedelta(days=200)
+        await connection.execute(sa.update(runs).where(runs.c.id == run_id).values(end_time=old))
+    assert await house.purge() >= 2
+    assert schedule.task_id not in {str(row["id"]) for row in await api.rows(tasks)}
+
+
+@pytest.mark.parametrize("error", [sa.exc.TimeoutError(), RuntimeError()])
+async def test_what_cannot_be_removed_keeps_nothing_else(
+    api: Serving, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    async def fail(connection: Any) -> int:
+        await connection.execute(sa.update(tasks).values(name="half done"))
+        raise error
+
+    await api.client().task(request_id=str(uuid4()))
+    async with api.database.system() as connection:
+        old = sa.func.clock_timestamp() - timedelta(seconds=1)
+        await connection.execute(sa.update(idempotency_keys).values(expire_time=old))
+    monkeypatch.setattr(purging, "deleted_tasks", fail)
+    assert await system_queries.HouseKeeping(api.database).purge() >= 1
+    assert await api.rows(idempotency_keys) == []
+    assert {row["name"] for row in await api.rows(tasks)} == {"a task"}
 
 
 async def a_run(api: Serving, schedule: schedule_pb2.Schedule, **values: Any) -> UUID:
@@ -165,7 +241,7 @@ async def a_run(api: Serving, schedule: schedule_pb2.Schedule, **values: Any) ->
         "sdk_options": {},
         "labels": {},
         "run_timeout": timedelta(hours=1),
-        "retry_policy": {},
+        "retry_policy": retry_policy_column(RetryPolicy()),
         "run_budget_usd": 0,
         **values,
     }
@@ -193,6 +269,41 @@ async def test_a_fire_makes_one_run(api: Serving) -> None:
         await a_run(api, schedule, fire_time=None)
 
 
+def many(number: int, of: UUID, varied: str, moved: str) -> sa.TextClause:
+    """Makes copies of a run, each with an id of its own; `varied` is a column, `moved` what it is in copy `n`."""
+    names = [column.name for column in runs.c if column.name not in {"id", varied}]
+    columns = ", ".join(names)
+    return sa.text(
+        f"INSERT INTO scheduler.runs (id, {varied}, {columns}) SELECT gen_random_uuid(), {moved}, {columns}"
+        f" FROM scheduler.runs, generate_series(1, {number}) AS n WHERE id = '{of}'"
+    )
+
+
+@pytest.mark.parametrize("of", ["schedule", "task"])
+async def test_what_is_removed_writes_to_no_run_that_is_over(api: Serving, of: str) -> None:
+    client = api.client()
+    schedule = await client.schedule()
+    over = await a_run(api, schedule, state="SUCCEEDED", end_time=FIRE)
+    waiting = await a_run(api, schedule, state="PENDING", fire_time=FIRE - timedelta(days=1))
+    mine = {"ended": FIRE, "task_id": schedule.task_id}
+    versions = sa.text(
+        "SELECT id, xmin::text FROM scheduler.runs WHERE end_time = :ended AND task_id = :task_id ORDER BY id"
+    )
+    async with api.database.system() as connection:
+        await connection.execute(many(200, over, "fire_time", "fire_time + n * interval '1 minute'"))
+        before = (await connection.execute(versions, mine)).all()
+    if of == "schedule":
+        await client.DeleteSchedule(pb.DeleteScheduleRequest(schedule_id=schedule.id))
+    else:
+        await client.DeleteTask(pb.DeleteTaskRequest(task_id=schedule.task_id))
+    async with api.database.system() as connection:
+        assert (await connection.execute(versions, mine)).all() == before
+    assert len(before) == 201
+    assert [row["state"] for row in await api.rows(runs) if row["id"] == waiting] == ["CANCELLED"]
+    listed = await client.ListTaskRuns(pb.ListTaskRunsRequest(schedule_id=schedule.id, page_size=5))
+    assert {run.schedule_id for run in listed.task_runs} == {schedule.id}
+
+
 async def test_a_run_outlives_its_schedule_and_an_open_one_its_deleted_task(api: Serving) -> None:
     client = api.client()
     schedule = await client.schedule()
@@ -204,13 +315,14 @@ async def test_a_run_outlives_its_schedule_and_an_open_one_its_deleted_task(api:
     await client.DeleteTask(pb.DeleteTaskRequest(task_id=schedule.task_id))
 
     async def left() -> list[dict[str, Any]]:
-        await system_queries.HouseKeeping(api.database).purge()
+        await system_queries.HouseKeeping(api.database, keep_runs=timedelta(days=1)).purge()
         return [row for row in await api.rows(runs) if row["id"] == run_id]
 
     (row,) = await left()
-    assert (row["schedule_id"], row["fire_time"]) == (None, FIRE)
+    assert (str(row["schedule_id"]), row["fire_time"]) == (schedule.id, FIRE)
     async with api.database.system() as connection:
         ended = sa.update(runs).where(runs.c.id == run_id)
-        await connection.execute(ended.values(state="CANCELLED", end_time=FIRE, lease_expire_time=None))
+        past = datetime.now(UTC) - timedelta(days=2)
+        await connection.execute(ended.values(state="CANCELLED", end_time=past, lease_expire_time=None))
     assert await left() == []
     assert [row for row in await api.rows(run_attempts) if row["run_id"] == run_id] == []

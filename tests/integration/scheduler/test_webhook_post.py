@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from services.scheduler.domain.receivers import AddressRules
 from services.scheduler.gateways.webhooks import READ_BYTES, WebhookPost
-from services.scheduler.usecases.webhook_ports import Answer
+from services.scheduler.usecases.webhooks.ports import Answer
 
 from .receiver import Receiver, answer, hang, receiving
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import pytest
@@ -11,34 +10,22 @@ import sqlalchemy as sa
 from google.protobuf import json_format
 
 from aiagent.scheduler.v1 import run_pb2
-from services.kernel.db import Database
 from services.kernel.testing import a_caller
 from services.scheduler.api import run_mapping
 from services.scheduler.domain.runs import Outcome
 from services.scheduler.domain.states import RunState
-from services.scheduler.domain.webhooks import DeliveryState, Webhook, secret_bytes, signature
-from services.scheduler.store import claims, webhook_claims
-from services.scheduler.store.system_queries import HouseKeeping, WebhookQueries
-from services.scheduler.store.webhook_tables import webhook_deliveries
+from services.scheduler.domain.webhooks import PER_RECEIVER, DeliveryState, Webhook, secret_bytes, signature
+from services.scheduler.store import claims
+from services.scheduler.store.system_queries import WebhookQueries
 from services.scheduler.store.webhooks import WEBHOOKS
 from services.scheduler.usecases.tasks import UpdateTask
-from services.scheduler.usecases.webhook_ports import Answer, DeliveryFilter
+from services.scheduler.usecases.webhooks.ports import Answer, DeliveryFilter
 from services.scheduler.usecases.worker.ports import Progress
 
 from .receiver import answer, hang, receiving
 from .sending import Hall
-from .working import floor
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-async def hall(scheduler_database: Database) -> AsyncIterator[Hall]:
-    async with floor(scheduler_database) as made, receiving() as receiver:
-        it = Hall(made, receiver)
-        yield it
-        for sender in it.senders:
-            await sender.drain()
 
 
 async def test_an_end_is_told_once_and_signed(hall: Hall) -> None:
@@ -202,7 +189,7 @@ async def test_a_sender_that_dies_leaves_it_to_another(hall: Hall) -> None:
 
 
 async def test_draining_gives_back_what_hangs(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.scheduler.usecases.webhook_sender._DRAIN_SECONDS", 0.05)
+    monkeypatch.setattr("services.scheduler.usecases.webhooks.sender._DRAIN_SECONDS", 0.05)
     hall.receiver.replies = [hang]
     sender = await hall.sender()
     run_id = await hall.ended()
@@ -263,10 +250,10 @@ async def test_a_receiver_that_hangs_holds_up_no_other(hall: Hall) -> None:
                 run = await hall.floor.run(caller, task_id)
                 await hall.floor.runs.cancel(caller, run.run.id, "")
         await hall.sender(places=8)
-        await dead.until(webhook_claims.PER_RECEIVER)
+        await dead.until(PER_RECEIVER)
         for _ in range(3):
             await hall.until(await hall.ended(), "SUCCEEDED")
-        assert len(dead.requests) == webhook_claims.PER_RECEIVER
+        assert len(dead.requests) == PER_RECEIVER
         for sender in list(hall.senders):
             await hall.crash(sender)
 
@@ -291,7 +278,7 @@ async def test_two_senders_share_what_is_due(hall: Hall) -> None:
         await hall.until(run_id, "SUCCEEDED")
     sent = [request.headers["webhook-id"] for request in hall.receiver.requests]
     assert sorted(sent) == sorted(f"msg_{run_id.hex}" for run_id in ids)
-    assert hall.receiver.most_open <= webhook_claims.PER_RECEIVER
+    assert hall.receiver.most_open <= PER_RECEIVER
 
 
 async def test_redelivery_is_the_same_message_to_where_the_webhook_points_now(hall: Hall) -> None:
@@ -379,37 +366,6 @@ async def test_a_webhook_that_is_removed_tells_nobody(hall: Hall) -> None:
     await hall.sender()
     await hall.until(run_id, "CANCELLED")
     assert hall.receiver.requests == []
-
-
-async def test_the_runs_of_a_deleted_task_are_told_of_before_it_goes(hall: Hall) -> None:
-    caller = a_caller()
-    task_id = await hall.floor.task(caller, webhook=Webhook(hall.receiver.url))
-    run = await hall.floor.run(caller, task_id)
-    await hall.floor.tasks.delete(caller, task_id, "", "")
-    house = HouseKeeping(hall.floor.database)
-    while await house.purge():
-        pass
-    assert len(await hall.deliveries(run.run.id)) == 1
-    await hall.sender()
-    await hall.until(run.run.id, "SUCCEEDED")
-    assert await house.purge() >= 1
-    assert await hall.deliveries(run.run.id) == []
-
-
-async def test_old_deliveries_go(hall: Hall) -> None:
-    await hall.sender()
-    old, new = await hall.ended(), await hall.ended()
-    for run_id in (old, new):
-        await hall.until(run_id, "SUCCEEDED")
-    async with hall.floor.database.system() as connection:
-        await connection.execute(
-            sa.update(webhook_deliveries)
-            .where(webhook_deliveries.c.run_id == old)
-            .values(end_time=sa.func.clock_timestamp() - timedelta(days=31))
-        )
-    await HouseKeeping(hall.floor.database).purge()
-    assert await hall.deliveries(old) == []
-    assert len(await hall.deliveries(new)) == 1
 
 
 async def test_a_large_answer_is_cut_and_said_to_be(hall: Hall) -> None:

@@ -13,9 +13,11 @@ from aiagent.scheduler.v1 import run_pb2, task_pb2, webhook_pb2
 from aiagent.scheduler.v1 import scheduler_service_pb2 as tasks_pb
 from aiagent.scheduler.v1 import webhook_service_pb2 as pb
 from services.kernel.identity import Role
+from services.kernel.identity.keys import base64url_encode
+from tests.databases import Copy
 from tests.integration.session.serving import refusal
 
-from .serving import Client, Serving
+from .serving import Client, Serving, serving
 
 pytestmark = pytest.mark.integration
 HOOK = {"url": "https://example.com/hook"}
@@ -133,6 +135,21 @@ async def test_secrets_are_made_once_kept_and_rotated(api: Serving) -> None:
     lasts = second.previous_secret_expire_time.seconds - second.create_time.seconds
     assert lasts == pytest.approx(24 * 3600, abs=1)
     assert await client.RotateWebhookSecret(rotate) == second
+
+
+async def test_a_secret_of_another_key_is_rotated(databases: Copy) -> None:
+    key = base64url_encode(bytes(32))
+    async with serving(databases, scheduler_encryption_key=key) as api:
+        client = api.client()
+        task = await client.task(webhook=HOOK)
+        first = await client.GetWebhookSecret(pb.GetWebhookSecretRequest(task_id=task.id))
+    async with serving(databases) as api:
+        client = api.client(client.caller)
+        read = pb.GetWebhookSecretRequest(task_id=task.id)
+        assert await reason(client.GetWebhookSecret(read)) == ("FAILED_PRECONDITION", "SECRET_UNREADABLE")
+        second = await client.RotateWebhookSecret(pb.RotateWebhookSecretRequest(task_id=task.id))
+        assert second.secret != first.secret
+        assert await client.GetWebhookSecret(read) == second
 
 
 async def test_redelivery_needs_a_webhook(api: Serving) -> None:

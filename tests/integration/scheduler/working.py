@@ -32,7 +32,8 @@ from services.scheduler.store.tenant import TenantStore
 from services.scheduler.usecases.ports import ShownRun
 from services.scheduler.usecases.runs import Runs
 from services.scheduler.usecases.tasks import Tasks
-from services.scheduler.usecases.webhooks import WebhookKeeper, Webhooks
+from services.scheduler.usecases.webhooks import WebhookKeeper
+from services.scheduler.usecases.webhooks.deliveries import Webhooks
 from services.scheduler.usecases.worker import RunWorker
 from services.scheduler.usecases.worker.ports import Progress
 

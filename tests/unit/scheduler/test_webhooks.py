@@ -13,8 +13,12 @@ from typing import Any
 import pytest
 
 from services.scheduler.domain.webhooks import (
+    Aftermath,
+    DeliveryState,
+    aftermath,
     headers,
     next_pause,
+    pause_after,
     secret_bytes,
     secret_text,
     signature,
@@ -25,6 +29,7 @@ GUIDE = Path(__file__).parents[3] / "docs/guide/webhooks.md"
 # The example that the libraries of Standard Webhooks test themselves with.
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 BODY = b'{"test": 2432232314}'
+LEFT = timedelta(hours=1)
 SIGNED = ("msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, BODY)
 SIGNATURE = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
@@ -60,6 +65,39 @@ def test_a_receivers_wish_is_heeded_within_bounds() -> None:
     assert next_pause(1, 0.5, timedelta(seconds=1)) == timedelta(seconds=5)
     assert next_pause(1, 0.5, timedelta(seconds=-9)) == timedelta(seconds=5)
     assert next_pause(1, 0.5, timedelta(days=9)) == timedelta(hours=8)
+
+
+def test_nothing_follows_for_a_receiver_that_is_gone() -> None:
+    assert pause_after(1, 410, 0.5) is None
+    assert pause_after(2, 0, 0.5) == timedelta(seconds=30)
+    assert pause_after(1, 503, 0.5, timedelta(seconds=60)) == timedelta(seconds=60)
+
+
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("state", list(DeliveryState))
+def test_a_message_that_was_taken_was_taken(state: DeliveryState, held: bool) -> None:
+    taken = aftermath(state, failed=False, held=held, pause=None, left=-LEFT)
+    assert taken == Aftermath(DeliveryState.SUCCEEDED if state is DeliveryState.PENDING else state)
+
+
+@pytest.mark.parametrize(
+    ("state", "held", "pause", "left", "expected"),
+    [
+        ("PENDING", True, LEFT, 2 * LEFT, Aftermath(DeliveryState.PENDING, LEFT)),
+        ("PENDING", True, 2 * LEFT, LEFT, Aftermath(DeliveryState.PENDING, LEFT)),
+        ("PENDING", True, LEFT, timedelta(), Aftermath(DeliveryState.FAILED)),
+        ("PENDING", True, None, LEFT, Aftermath(DeliveryState.FAILED)),
+        # Somebody else has it.
+        ("PENDING", False, LEFT, LEFT, Aftermath(DeliveryState.PENDING)),
+        ("PENDING", False, None, timedelta(), Aftermath(DeliveryState.PENDING)),
+        ("CANCELLED", True, LEFT, LEFT, Aftermath(DeliveryState.CANCELLED)),
+        ("SUCCEEDED", True, LEFT, LEFT, Aftermath(DeliveryState.SUCCEEDED)),
+    ],
+)
+def test_what_a_failure_makes_of_a_delivery(
+    state: str, held: bool, pause: timedelta | None, left: timedelta, expected: Aftermath
+) -> None:
+    assert aftermath(DeliveryState(state), failed=True, held=held, pause=pause, left=left) == expected
 
 
 @pytest.fixture

@@ -97,6 +97,10 @@ class ErrorReason(_message.Message):
         """The task has no webhook.
         Example: {"reason": "WEBHOOK_NOT_SET", "metadata": {"task_id": "0198…"}}.
         """
+        SECRET_UNREADABLE: ErrorReason._Reason.ValueType  # 22
+        """The operator has changed the key with which the secret was sealed; rotating makes a new one.
+        Example: {"reason": "SECRET_UNREADABLE", "metadata": {"task_id": "0198…"}}.
+        """
 
     class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
         """The reasons."""
@@ -166,6 +170,10 @@ class ErrorReason(_message.Message):
     WEBHOOK_NOT_SET: ErrorReason.Reason.ValueType  # 21
     """The task has no webhook.
     Example: {"reason": "WEBHOOK_NOT_SET", "metadata": {"task_id": "0198…"}}.
+    """
+    SECRET_UNREADABLE: ErrorReason.Reason.ValueType  # 22
+    """The operator has changed the key with which the secret was sealed; rotating makes a new one.
+    Example: {"reason": "SECRET_UNREADABLE", "metadata": {"task_id": "0198…"}}.
     """
 
     def __init__(

@@ -136,7 +136,7 @@ class TaskRun(_message.Message):
     organization_id: _builtins.str
     """The organization, a UUID."""
     schedule_id: _builtins.str
-    """The schedule that made it, a UUID; empty for one that a call made."""
+    """The schedule that made it, a UUID, also when that has been deleted; empty for one that a call made."""
     state: Global___TaskRun.State.ValueType
     """Where it stands."""
     attempt: _builtins.int

@@ -847,7 +847,7 @@ class ListTaskRunsRequest(_message.Message):
     task_id: _builtins.str
     """Only runs of this task, a UUID."""
     schedule_id: _builtins.str
-    """Only runs of this schedule, a UUID."""
+    """Only runs of this schedule, a UUID; it may have been deleted."""
     backfill_id: _builtins.str
     """Only runs of this backfill, a UUID."""
     @_builtins.property

@@ -200,7 +200,8 @@ class SchedulerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteTask(self, request, context):
-        """Deletes a task with its schedules. Deleting it again is NOT_FOUND, unless by the same `request_id`.
+        """Deletes a task with its schedules, and cancels its open runs. Its runs are kept as long as others are. Deleting it
+        again is NOT_FOUND, unless by the same `request_id`.
 
         Errors: NOT_FOUND with TASK_NOT_FOUND; ABORTED with ETAG_MISMATCH.
         """

@@ -58,7 +58,8 @@ class SchedulerServiceStub:
     Errors: NOT_FOUND with TASK_NOT_FOUND; ABORTED with ETAG_MISMATCH; UNAVAILABLE with RENDERER_UNAVAILABLE.
     """
     DeleteTask: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.DeleteTaskRequest, _scheduler_service_pb2.DeleteTaskResponse]
-    """Deletes a task with its schedules. Deleting it again is NOT_FOUND, unless by the same `request_id`.
+    """Deletes a task with its schedules, and cancels its open runs. Its runs are kept as long as others are. Deleting it
+    again is NOT_FOUND, unless by the same `request_id`.
 
     Errors: NOT_FOUND with TASK_NOT_FOUND; ABORTED with ETAG_MISMATCH.
     """
@@ -185,7 +186,8 @@ class SchedulerServiceAsyncStub(SchedulerServiceStub):
     Errors: NOT_FOUND with TASK_NOT_FOUND; ABORTED with ETAG_MISMATCH; UNAVAILABLE with RENDERER_UNAVAILABLE.
     """
     DeleteTask: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.DeleteTaskRequest, _scheduler_service_pb2.DeleteTaskResponse]  # type: ignore[assignment]
-    """Deletes a task with its schedules. Deleting it again is NOT_FOUND, unless by the same `request_id`.
+    """Deletes a task with its schedules, and cancels its open runs. Its runs are kept as long as others are. Deleting it
+    again is NOT_FOUND, unless by the same `request_id`.
 
     Errors: NOT_FOUND with TASK_NOT_FOUND; ABORTED with ETAG_MISMATCH.
     """
@@ -339,7 +341,8 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _scheduler_service_pb2.DeleteTaskRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_scheduler_service_pb2.DeleteTaskResponse, _abc.Awaitable[_scheduler_service_pb2.DeleteTaskResponse]]:
-        """Deletes a task with its schedules. Deleting it again is NOT_FOUND, unless by the same `request_id`.
+        """Deletes a task with its schedules, and cancels its open runs. Its runs are kept as long as others are. Deleting it
+        again is NOT_FOUND, unless by the same `request_id`.
 
         Errors: NOT_FOUND with TASK_NOT_FOUND; ABORTED with ETAG_MISMATCH.
         """

@@ -102,7 +102,8 @@ class WebhookServiceServicer:
     def GetWebhookSecret(self, request, context):
         """Returns the secret that signs the messages of a task's webhook.
 
-        Errors: NOT_FOUND with TASK_NOT_FOUND; FAILED_PRECONDITION with WEBHOOK_NOT_SET.
+        Errors: NOT_FOUND with TASK_NOT_FOUND; FAILED_PRECONDITION with WEBHOOK_NOT_SET, or with SECRET_UNREADABLE until it is
+        rotated.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -54,7 +54,8 @@ class WebhookServiceStub:
     GetWebhookSecret: _grpc.UnaryUnaryMultiCallable[_webhook_service_pb2.GetWebhookSecretRequest, _webhook_pb2.WebhookSecret]
     """Returns the secret that signs the messages of a task's webhook.
 
-    Errors: NOT_FOUND with TASK_NOT_FOUND; FAILED_PRECONDITION with WEBHOOK_NOT_SET.
+    Errors: NOT_FOUND with TASK_NOT_FOUND; FAILED_PRECONDITION with WEBHOOK_NOT_SET, or with SECRET_UNREADABLE until it is
+    rotated.
     """
     RotateWebhookSecret: _grpc.UnaryUnaryMultiCallable[_webhook_service_pb2.RotateWebhookSecretRequest, _webhook_pb2.WebhookSecret]
     """Makes a new secret. For 24 hours the one before it signs beside it; one before that ends at once.
@@ -87,7 +88,8 @@ class WebhookServiceAsyncStub(WebhookServiceStub):
     GetWebhookSecret: _aio.UnaryUnaryMultiCallable[_webhook_service_pb2.GetWebhookSecretRequest, _webhook_pb2.WebhookSecret]  # type: ignore[assignment]
     """Returns the secret that signs the messages of a task's webhook.
 
-    Errors: NOT_FOUND with TASK_NOT_FOUND; FAILED_PRECONDITION with WEBHOOK_NOT_SET.
+    Errors: NOT_FOUND with TASK_NOT_FOUND; FAILED_PRECONDITION with WEBHOOK_NOT_SET, or with SECRET_UNREADABLE until it is
+    rotated.
     """
     RotateWebhookSecret: _aio.UnaryUnaryMultiCallable[_webhook_service_pb2.RotateWebhookSecretRequest, _webhook_pb2.WebhookSecret]  # type: ignore[assignment]
     """Makes a new secret. For 24 hours the one before it signs beside it; one before that ends at once.
@@ -141,7 +143,8 @@ class WebhookServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_webhook_pb2.WebhookSecret, _abc.Awaitable[_webhook_pb2.WebhookSecret]]:
         """Returns the secret that signs the messages of a task's webhook.
 
-        Errors: NOT_FOUND with TASK_NOT_FOUND; FAILED_PRECONDITION with WEBHOOK_NOT_SET.
+        Errors: NOT_FOUND with TASK_NOT_FOUND; FAILED_PRECONDITION with WEBHOOK_NOT_SET, or with SECRET_UNREADABLE until it is
+        rotated.
         """
 
     @_abc_1.abstractmethod

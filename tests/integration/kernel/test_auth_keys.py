@@ -8,9 +8,9 @@ import pytest
 
 from aiagent.auth.v1 import auth_service_pb2 as pb
 from aiagent.auth.v1 import auth_service_pb2_grpc, user_pb2
+from services.kernel.grpc import auth_channel, key_set
 from services.kernel.grpc.authentication import PUBLIC
 from services.kernel.testing import running_server
-from services.session.bootstrap import auth_channel, key_set
 
 pytestmark = pytest.mark.integration
 
@@ -32,9 +32,10 @@ async def test_a_replica_of_auth_that_is_away_keeps_nobody_out() -> None:
     }
     async with running_server(register=[register], policies=policies, domain="auth.aiagent") as (server, _):
         # Nobody listens at the first.
-        channel = auth_channel(f"127.0.0.1:1,127.0.0.1:{server.port}")
+        request = pb.GetJwksRequest()
+        channel = auth_channel(f"127.0.0.1:1,127.0.0.1:{server.port}", request)
         try:
-            document = await key_set(channel)()
+            document = await key_set(auth_service_pb2_grpc.AuthServiceStub(channel).GetJwks, request)()
         finally:
             await channel.close()
     assert [key["kid"] for key in document["keys"]] == ["1"]

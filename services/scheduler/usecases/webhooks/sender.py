@@ -21,9 +21,9 @@ from services.kernel.context import about, detached
 from services.kernel.errors import ServiceError
 from services.kernel.supervision import BACKGROUND_FAILURES, repeat
 from services.kernel.telemetry import registry
-from services.scheduler.domain.webhooks import GONE, DeliveryState, headers, next_pause
-from services.scheduler.usecases.webhook_ports import Answer, DeliveryClaim, DeliveryQueue, Post
-from services.scheduler.usecases.webhooks import WebhookKeeper
+from services.scheduler.domain.webhooks import DeliveryState, headers, pause_after
+from services.scheduler.usecases.webhooks.keeper import WebhookKeeper
+from services.scheduler.usecases.webhooks.ports import Answer, DeliveryClaim, DeliveryQueue, Post
 
 _log = structlog.get_logger(__name__)
 
@@ -179,8 +179,9 @@ class WebhookSender:
         else:
             signed = headers(secrets, claim.message_id, int(now.timestamp()), claim.payload)
             answer = await self._post(claim.url, signed, claim.payload)
-        over = not answer.error or answer.status == GONE
-        pause = None if over else next_pause(claim.attempt, self._draw(), answer.retry_after)
+        pause = None
+        if answer.error:
+            pause = pause_after(claim.attempt, answer.status, self._draw(), answer.retry_after)
         return await self._queue.finish(claim, answer, pause)
 
 

@@ -1,70 +1,26 @@
-"""Webhooks of tasks: judge, keep secrets, read deliveries, send again."""
+"""What owners do with webhooks: read deliveries, send again, read and change the secret."""
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from services.kernel.errors import FieldViolation
 from services.kernel.identity import Caller
 from services.kernel.ids import IdSource
 from services.scheduler.domain.entities import Task
-from services.scheduler.domain.errors import webhook_not_set
-from services.scheduler.domain.receivers import AddressRules, ReceiverFault
-from services.scheduler.domain.violations import refuse
+from services.scheduler.domain.errors import secret_unreadable, webhook_not_set
 from services.scheduler.domain.webhooks import (
-    SECRET_BYTES,
     Delivery,
     DeliveryAttempt,
     SealedSecrets,
-    Webhook,
     secret_text,
 )
 from services.scheduler.usecases.access import canonical, require_writer
 from services.scheduler.usecases.ports import SchedulerStore
-from services.scheduler.usecases.webhook_ports import DeliveryFilter, Seal, WebhookTransaction
-
-
-class WebhookKeeper:
-    """What a task's own use cases need of webhooks: their rules and their first secret."""
-
-    def __init__(self, rules: AddressRules, seal: Seal) -> None:
-        """Args: rules: where webhooks may point; seal: for secrets."""
-        self._rules = rules
-        self._seal = seal
-
-    def check(self, webhook: Webhook | None) -> None:
-        """Judges a webhook.
-
-        Raises:
-            ServiceError: INVALID_ARGUMENT with INVALID_REQUEST: `webhook.url`, with the rule that it breaks.
-        """
-        if webhook is None:
-            return
-        try:
-            self._rules.check(webhook.url)
-        except ReceiverFault as fault:
-            raise refuse([FieldViolation("webhook.url", str(fault), fault.rule)]) from None
-
-    async def keep_secret(self, transaction: WebhookTransaction, task_id: UUID, user_id: UUID) -> None:
-        """Makes the secret of a task that gets a webhook; one that the task has already stays."""
-        await transaction.insert_webhook_secret(task_id, user_id, self.new_secret(task_id))
-
-    def new_secret(self, task_id: UUID) -> bytes:
-        """Makes a secret, sealed for its task."""
-        return self._seal.seal(secrets.token_bytes(SECRET_BYTES), secret_name(task_id))
-
-    def open(self, sealed: bytes, task_id: UUID) -> bytes:
-        """Opens a secret of a task. Raises: ValueError."""
-        return self._seal.open(sealed, secret_name(task_id))
-
-
-def secret_name(task_id: UUID) -> str:
-    """The name under which a task's secrets are sealed: copied to another task's row they do not open."""
-    return f"webhook/{task_id}"
+from services.scheduler.usecases.webhooks.keeper import WebhookKeeper
+from services.scheduler.usecases.webhooks.ports import DeliveryFilter
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +105,7 @@ class Webhooks:
 
         Raises:
             ServiceError: PERMISSION_DENIED with ROLE_NOT_ALLOWED; NOT_FOUND with TASK_NOT_FOUND; FAILED_PRECONDITION
-                with WEBHOOK_NOT_SET.
+                with WEBHOOK_NOT_SET, or SECRET_UNREADABLE where the operator has changed the key meanwhile.
         """
         require_writer(caller)
         async with self._store.begin(caller) as transaction:
@@ -175,7 +131,10 @@ class Webhooks:
             return self._shown(task_id, await transaction.get_webhook_secrets(task_id))
 
     def _shown(self, task_id: UUID, kept: SealedSecrets) -> ShownSecret:
-        opened = self._keeper.open(kept.current, task_id)
+        try:
+            opened = self._keeper.open(kept.current, task_id)
+        except ValueError:
+            raise secret_unreadable(task_id) from None
         return ShownSecret(task_id, secret_text(opened), kept.create_time, kept.previous_expire_time)
 
 
