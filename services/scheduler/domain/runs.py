@@ -6,7 +6,7 @@ A run is a copy of what its task said when it was made. An attempt at it is a se
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final
@@ -261,6 +261,20 @@ def outcome_of(turn: TurnNow, content: RunContent) -> Outcome:
             return Outcome(
                 RunState.FAILED, failure=known, usage=turn.usage, cost_usd=turn.cost_usd, final=spent
             )
+
+
+def outcome_of_stopped(turn: TurnNow, content: RunContent, *, cancelled: bool) -> Outcome:
+    """Returns what an attempt came to that was to end, because somebody asked for it or its run's time is up.
+
+    Args:
+        turn: its turn; open if it could not be stopped, or nothing was sent.
+        content: what its run does.
+        cancelled: whether somebody asked for it.
+    """
+    if turn.state is TurnState.SUCCEEDED or (cancelled and turn.state is not TurnState.OPEN):
+        return outcome_of(turn, content)
+    end = CANCELLED if cancelled else timed_out(content)
+    return replace(end, usage=turn.usage, cost_usd=turn.cost_usd)
 
 
 def pause_after(claim: Claim, outcome: Outcome, draw: Callable[[], float]) -> timedelta | None:
