@@ -22,6 +22,12 @@ MAX_TURN_TIMEOUT: Final = timedelta(hours=24)
 BUDGET_EXCEEDED: Final = "BUDGET_EXCEEDED"
 RUN_TIMEOUT: Final = "RUN_TIMEOUT"
 TURN_FAILED: Final = "TURN_FAILED"
+TAKE_OVERS_EXHAUSTED: Final = "TAKE_OVERS_EXHAUSTED"
+MOST_TAKE_OVERS: Final = 20
+"""How often an attempt is taken over from workers that did not give it back. It would be for ever where its end cannot
+be recorded, or where it ends each worker that carries it."""
+MOST_LATE_TAKE_OVERS: Final = 3
+"""The same of a run whose time is up: one is enough to learn what came of it, unless that worker dies, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +238,20 @@ def timed_out(content: RunContent) -> Outcome:
     return Outcome(
         RunState.TIMED_OUT, failure=Failure(RUN_TIMEOUT, f"the run took longer than {seconds:g} s")
     )
+
+
+def given_up(claim: Claim) -> Outcome:
+    """Returns the end of an attempt that was taken over as often as may be: nothing that a turn may have said is in it.
+
+    Args:
+        claim: the run, as the last one finds it.
+    """
+    if claim.cancel_requested:
+        return CANCELLED
+    if claim.seconds_left <= 0:
+        return timed_out(claim.content)
+    why = f"its worker was lost {MOST_TAKE_OVERS} times, or could not record its end"
+    return Outcome(RunState.FAILED, failure=Failure(TAKE_OVERS_EXHAUSTED, why), final=True)
 
 
 def outcome_of(turn: TurnNow, content: RunContent) -> Outcome:

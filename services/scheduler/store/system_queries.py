@@ -187,6 +187,17 @@ class RunQueries:
         async with self._database.system() as connection:
             await claims.release(connection, held)
 
+    async def hopeless(self) -> list[UUID]:
+        """The runs that were taken over as often as may be."""
+        async with self._database.system() as connection:
+            return await claims.hopeless(connection)
+
+    async def give_up(self, run_id: UUID, holder: str) -> Claim | None:
+        """Ends such a run."""
+        async with self._database.system() as connection:
+            note(connection, RUNS_CHANGED)
+            return await claims.give_up(connection, run_id, holder)
+
     async def promote_forgotten(self) -> int:
         """Queues runs that are held back behind nothing."""
         async with self._database.system() as connection:

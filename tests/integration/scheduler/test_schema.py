@@ -42,7 +42,7 @@ def test_the_queries_across_tenants() -> None:
         "WatchQueries": {"versions"},
         "WaitingQueries": {"oldest_seconds", "was_told"},
         "FireQueries": {"begin", "seconds_to_next", "stale", "keep"},
-        "RunQueries": {"claim", "renew", "record", "release", "promote_forgotten"},
+        "RunQueries": {"claim", "renew", "record", "release", "hopeless", "give_up", "promote_forgotten"},
         "WebhookQueries": {"claim", "finish", "release", "outlook"},
     }
     assert functions(system_queries) == set()

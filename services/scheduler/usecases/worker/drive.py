@@ -243,3 +243,20 @@ class RunDrive:
                 _log.info("session service does not answer", reason=error.reason, why=str(error))
             await self._clock.sleep(pause * (0.5 + self._draw() / 2))
             pause = min(MAX_PAUSE_SECONDS, pause * 2)
+
+
+async def stop_turn(sessions: Sessions, claim: Claim) -> None:
+    """Tries once to stop the turn of a run that is over already; the turn has a limit of its own.
+
+    Args:
+        sessions: Where it is.
+        claim: The run, whose session and turn are known.
+    """
+    if claim.session_id is None or claim.turn_id is None:
+        return
+    owner = Owner(claim.user_id, claim.organization_id)
+    try:
+        async with asyncio.timeout(STOP_SECONDS):
+            await sessions.interrupt(owner, claim.session_id, claim.turn_id, claim.request_id("interrupt"))
+    except (TimeoutError, ServiceError) as error:
+        _log.warning("turn not stopped; it has a limit of its own", run_id=str(claim.run_id), why=str(error))

@@ -18,7 +18,7 @@ from services.kernel.errors import ServiceError
 from services.kernel.supervision import BACKGROUND_FAILURES, repeat
 from services.kernel.telemetry import registry
 from services.scheduler.domain.runs import Claim, LeaseLost
-from services.scheduler.usecases.worker.drive import RunDrive
+from services.scheduler.usecases.worker.drive import RunDrive, stop_turn
 from services.scheduler.usecases.worker.ports import RunQueue, Sessions
 from services.scheduler.usecases.worker.recorder import Recorder
 
@@ -76,6 +76,7 @@ class RunWorker:
         self._drives: dict[UUID, RunDrive] = {}
         self._tasks: dict[UUID, asyncio.Task[None]] = {}
         self._loops: list[asyncio.Task[None]] = []
+        self._stopping: set[asyncio.Task[None]] = set()
         self._woken = asyncio.Event()
         self._recorder = Recorder(queue)
         self._next_look_seconds = look_seconds
@@ -96,7 +97,7 @@ class RunWorker:
     async def drain(self) -> None:
         """Stops claiming, and gives every run back as it stands: the next worker goes on with the same turn."""
         held = [drive.claim for drive in self._drives.values()]
-        tasks = [*self._loops, *self._tasks.values()]
+        tasks = [*self._loops, *self._tasks.values(), *self._stopping]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -140,6 +141,8 @@ class RunWorker:
         if self._clock.monotonic() - self._looked >= self._look_seconds:
             self._looked = self._clock.monotonic()
             await self._queue.promote_forgotten()
+            for run_id in await self._queue.hopeless():
+                await self._give_up(run_id)
         while (free := self._free) > 0:
             found = await self._queue.claim(self._holder, free)
             for claim in found.runs:
@@ -148,6 +151,27 @@ class RunWorker:
                 if found.next_seconds is not None:
                     self._next_look_seconds = min(self._look_seconds, found.next_seconds)
                 return
+
+    async def _give_up(self, run_id: UUID) -> None:
+        """Ends a run that was taken over as often as may be; its turn is stopped if it is known, and told soon."""
+        try:
+            claim = await self._queue.give_up(run_id, self._holder)
+        except ServiceError:
+            raise
+        except Exception:
+            # The others are not kept from their end.
+            BACKGROUND_FAILURES.labels("run").inc()
+            _log.exception("run not given up", run_id=str(run_id))
+            return
+        if claim is None:
+            return
+        _log.error("run given up: it was taken over too often", run_id=str(run_id))
+        if claim.turn_id is not None:
+            stop = asyncio.create_task(
+                stop_turn(self._sessions, claim), name=f"stop-{run_id}", context=detached()
+            )
+            self._stopping.add(stop)
+            stop.add_done_callback(self._stopping.discard)
 
     def _take(self, claim: Claim) -> None:
         run_id = claim.run_id
