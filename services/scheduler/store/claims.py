@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.scheduler.domain.runs import MOST_LATE_TAKE_OVERS, MOST_TAKE_OVERS, Claim, given_up
 from services.scheduler.domain.states import RunState
 from services.scheduler.store import endings
+from services.scheduler.store.claimable import MAY_BE_TAKEN, PER_USER, WITH_PLACES
 from services.scheduler.store.endings import Ending
 from services.scheduler.store.run_rows import TOKENS, claim_of
 from services.scheduler.store.tables import runs
@@ -84,18 +85,8 @@ _TAKE = sa.text(
                 WHERE r.state = 'QUEUED' AND r.organization_id > o.organization_id
                 ORDER BY r.organization_id LIMIT 1)
         FROM organizations AS o WHERE o.organization_id IS NOT NULL
-    ), under_way AS (
-        SELECT organization_id, user_id, task_id, count(*) AS number FROM scheduler.runs WHERE state = 'RUNNING'
-        GROUP BY organization_id, user_id, task_id
-    ), of_organizations AS (
+    ), {WITH_PLACES}, of_organizations AS (
         SELECT organization_id, sum(number) AS number FROM under_way GROUP BY organization_id
-    ), of_users AS (
-        SELECT user_id, sum(number) AS number FROM under_way WHERE :per_user > 0 GROUP BY user_id
-    ), of_tasks AS (
-        SELECT task_id, sum(number) AS number FROM under_way GROUP BY task_id
-    ), full_tasks AS (
-        SELECT t.id FROM of_tasks AS u JOIN scheduler.tasks AS t ON t.id = u.task_id
-        WHERE t.max_concurrent_runs > 0 AND u.number >= t.max_concurrent_runs
     ), waiting AS (
         SELECT w.*, t.max_concurrent_runs, coalesce(of_organizations.number, 0) + row_number() OVER (
                 PARTITION BY o.organization_id ORDER BY w.priority DESC, w.available_time, w.id) AS place,
@@ -106,10 +97,7 @@ _TAKE = sa.text(
         FROM organizations AS o
         CROSS JOIN LATERAL (
             SELECT r.id, r.user_id, r.task_id, r.priority, r.available_time FROM scheduler.runs AS r
-            WHERE r.state = 'QUEUED' AND r.organization_id = o.organization_id
-                AND r.available_time <= clock_timestamp()
-                AND r.task_id NOT IN (SELECT id FROM full_tasks)
-                AND r.user_id NOT IN (SELECT user_id FROM of_users WHERE number >= :per_user)
+            WHERE r.organization_id = o.organization_id AND {MAY_BE_TAKEN}
             ORDER BY r.priority DESC, r.available_time, r.id LIMIT :places
         ) AS w
         JOIN scheduler.tasks AS t ON t.id = w.task_id
@@ -137,7 +125,7 @@ _TAKE = sa.text(
     SELECT r.*, CAST(NULL AS uuid) AS attempt_session_id, CAST(NULL AS uuid) AS attempt_turn_id, {_SECONDS_LEFT}
     FROM taken AS r
     """  # noqa: S608  nothing of it comes from outside
-).bindparams(*_PARAMETERS, sa.bindparam("per_user", type_=sa.Integer))
+).bindparams(*_PARAMETERS, PER_USER)
 
 # Since the transaction began: what became claimable after that may not have been seen, and counts as claimable at once.
 _NEXT = sa.text(

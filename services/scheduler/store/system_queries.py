@@ -16,7 +16,7 @@ from services.kernel.db.idempotency import purge_expired
 from services.scheduler.domain.runs import Claim, Failure
 from services.scheduler.domain.states import RunState
 from services.scheduler.domain.webhooks import DeliveryState
-from services.scheduler.store import claims, endings, firing, webhook_claims
+from services.scheduler.store import claimable, claims, endings, firing, webhook_claims
 from services.scheduler.store.facts import OUTBOX, TASK_RUNS
 from services.scheduler.store.notes import RUNS_CHANGED
 from services.scheduler.store.tables import idempotency_keys, outbox, runs, tasks
@@ -35,21 +35,6 @@ _UNDER_WAY = sa.exists().where(runs.c.task_id == tasks.c.id, runs.c.end_time.is_
 _UNTOLD = sa.exists().where(
     webhook_deliveries.c.task_id == tasks.c.id,
     webhook_deliveries.c.state == DeliveryState.PENDING.value,
-)
-
-# Of tasks that have as many runs under way as they may have, none is claimable, however long it waits.
-_FULL_TASKS = (
-    sa.select(tasks.c.id)
-    .join(runs, runs.c.task_id == tasks.c.id)
-    .where(runs.c.state == RunState.RUNNING.value, tasks.c.max_concurrent_runs > 0)
-    .group_by(tasks.c.id)
-    .having(sa.func.count() >= tasks.c.max_concurrent_runs)
-)
-_OLDEST = sa.select(
-    sa.func.extract("epoch", sa.func.clock_timestamp() - sa.func.min(runs.c.available_time))
-).where(
-    runs.c.state == RunState.QUEUED.value,
-    runs.c.task_id.not_in(_FULL_TASKS),
 )
 
 _TOLD = (
@@ -125,9 +110,10 @@ class WatchQueries:
 class WaitingQueries:
     """See `usecases.watchdog.WaitingRuns`."""
 
-    def __init__(self, database: Database) -> None:
-        """Args: database: the scheduler schema."""
+    def __init__(self, database: Database, *, per_user: int = 0) -> None:
+        """Args: database: the scheduler schema; per_user: as for `RunQueries`."""
         self._database = database
+        self._per_user = per_user
 
     async def was_told(self, earliest_seconds: float, latest_seconds: float) -> bool:
         """Looks at the newest fact that is not too new."""
@@ -141,7 +127,7 @@ class WaitingQueries:
     async def oldest_seconds(self) -> float:
         """Reads all that is queued, so not often: some 40 ms for 100,000 runs."""
         async with self._database.system() as connection:
-            return max(0.0, float((await connection.execute(_OLDEST)).scalar_one() or 0.0))
+            return await claimable.oldest_seconds(connection, self._per_user)
 
 
 class RunQueries:
