@@ -29,6 +29,9 @@ RENEW_SECONDS: Final = 1.0
 LOOK_SECONDS: Final = 5.0
 """Between two looks for runs where nothing wakes the worker: those whose worker died, those that others made, those
 that are held back behind nothing. The end of a pause is waited for."""
+REST_SECONDS: Final = 0.005
+"""After a claim that brought nothing no other begins for so long: whoever reaches the broker may wake workers as often
+as they like, and each claim keeps the others out while it is made."""
 _ENDED = Counter(
     "aiagent_task_runs_ended_total",
     "Attempts at runs that have ended, by what became of their run.",
@@ -80,6 +83,7 @@ class RunWorker:
         self._woken = asyncio.Event()
         self._recorder = Recorder(queue)
         self._next_look_seconds = look_seconds
+        self._rests_until = clock.monotonic()
         self._looked = clock.monotonic() - look_seconds
 
     async def start(self) -> None:
@@ -130,8 +134,8 @@ class RunWorker:
                 await self._woken.wait()
         except TimeoutError:
             pass
-        # What ends together frees its places together.
-        await asyncio.sleep(0)
+        # What ends together frees its places together. Whoever has rested by now waits for nothing else.
+        await asyncio.sleep(max(0.0, self._rests_until - self._clock.monotonic()))
         self._woken.clear()
         self._next_look_seconds = self._look_seconds
         await _unless_away(self._claim)
@@ -148,6 +152,7 @@ class RunWorker:
             for claim in found.runs:
                 self._take(claim)
             if not found.runs:
+                self._rests_until = self._clock.monotonic() + REST_SECONDS
                 if found.next_seconds is not None:
                     self._next_look_seconds = min(self._look_seconds, found.next_seconds)
                 return
