@@ -150,6 +150,7 @@ class Claim:
         spent_usd: What the attempts before this one cost.
         seconds_left: Of the run's timeout, when it was claimed.
         cancel_requested: Whether somebody had asked for its end then.
+        start_delay_seconds: At its first attempt: how long after it was due that began; None when taken over.
     """
 
     run_id: UUID
@@ -165,6 +166,7 @@ class Claim:
     spent_usd: float
     seconds_left: float
     cancel_requested: bool
+    start_delay_seconds: float | None = None
 
     def request_id(self, what: str) -> str:
         """Names a call to the session service, the same for every worker that makes it for this attempt.

@@ -18,21 +18,31 @@ schedule, which belongs to the same person.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
+import prometheus_client
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.kernel.db.database import after_commit
+from services.kernel.telemetry import registry
 from services.scheduler.domain.overlap import OverlapPolicy, promote
 from services.scheduler.domain.runs import EndedRun, Failure, Usage
 from services.scheduler.domain.states import RunState
 from services.scheduler.store import facts, webhooks
 from services.scheduler.store.run_rows import TOKENS, failure_of, usage_of
 
+ENDED: Final = prometheus_client.Counter(
+    "aiagent_task_runs_ended_total",
+    "Runs that have ended, by their last state, whoever ended them; not those that were skipped.",
+    ("state",),
+    registry=registry,
+)
 _PAUSING: Final = frozenset({RunState.FAILED, RunState.TIMED_OUT})
 _MOST_REASON_CHARACTERS: Final = 200
 _NOTHING_USED: Final = Usage()
@@ -188,6 +198,7 @@ async def settle(connection: AsyncConnection, ended: Sequence[EndedRun]) -> None
         connection: The transaction that has written their last state; it holds the locks that `end` asks for.
         ended: The runs.
     """
+    after_commit(connection, partial(_count, Counter(run.state for run in ended)))
     await facts.add_ended(connection, ended)
     await webhooks.enqueue(connection, [run.run_id for run in ended])
     of_schedules = [(run.schedule_id, run) for run in ended if run.schedule_id is not None]
@@ -261,6 +272,11 @@ def ended_of(row: Any) -> EndedRun:
         start_time=row.start_time,
         end_time=row.end_time,
     )
+
+
+def _count(ended: Mapping[RunState, int]) -> None:
+    for state, number in ended.items():
+        ENDED.labels(state.value).inc(number)
 
 
 def _note_of(run: EndedRun) -> str:

@@ -99,8 +99,8 @@ class RunDrive:
         """Somebody asks for the end of the run."""
         self._cancelled.set()
 
-    async def drive(self) -> RunState:
-        """Goes to the end of the attempt and records it; returns the run's state then.
+    async def drive(self) -> Outcome:
+        """Goes to the end of the attempt and records it; returns what it came to.
 
         Raises:
             LeaseLost: another worker has the run.
@@ -119,7 +119,7 @@ class RunDrive:
             reason=outcome.failure.reason if outcome.failure else "",
             run_state=state.value,
         )
-        return state
+        return outcome
 
     async def _attempt(self) -> Outcome:
         claim = self.claim

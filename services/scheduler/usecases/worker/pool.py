@@ -10,7 +10,7 @@ from typing import Final
 from uuid import UUID
 
 import structlog
-from prometheus_client import Counter, Gauge
+from prometheus_client import Counter, Gauge, Histogram
 
 from services.kernel.clock import Clock
 from services.kernel.context import about, detached
@@ -32,10 +32,16 @@ that are held back behind nothing. The end of a pause is waited for."""
 REST_SECONDS: Final = 0.005
 """After a claim that brought nothing no other begins for so long: whoever reaches the broker may wake workers as often
 as they like, and each claim keeps the others out while it is made."""
-_ENDED = Counter(
-    "aiagent_task_runs_ended_total",
-    "Attempts at runs that have ended, by what became of their run.",
+_ATTEMPTS = Counter(
+    "aiagent_task_run_attempts_total",
+    "Attempts at runs that workers of this process have recorded as over, by their last state.",
     ("state",),
+    registry=registry,
+)
+_START_DELAY = Histogram(
+    "aiagent_task_run_start_delay_seconds",
+    "From the time at which a run was due until a worker took it for its first attempt.",
+    buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 300, 3600),
     registry=registry,
 )
 _UNDER_WAY = Gauge("aiagent_task_runs_under_way", "Runs that this process carries.", registry=registry)
@@ -184,6 +190,8 @@ class RunWorker:
         if before is not None:
             # It was taken from this very worker: its lease had run out.
             before.cancel()
+        if claim.start_delay_seconds is not None:
+            _START_DELAY.observe(claim.start_delay_seconds)
         drive = RunDrive(claim, self._recorder, self._sessions, self._clock, self._draw, self.wake)
         self._drives[run_id] = drive
         _UNDER_WAY.set(len(self._drives))
@@ -194,8 +202,8 @@ class RunWorker:
     async def _carry(self, drive: RunDrive) -> None:
         run_id = drive.claim.run_id
         try:
-            state = await drive.drive()
-            _ENDED.labels(state.value).inc()
+            outcome = await drive.drive()
+            _ATTEMPTS.labels(outcome.state.value).inc()
         except LeaseLost as lost:
             _log.info("run lost to another worker", why=str(lost))
         except ServiceError as error:
