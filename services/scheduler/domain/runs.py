@@ -28,6 +28,8 @@ MOST_TAKE_OVERS: Final = 20
 be recorded, or where it ends each worker that carries it."""
 MOST_LATE_TAKE_OVERS: Final = 3
 """The same of a run whose time is up: one is enough to learn what came of it, unless that worker dies, too."""
+_PAUSING_STATES: Final = frozenset({RunState.FAILED, RunState.TIMED_OUT})
+_MOST_NOTED_CHARACTERS: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,6 +314,22 @@ def pause_after(claim: Claim, outcome: Outcome, draw: Callable[[], float]) -> ti
     return claim.content.retry_policy.pause_after(claim.attempt, outcome.failure.reason, draw)
 
 
+def state_after(outcome: Outcome, *, retries: bool, in_time: bool, cancelled: bool) -> RunState:
+    """Returns what becomes of a run whose attempt is over.
+
+    Args:
+        outcome: what the attempt came to.
+        retries: whether the retry policy has another one follow, after a pause (`pause_after`).
+        in_time: whether the run's time reaches beyond that pause.
+        cancelled: whether somebody has asked for its end by now.
+    """
+    if not retries:
+        return outcome.state
+    if cancelled:
+        return RunState.CANCELLED
+    return RunState.QUEUED if in_time else outcome.state
+
+
 @dataclass(frozen=True, slots=True)
 class EndedRun:
     """A run that is over, as others are told; fields as in `aiagent.events.v1.TaskRunEndedFact`."""
@@ -329,6 +347,16 @@ class EndedRun:
     cost_usd: float
     start_time: datetime | None
     end_time: datetime
+
+    @property
+    def pause_note(self) -> str | None:
+        """What is noted on a schedule that pauses on failure, where this run is reason to; None where it is none."""
+        if self.state not in _PAUSING_STATES:
+            return None
+        reason = (
+            self.failure.reason[:_MOST_NOTED_CHARACTERS] if self.failure is not None else self.state.value
+        )
+        return f"paused since run {self.run_id} ended as {self.state.value}: {reason}"
 
 
 class LeaseLost(Exception):

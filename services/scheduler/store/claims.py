@@ -16,7 +16,14 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.scheduler.domain.runs import MOST_LATE_TAKE_OVERS, MOST_TAKE_OVERS, Claim, given_up
+from services.scheduler.domain.runs import (
+    MOST_LATE_TAKE_OVERS,
+    MOST_TAKE_OVERS,
+    Claim,
+    Outcome,
+    given_up,
+    state_after,
+)
 from services.scheduler.domain.states import RunState
 from services.scheduler.store import endings
 from services.scheduler.store.claimable import MAY_BE_TAKEN, PER_USER, WITH_PLACES
@@ -316,15 +323,16 @@ async def record(connection: AsyncConnection, steps: Sequence[Progress]) -> list
     ended: list[Ending] = []
     again: list[tuple[UUID, timedelta]] = []
     over = [step for step in mine if step.outcome is not None]
-    for step in over:
+    for step, outcome in [(step, step.outcome) for step in over if step.outcome is not None]:
         key = (step.claim.run_id, step.claim.epoch)
-        if step.pause is not None and held[key].in_time and not held[key].cancelled:
-            states[key] = RunState.QUEUED
-            again.append((step.claim.run_id, step.pause))
+        row, pause = held[key], step.pause
+        states[key] = state_after(
+            outcome, retries=pause is not None, in_time=bool(row.in_time), cancelled=row.cancelled
+        )
+        if states[key] is RunState.QUEUED and pause is not None:
+            again.append((step.claim.run_id, pause))
         else:
-            ending = _ending(step, cancelled=step.pause is not None and held[key].cancelled)
-            states[key] = ending.state
-            ended.append(ending)
+            ended.append(_ending(step, outcome, states[key]))
     if over:
         await connection.execute(_END_ATTEMPTS, _known(over) | _outcomes(over))
     if again:
@@ -396,13 +404,10 @@ def _outcomes(steps: Sequence[Progress]) -> dict[str, list[Any]]:
     }
 
 
-def _ending(step: Progress, *, cancelled: bool) -> Ending:
-    outcome = step.outcome
-    if outcome is None:
-        raise AssertionError("the attempt goes on")
+def _ending(step: Progress, outcome: Outcome, state: RunState) -> Ending:
     return Ending(
         step.claim.run_id,
-        RunState.CANCELLED if cancelled else outcome.state,
+        state,
         session_id=step.session_id,
         result=outcome.result,
         structured_output_json=outcome.structured_output_json,

@@ -43,8 +43,6 @@ ENDED: Final = prometheus_client.Counter(
     ("state",),
     registry=registry,
 )
-_PAUSING: Final = frozenset({RunState.FAILED, RunState.TIMED_OUT})
-_MOST_REASON_CHARACTERS: Final = 200
 _NOTHING_USED: Final = Usage()
 _IDS: Final = ARRAY(sa.UUID())
 _TEXTS: Final = ARRAY(sa.Text())
@@ -205,10 +203,9 @@ async def settle(connection: AsyncConnection, ended: Sequence[EndedRun]) -> None
     if not of_schedules:
         return
     # Of several that failed at once the last one is named.
-    failed = {schedule_id: run for schedule_id, run in of_schedules if run.state in _PAUSING}
-    if failed:
-        notes = [_note_of(run) for run in failed.values()]
-        await connection.execute(_PAUSE, {"ids": list(failed), "notes": notes})
+    notes = {schedule_id: note for schedule_id, run in of_schedules if (note := run.pause_note) is not None}
+    if notes:
+        await connection.execute(_PAUSE, {"ids": list(notes), "notes": list(notes.values())})
     await promote_held_back(connection, {schedule_id for schedule_id, _ in of_schedules})
 
 
@@ -277,8 +274,3 @@ def ended_of(row: Any) -> EndedRun:
 def _count(ended: Mapping[RunState, int]) -> None:
     for state, number in ended.items():
         ENDED.labels(state.value).inc(number)
-
-
-def _note_of(run: EndedRun) -> str:
-    reason = run.failure.reason[:_MOST_REASON_CHARACTERS] if run.failure is not None else run.state.value
-    return f"paused since run {run.run_id} ended as {run.state.value}: {reason}"
