@@ -28,6 +28,7 @@ _IDLE: Final = sa.text("SELECT set_config('idle_in_transaction_session_timeout',
 _PROBE: Final = sa.text("SELECT 1")
 _LISTENER_PROBE_SECONDS: Final = 10.0
 _NOTES: Final = "aiagent_notes"
+_CALLS: Final = "aiagent_calls"
 
 
 class Database:
@@ -218,13 +219,14 @@ async def _transaction(
     try:
         connection = await _begin(engine, opening, parameters)
         driver = _driver_connection(connection)
-        notes = _notes(connection)
+        notes, calls = _notes(connection), _calls(connection)
         # They lie with the pooled connection: those of an earlier transaction that was rolled back mean nothing.
         notes.clear()
+        calls.clear()
         try:
             yield connection
             await connection.commit()
-            for call in [on_commit[noted] for noted in notes if noted in on_commit]:
+            for call in [*calls, *(on_commit[noted] for noted in notes if noted in on_commit)]:
                 call()
         except OSError:
             # The driver's own reach us as they are, and end its connection. Others are of what the block does besides:
@@ -262,6 +264,23 @@ async def _begin(
 def note(connection: AsyncConnection, what: str) -> None:
     """Notes for `Database.on_commit` what a transaction has done; forgotten if it is rolled back."""
     _notes(connection).add(what)
+
+
+def after_commit(connection: AsyncConnection, call: Callable[[], None]) -> None:
+    """Has `call` called once this transaction has committed, as to count what it did; forgotten if it is rolled back.
+
+    Args:
+        connection: a transaction.
+        call: must not block or raise.
+    """
+    _calls(connection).append(call)
+
+
+def _calls(connection: AsyncConnection) -> list[Callable[[], None]]:
+    if connection.sync_connection is None:
+        raise AssertionError("the connection was not started")
+    calls: list[Callable[[], None]] = connection.sync_connection.info.setdefault(_CALLS, [])
+    return calls
 
 
 def _notes(connection: AsyncConnection) -> set[str]:

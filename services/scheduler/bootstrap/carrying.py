@@ -156,8 +156,9 @@ def compose_carrier(settings: SchedulerSettings, database: Database) -> Carrier:
         balanced=True,
     )
     clock, places = SystemClock(), settings.scheduler_worker_places
+    per_user = settings.scheduler_max_runs_per_user
     worker = RunWorker(
-        RunQueries(database, per_user=settings.scheduler_max_runs_per_user),
+        RunQueries(database, per_user=per_user),
         SessionGateway(session),
         holder=str(new_id()),
         clock=clock,
@@ -176,7 +177,7 @@ def compose_carrier(settings: SchedulerSettings, database: Database) -> Carrier:
         places=settings.scheduler_webhook_places,
     )
     database.on_commit(WEBHOOKS, sender.wake)
-    watch = QueueWatch(WaitingQueries(database), lambda: worker.under_way < places)
+    watch = QueueWatch(WaitingQueries(database, per_user=per_user), lambda: worker.under_way < places)
     broker = settings.broker()
     return Carrier(
         worker,

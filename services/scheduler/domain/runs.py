@@ -6,7 +6,7 @@ A run is a copy of what its task said when it was made. An attempt at it is a se
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final
@@ -22,6 +22,14 @@ MAX_TURN_TIMEOUT: Final = timedelta(hours=24)
 BUDGET_EXCEEDED: Final = "BUDGET_EXCEEDED"
 RUN_TIMEOUT: Final = "RUN_TIMEOUT"
 TURN_FAILED: Final = "TURN_FAILED"
+TAKE_OVERS_EXHAUSTED: Final = "TAKE_OVERS_EXHAUSTED"
+MOST_TAKE_OVERS: Final = 20
+"""How often an attempt is taken over from workers that did not give it back. It would be for ever where its end cannot
+be recorded, or where it ends each worker that carries it."""
+MOST_LATE_TAKE_OVERS: Final = 3
+"""The same of a run whose time is up: one is enough to learn what came of it, unless that worker dies, too."""
+_PAUSING_STATES: Final = frozenset({RunState.FAILED, RunState.TIMED_OUT})
+_MOST_NOTED_CHARACTERS: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +152,7 @@ class Claim:
         spent_usd: What the attempts before this one cost.
         seconds_left: Of the run's timeout, when it was claimed.
         cancel_requested: Whether somebody had asked for its end then.
+        start_delay_seconds: At its first attempt: how long after it was due that began; None when taken over.
     """
 
     run_id: UUID
@@ -159,6 +168,7 @@ class Claim:
     spent_usd: float
     seconds_left: float
     cancel_requested: bool
+    start_delay_seconds: float | None = None
 
     def request_id(self, what: str) -> str:
         """Names a call to the session service, the same for every worker that makes it for this attempt.
@@ -234,6 +244,20 @@ def timed_out(content: RunContent) -> Outcome:
     )
 
 
+def given_up(claim: Claim) -> Outcome:
+    """Returns the end of an attempt that was taken over as often as may be: nothing that a turn may have said is in it.
+
+    Args:
+        claim: the run, as the last one finds it.
+    """
+    if claim.cancel_requested:
+        return CANCELLED
+    if claim.seconds_left <= 0:
+        return timed_out(claim.content)
+    why = f"its worker was lost {MOST_TAKE_OVERS} times, or could not record its end"
+    return Outcome(RunState.FAILED, failure=Failure(TAKE_OVERS_EXHAUSTED, why), final=True)
+
+
 def outcome_of(turn: TurnNow, content: RunContent) -> Outcome:
     """Returns what an attempt came to whose turn is over.
 
@@ -263,6 +287,20 @@ def outcome_of(turn: TurnNow, content: RunContent) -> Outcome:
             )
 
 
+def outcome_of_stopped(turn: TurnNow, content: RunContent, *, cancelled: bool) -> Outcome:
+    """Returns what an attempt came to that was to end, because somebody asked for it or its run's time is up.
+
+    Args:
+        turn: its turn; open if it could not be stopped, or nothing was sent.
+        content: what its run does.
+        cancelled: whether somebody asked for it.
+    """
+    if turn.state is TurnState.SUCCEEDED or (cancelled and turn.state is not TurnState.OPEN):
+        return outcome_of(turn, content)
+    end = CANCELLED if cancelled else timed_out(content)
+    return replace(end, usage=turn.usage, cost_usd=turn.cost_usd)
+
+
 def pause_after(claim: Claim, outcome: Outcome, draw: Callable[[], float]) -> timedelta | None:
     """How long to wait before the next attempt; None if there is to be none.
 
@@ -274,6 +312,22 @@ def pause_after(claim: Claim, outcome: Outcome, draw: Callable[[], float]) -> ti
     if outcome.state is not RunState.FAILED or outcome.final or outcome.failure is None:
         return None
     return claim.content.retry_policy.pause_after(claim.attempt, outcome.failure.reason, draw)
+
+
+def state_after(outcome: Outcome, *, retries: bool, in_time: bool, cancelled: bool) -> RunState:
+    """Returns what becomes of a run whose attempt is over.
+
+    Args:
+        outcome: what the attempt came to.
+        retries: whether the retry policy has another one follow, after a pause (`pause_after`).
+        in_time: whether the run's time reaches beyond that pause.
+        cancelled: whether somebody has asked for its end by now.
+    """
+    if not retries:
+        return outcome.state
+    if cancelled:
+        return RunState.CANCELLED
+    return RunState.QUEUED if in_time else outcome.state
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +347,16 @@ class EndedRun:
     cost_usd: float
     start_time: datetime | None
     end_time: datetime
+
+    @property
+    def pause_note(self) -> str | None:
+        """What is noted on a schedule that pauses on failure, where this run is reason to; None where it is none."""
+        if self.state not in _PAUSING_STATES:
+            return None
+        reason = (
+            self.failure.reason[:_MOST_NOTED_CHARACTERS] if self.failure is not None else self.state.value
+        )
+        return f"paused since run {self.run_id} ended as {self.state.value}: {reason}"
 
 
 class LeaseLost(Exception):

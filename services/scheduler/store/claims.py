@@ -16,9 +16,17 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.scheduler.domain.runs import Claim
+from services.scheduler.domain.runs import (
+    MOST_LATE_TAKE_OVERS,
+    MOST_TAKE_OVERS,
+    Claim,
+    Outcome,
+    given_up,
+    state_after,
+)
 from services.scheduler.domain.states import RunState
 from services.scheduler.store import endings
+from services.scheduler.store.claimable import MAY_BE_TAKEN, PER_USER, WITH_PLACES
 from services.scheduler.store.endings import Ending
 from services.scheduler.store.run_rows import TOKENS, claim_of
 from services.scheduler.store.tables import runs
@@ -39,21 +47,38 @@ _SECONDS_LEFT = "extract(epoch FROM r.start_time + r.run_timeout - clock_timesta
 # limited may change at any moment. It costs a claim, of however many runs, one round trip.
 _ONE_AT_A_TIME = sa.text("SELECT pg_advisory_xact_lock(1094797636, hashtext('scheduler.runs'))")
 
-_TAKE_OVER = sa.text(
-    f"""
-    WITH lost AS (
-        SELECT id FROM scheduler.runs WHERE state = 'RUNNING' AND lease_expire_time <= clock_timestamp()
-        ORDER BY lease_expire_time LIMIT :places FOR UPDATE SKIP LOCKED
-    ), taken AS (
-        UPDATE scheduler.runs AS r
-        SET epoch = r.epoch + 1, lease_holder = :holder, lease_expire_time = clock_timestamp() + :life,
-            update_time = clock_timestamp(), version = r.version + 1
-        FROM lost WHERE r.id = lost.id RETURNING r.*
-    )
-    SELECT r.*, a.session_id AS attempt_session_id, a.turn_id AS attempt_turn_id, {_SECONDS_LEFT}
-    FROM taken AS r JOIN scheduler.run_attempts AS a ON a.run_id = r.id AND a.number = r.attempt
-    """  # noqa: S608  nothing of it comes from outside
-).bindparams(*_PARAMETERS)
+_LOST = "r.state = 'RUNNING' AND r.lease_expire_time <= clock_timestamp()"
+# Whoever gives a run back leaves no holder: that is no loss.
+_HOPELESS = f"""
+    r.lease_holder IS NOT NULL AND r.take_overs >= CASE WHEN clock_timestamp() < r.start_time + r.run_timeout
+        THEN {MOST_TAKE_OVERS} ELSE {MOST_LATE_TAKE_OVERS} END
+"""
+
+
+def _taking_over(which: str) -> sa.TextClause:
+    return sa.text(
+        f"""
+        WITH lost AS (
+            SELECT r.id FROM scheduler.runs AS r WHERE {_LOST} AND {which}
+            ORDER BY r.lease_expire_time LIMIT :places FOR UPDATE SKIP LOCKED
+        ), taken AS (
+            UPDATE scheduler.runs AS r
+            SET epoch = r.epoch + 1, lease_holder = :holder, lease_expire_time = clock_timestamp() + :life,
+                take_overs = r.take_overs + CASE WHEN r.lease_holder IS NULL THEN 0 ELSE 1 END,
+                update_time = clock_timestamp(), version = r.version + 1
+            FROM lost WHERE r.id = lost.id RETURNING r.*
+        )
+        SELECT r.*, a.session_id AS attempt_session_id, a.turn_id AS attempt_turn_id, {_SECONDS_LEFT}
+        FROM taken AS r JOIN scheduler.run_attempts AS a ON a.run_id = r.id AND a.number = r.attempt
+        """  # noqa: S608  nothing of it comes from outside
+    ).bindparams(*_PARAMETERS)
+
+
+_TAKE_OVER = _taking_over(f"NOT ({_HOPELESS})")
+_TAKE_LAST = _taking_over(f"r.id = :run_id AND {_HOPELESS}").bindparams(sa.bindparam("run_id", type_=sa.UUID))
+_FIND_HOPELESS = sa.text(
+    f"SELECT r.id FROM scheduler.runs AS r WHERE {_LOST} AND {_HOPELESS} LIMIT 100"  # noqa: S608  as above
+)
 
 # The organizations that have something queued are found by one step into the index for each (a loose index scan), and
 # of each no more is looked at than could be taken. A run's place is counted behind those that its organization has
@@ -67,18 +92,8 @@ _TAKE = sa.text(
                 WHERE r.state = 'QUEUED' AND r.organization_id > o.organization_id
                 ORDER BY r.organization_id LIMIT 1)
         FROM organizations AS o WHERE o.organization_id IS NOT NULL
-    ), under_way AS (
-        SELECT organization_id, user_id, task_id, count(*) AS number FROM scheduler.runs WHERE state = 'RUNNING'
-        GROUP BY organization_id, user_id, task_id
-    ), of_organizations AS (
+    ), {WITH_PLACES}, of_organizations AS (
         SELECT organization_id, sum(number) AS number FROM under_way GROUP BY organization_id
-    ), of_users AS (
-        SELECT user_id, sum(number) AS number FROM under_way WHERE :per_user > 0 GROUP BY user_id
-    ), of_tasks AS (
-        SELECT task_id, sum(number) AS number FROM under_way GROUP BY task_id
-    ), full_tasks AS (
-        SELECT t.id FROM of_tasks AS u JOIN scheduler.tasks AS t ON t.id = u.task_id
-        WHERE t.max_concurrent_runs > 0 AND u.number >= t.max_concurrent_runs
     ), waiting AS (
         SELECT w.*, t.max_concurrent_runs, coalesce(of_organizations.number, 0) + row_number() OVER (
                 PARTITION BY o.organization_id ORDER BY w.priority DESC, w.available_time, w.id) AS place,
@@ -89,10 +104,7 @@ _TAKE = sa.text(
         FROM organizations AS o
         CROSS JOIN LATERAL (
             SELECT r.id, r.user_id, r.task_id, r.priority, r.available_time FROM scheduler.runs AS r
-            WHERE r.state = 'QUEUED' AND r.organization_id = o.organization_id
-                AND r.available_time <= clock_timestamp()
-                AND r.task_id NOT IN (SELECT id FROM full_tasks)
-                AND r.user_id NOT IN (SELECT user_id FROM of_users WHERE number >= :per_user)
+            WHERE r.organization_id = o.organization_id AND {MAY_BE_TAKEN}
             ORDER BY r.priority DESC, r.available_time, r.id LIMIT :places
         ) AS w
         JOIN scheduler.tasks AS t ON t.id = w.task_id
@@ -109,8 +121,9 @@ _TAKE = sa.text(
     ), taken AS (
         UPDATE scheduler.runs AS r
         SET state = 'RUNNING', attempt = r.attempt + 1, epoch = r.epoch + 1, lease_holder = :holder,
-            lease_expire_time = clock_timestamp() + :life, start_time = coalesce(r.start_time, clock_timestamp()),
-            update_time = clock_timestamp(), version = r.version + 1
+            lease_expire_time = clock_timestamp() + :life, take_overs = 0,
+            start_time = coalesce(r.start_time, clock_timestamp()), update_time = clock_timestamp(),
+            version = r.version + 1
         WHERE r.id = ANY(ARRAY(SELECT id FROM chosen)) RETURNING r.*
     ), begun AS (
         INSERT INTO scheduler.run_attempts (run_id, number, organization_id, user_id, state)
@@ -119,7 +132,7 @@ _TAKE = sa.text(
     SELECT r.*, CAST(NULL AS uuid) AS attempt_session_id, CAST(NULL AS uuid) AS attempt_turn_id, {_SECONDS_LEFT}
     FROM taken AS r
     """  # noqa: S608  nothing of it comes from outside
-).bindparams(*_PARAMETERS, sa.bindparam("per_user", type_=sa.Integer))
+).bindparams(*_PARAMETERS, PER_USER)
 
 # Since the transaction began: what became claimable after that may not have been seen, and counts as claimable at once.
 _NEXT = sa.text(
@@ -212,7 +225,8 @@ _RELEASE = sa.text(
             ON r.id = w.id AND r.epoch = w.epoch AND r.lease_holder = w.holder AND r.state = 'RUNNING'
         ORDER BY r.id FOR NO KEY UPDATE OF r
     )
-    UPDATE scheduler.runs SET lease_expire_time = clock_timestamp() WHERE id IN (SELECT id FROM held)
+    UPDATE scheduler.runs SET lease_holder = NULL, lease_expire_time = clock_timestamp()
+    WHERE id IN (SELECT id FROM held)
     """
 ).bindparams(
     sa.bindparam("ids", type_=_IDS),
@@ -309,15 +323,16 @@ async def record(connection: AsyncConnection, steps: Sequence[Progress]) -> list
     ended: list[Ending] = []
     again: list[tuple[UUID, timedelta]] = []
     over = [step for step in mine if step.outcome is not None]
-    for step in over:
+    for step, outcome in [(step, step.outcome) for step in over if step.outcome is not None]:
         key = (step.claim.run_id, step.claim.epoch)
-        if step.pause is not None and held[key].in_time and not held[key].cancelled:
-            states[key] = RunState.QUEUED
-            again.append((step.claim.run_id, step.pause))
+        row, pause = held[key], step.pause
+        states[key] = state_after(
+            outcome, retries=pause is not None, in_time=bool(row.in_time), cancelled=row.cancelled
+        )
+        if states[key] is RunState.QUEUED and pause is not None:
+            again.append((step.claim.run_id, pause))
         else:
-            ending = _ending(step, cancelled=step.pause is not None and held[key].cancelled)
-            states[key] = ending.state
-            ended.append(ending)
+            ended.append(_ending(step, outcome, states[key]))
     if over:
         await connection.execute(_END_ATTEMPTS, _known(over) | _outcomes(over))
     if again:
@@ -325,6 +340,35 @@ async def record(connection: AsyncConnection, steps: Sequence[Progress]) -> list
         await connection.execute(_QUEUE_AGAIN, {"ids": ids, "pauses": pauses})
     await endings.end(connection, ended)
     return [states.get((step.claim.run_id, step.claim.epoch)) for step in steps]
+
+
+async def hopeless(connection: AsyncConnection) -> list[UUID]:
+    """The runs, a bounded number, that nobody takes over any more, although no worker has them: see `give_up`."""
+    return list((await connection.execute(_FIND_HOPELESS)).scalars())
+
+
+async def give_up(connection: AsyncConnection, run_id: UUID, holder: str) -> Claim | None:
+    """Ends a run that was taken over as often as may be, with as little as can be said of it (`domain.runs.given_up`).
+
+    Locks its schedule, then itself, and takes it over, so that whoever had it writes nothing more. Dying before the
+    commit leaves it as it was, to be found by the next look.
+
+    Args:
+        connection: A system transaction that has locked nothing.
+        run_id: The run.
+        holder: Whoever asks.
+
+    Returns:
+        The run with its turn, which may be at work; None where it is not, or not any more, one of those, or is locked.
+    """
+    await endings.lock_schedules(connection, [run_id])
+    values = {"run_id": run_id, "holder": holder, "places": 1, "life": LEASE_LIFE}
+    row = (await connection.execute(_TAKE_LAST, values)).one_or_none()
+    if row is None:
+        return None
+    claim = claim_of(row, taken_over=True)
+    await record(connection, [Progress(claim, claim.session_id, claim.turn_id, given_up(claim))])
+    return claim
 
 
 async def release(connection: AsyncConnection, held: Sequence[Claim]) -> None:
@@ -360,13 +404,10 @@ def _outcomes(steps: Sequence[Progress]) -> dict[str, list[Any]]:
     }
 
 
-def _ending(step: Progress, *, cancelled: bool) -> Ending:
-    outcome = step.outcome
-    if outcome is None:
-        raise AssertionError("the attempt goes on")
+def _ending(step: Progress, outcome: Outcome, state: RunState) -> Ending:
     return Ending(
         step.claim.run_id,
-        RunState.CANCELLED if cancelled else outcome.state,
+        state,
         session_id=step.session_id,
         result=outcome.result,
         structured_output_json=outcome.structured_output_json,

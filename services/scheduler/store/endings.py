@@ -23,23 +23,31 @@ schedule, which belongs to the same person.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
+import prometheus_client
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.kernel.db.database import after_commit
+from services.kernel.telemetry import registry
 from services.scheduler.domain.overlap import OverlapPolicy, promote
 from services.scheduler.domain.runs import EndedRun, Failure, Usage
 from services.scheduler.domain.states import RunState
 from services.scheduler.store import facts, webhooks
 from services.scheduler.store.run_rows import TOKENS, failure_of, usage_of
 
-_PAUSING: Final = frozenset({RunState.FAILED, RunState.TIMED_OUT})
-_MOST_REASON_CHARACTERS: Final = 200
+ENDED: Final = prometheus_client.Counter(
+    "aiagent_task_runs_ended_total",
+    "Runs that have ended, by their last state, whoever ended them; not those that were skipped.",
+    ("state",),
+    registry=registry,
+)
 _NOTHING_USED: Final = Usage()
 _IDS: Final = ARRAY(sa.UUID())
 _TEXTS: Final = ARRAY(sa.Text())
@@ -217,16 +225,16 @@ async def settle(connection: AsyncConnection, ended: Sequence[EndedRun]) -> None
         connection: The transaction that has written their last state; it holds the locks that `end` asks for.
         ended: The runs.
     """
+    after_commit(connection, partial(_count, Counter(run.state for run in ended)))
     await facts.add_ended(connection, ended)
     await webhooks.enqueue(connection, [run.run_id for run in ended])
     of_schedules = [(run.schedule_id, run) for run in ended if run.schedule_id is not None]
     if not of_schedules:
         return
     # Of several that failed at once the last one is named.
-    failed = {schedule_id: run for schedule_id, run in of_schedules if run.state in _PAUSING}
-    if failed:
-        notes = [_note_of(run) for run in failed.values()]
-        await connection.execute(_PAUSE, {"ids": list(failed), "notes": notes})
+    notes = {schedule_id: note for schedule_id, run in of_schedules if (note := run.pause_note) is not None}
+    if notes:
+        await connection.execute(_PAUSE, {"ids": list(notes), "notes": list(notes.values())})
     await promote_held_back(connection, {schedule_id for schedule_id, _ in of_schedules})
 
 
@@ -292,6 +300,6 @@ def ended_of(row: Any) -> EndedRun:
     )
 
 
-def _note_of(run: EndedRun) -> str:
-    reason = run.failure.reason[:_MOST_REASON_CHARACTERS] if run.failure is not None else run.state.value
-    return f"paused since run {run.run_id} ended as {run.state.value}: {reason}"
+def _count(ended: Mapping[RunState, int]) -> None:
+    for state, number in ended.items():
+        ENDED.labels(state.value).inc(number)

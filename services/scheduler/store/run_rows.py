@@ -74,6 +74,7 @@ def attempt_of(row: Any) -> RunAttempt:
 
 def claim_of(row: Any, *, taken_over: bool) -> Claim:
     """Reads a row of `runs` that was claimed, with the turn of its attempt and `seconds_left`."""
+    first = row.attempt == 1 and not taken_over
     return Claim(
         run_id=row.id,
         organization_id=row.organization_id,
@@ -89,6 +90,8 @@ def claim_of(row: Any, *, taken_over: bool) -> Claim:
         spent_usd=float(row.cost_usd),
         seconds_left=float(row.seconds_left),
         cancel_requested=row.cancel_time is not None,
+        # A clock is set back now and then.
+        start_delay_seconds=max(0.0, (row.start_time - row.due_time).total_seconds()) if first else None,
     )
 
 

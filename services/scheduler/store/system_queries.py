@@ -20,10 +20,10 @@ from services.kernel.supervision import BACKGROUND_FAILURES
 from services.scheduler.domain.runs import Claim, Failure
 from services.scheduler.domain.states import RunState
 from services.scheduler.domain.webhooks import DeliveryState
-from services.scheduler.store import claims, endings, firing, purging, webhook_claims
+from services.scheduler.store import claimable, claims, endings, firing, purging, webhook_claims
 from services.scheduler.store.facts import OUTBOX, TASK_RUNS
 from services.scheduler.store.notes import RUNS_CHANGED
-from services.scheduler.store.tables import idempotency_keys, outbox, runs, tasks
+from services.scheduler.store.tables import idempotency_keys, outbox, runs
 from services.scheduler.usecases.firing.ports import StalePrompt, Unreadable
 from services.scheduler.usecases.webhooks.ports import Answer, DeliveryClaim, Outlook
 from services.scheduler.usecases.worker.ports import Claimed, Progress, Renewal
@@ -32,21 +32,6 @@ _log = structlog.get_logger(__name__)
 _VERSIONS = sa.select(runs.c.id, runs.c.version).where(
     runs.c.id == sa.func.any(sa.bindparam("run_ids", type_=sa.ARRAY(runs.c.id.type)))
 )
-# Of tasks that have as many runs under way as they may have, none is claimable, however long it waits.
-_FULL_TASKS = (
-    sa.select(tasks.c.id)
-    .join(runs, runs.c.task_id == tasks.c.id)
-    .where(runs.c.state == RunState.RUNNING.value, tasks.c.max_concurrent_runs > 0)
-    .group_by(tasks.c.id)
-    .having(sa.func.count() >= tasks.c.max_concurrent_runs)
-)
-_OLDEST = sa.select(
-    sa.func.extract("epoch", sa.func.clock_timestamp() - sa.func.min(runs.c.available_time))
-).where(
-    runs.c.state == RunState.QUEUED.value,
-    runs.c.task_id.not_in(_FULL_TASKS),
-)
-
 _TOLD = (
     sa.select(
         outbox.c.publish_time >= sa.func.clock_timestamp() - sa.bindparam("earliest", type_=sa.Interval)
@@ -113,9 +98,10 @@ class WatchQueries:
 class WaitingQueries:
     """See `usecases.watchdog.WaitingRuns`."""
 
-    def __init__(self, database: Database) -> None:
-        """Args: database: the scheduler schema."""
+    def __init__(self, database: Database, *, per_user: int = 0) -> None:
+        """Args: database: the scheduler schema; per_user: as for `RunQueries`."""
         self._database = database
+        self._per_user = per_user
 
     async def was_told(self, earliest_seconds: float, latest_seconds: float) -> bool:
         """Looks at the newest fact that is not too new."""
@@ -129,7 +115,7 @@ class WaitingQueries:
     async def oldest_seconds(self) -> float:
         """Reads all that is queued, so not often: some 40 ms for 100,000 runs."""
         async with self._database.system() as connection:
-            return max(0.0, float((await connection.execute(_OLDEST)).scalar_one() or 0.0))
+            return await claimable.oldest_seconds(connection, self._per_user)
 
 
 class RunQueries:
@@ -174,6 +160,17 @@ class RunQueries:
         """Gives leases back."""
         async with self._database.system() as connection:
             await claims.release(connection, held)
+
+    async def hopeless(self) -> list[UUID]:
+        """The runs that were taken over as often as may be."""
+        async with self._database.system() as connection:
+            return await claims.hopeless(connection)
+
+    async def give_up(self, run_id: UUID, holder: str) -> Claim | None:
+        """Ends such a run."""
+        async with self._database.system() as connection:
+            note(connection, RUNS_CHANGED)
+            return await claims.give_up(connection, run_id, holder)
 
     async def promote_forgotten(self) -> int:
         """Queues runs that are held back behind nothing."""

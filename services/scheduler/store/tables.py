@@ -185,6 +185,8 @@ runs = sa.Table(
     sa.Column("epoch", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("lease_holder", sa.Text),
     sa.Column("lease_expire_time", _TIME),
+    # Of the attempt under way: how often a lease ran out that its worker had not given back.
+    sa.Column("take_overs", sa.Integer, nullable=False, server_default="0"),
     # When somebody asked for its end.
     sa.Column("cancel_time", _TIME),
     sa.Column("session_id", _ID),

@@ -434,6 +434,8 @@ async def test_every_change_raises_the_version(place: Floor) -> None:
     assert await raised()
     await queue.release([claim])
     assert not await raised()
+    (claim,) = await queue.take("a third", 1)
+    assert await raised()
     await queue.end(claim, FAILED, timedelta())
     assert await raised()
     await place.runs.cancel(caller, shown.run.id, "")

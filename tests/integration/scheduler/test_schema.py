@@ -56,7 +56,7 @@ def test_the_queries_across_tenants() -> None:
         "WatchQueries": {"versions"},
         "WaitingQueries": {"oldest_seconds", "was_told"},
         "FireQueries": {"begin", "seconds_to_fire", "seconds_to_backfill", "stale", "keep"},
-        "RunQueries": {"claim", "renew", "record", "release", "promote_forgotten"},
+        "RunQueries": {"claim", "renew", "record", "release", "hopeless", "give_up", "promote_forgotten"},
         "WebhookQueries": {"claim", "finish", "release", "outlook"},
     }
     # What they hand a connection that sees all tenants to.
@@ -73,7 +73,7 @@ def test_the_queries_across_tenants() -> None:
         "webhooks": {"enqueue", "secrets_of"},
     }  # fmt: skip
     assert functions(firing.FiringTransaction) == {
-        "take_due", "take_backfill", "open_runs", "record", "record_backfill",
+        "take_due", "take_backfill", "open_runs", "hold_runs", "pause", "give_up_backfill", "record", "record_backfill",
     }  # fmt: skip
 
 

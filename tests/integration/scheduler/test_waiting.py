@@ -58,6 +58,21 @@ async def test_the_oldest_run_that_a_worker_may_take(scheduler_database: Databas
         assert await waiting.oldest_seconds() >= 500
 
 
+async def test_nothing_waits_that_no_claim_would_bring(scheduler_database: Database) -> None:
+    async with floor(scheduler_database) as it:
+        busy = a_caller()
+        for _ in range(2):
+            await waits_since(it, await it.run(busy), 60)
+        assert len(await it.queue(per_user=1).take("w", 5)) == 1
+        assert await it.queue(per_user=1).take("w", 5) == []
+        limited = WaitingQueries(scheduler_database, per_user=1)
+        assert await limited.oldest_seconds() == 0
+        assert not await QueueWatch(limited, lambda: True).work_waits()
+        # Where two may go at once it was overlooked.
+        assert await QueueWatch(WaitingQueries(scheduler_database, per_user=2), lambda: True).work_waits()
+        assert len(await it.queue(per_user=2).take("w", 5)) == 1
+
+
 async def told_before(database: Database, seconds: float | None) -> None:
     """Says of all facts that they were published so long ago; None for not yet."""
     time = None if seconds is None else sa.func.clock_timestamp() - timedelta(seconds=seconds)

@@ -59,6 +59,14 @@ class Written:
     async def release(self, held: Sequence[Claim]) -> None:
         """Has nothing."""
 
+    async def hopeless(self) -> list[UUID]:
+        """Has nothing."""
+        return []
+
+    async def give_up(self, run_id: UUID, holder: str) -> Claim | None:
+        """Has nothing."""
+        return None
+
     async def promote_forgotten(self) -> int:
         """Has nothing."""
         return 0

@@ -7,7 +7,7 @@ makes the same calls, and finds the session and the turn that are there.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import timedelta
 from typing import Final
 from uuid import UUID
@@ -17,7 +17,6 @@ import structlog
 from services.kernel.clock import Clock
 from services.kernel.errors import ErrorKind, ServiceError
 from services.scheduler.domain.runs import (
-    CANCELLED,
     MAX_TURN_TIMEOUT,
     NO_BUDGET_LEFT,
     Claim,
@@ -26,8 +25,8 @@ from services.scheduler.domain.runs import (
     TurnNow,
     TurnState,
     outcome_of,
+    outcome_of_stopped,
     pause_after,
-    timed_out,
 )
 from services.scheduler.domain.states import RunState
 from services.scheduler.usecases.worker.ports import NewSession, Owner, Progress, Sessions
@@ -40,7 +39,8 @@ WAIT_SECONDS: Final = 30
 LOOK_SECONDS: Final = 1.0
 """Between two looks at a turn, where the call that waits returns early: a person is asked, or a replica leaves."""
 STOP_SECONDS: Final = 15.0
-"""How long to try to stop the turn of a run whose time is up; the turn has a limit of its own."""
+"""How long to try to stop the turn of a run that is to end, and to learn what it has come to; then the run ends without
+that. The turn has a limit of its own."""
 MAX_PAUSE_SECONDS: Final = 5.0
 """Between two tries of a call."""
 _PASSING = frozenset(
@@ -89,6 +89,9 @@ class RunDrive:
         self._cancelled = asyncio.Event()
         self._session_id = claim.session_id
         self._turn_id = claim.turn_id
+        # A session is recorded before anything is sent to it: whoever finds one does not know whether something was.
+        self._sent = claim.session_id is not None
+        self._turn = TurnNow(TurnState.OPEN)
         if claim.cancel_requested:
             self._cancelled.set()
 
@@ -96,8 +99,8 @@ class RunDrive:
         """Somebody asks for the end of the run."""
         self._cancelled.set()
 
-    async def drive(self) -> RunState:
-        """Goes to the end of the attempt and records it; returns the run's state then.
+    async def drive(self) -> Outcome:
+        """Goes to the end of the attempt and records it; returns what it came to.
 
         Raises:
             LeaseLost: another worker has the run.
@@ -116,25 +119,20 @@ class RunDrive:
             reason=outcome.failure.reason if outcome.failure else "",
             run_state=state.value,
         )
-        return state
+        return outcome
 
     async def _attempt(self) -> Outcome:
         claim = self.claim
-        if not claim.taken_over:
-            # Nothing was begun.
-            if claim.cancel_requested:
-                return CANCELLED
-            if claim.seconds_left <= 0:
-                return timed_out(claim.content)
+        if claim.cancel_requested or claim.seconds_left <= 0:
+            return await self._stop()
         budget = claim.budget_left_usd
         if budget is not None and budget <= 0:
             return NO_BUDGET_LEFT
         try:
-            async with asyncio.timeout(max(0.0, claim.seconds_left)):
-                await self._begin(budget)
-                turn = await self._follow()
+            async with asyncio.timeout(claim.seconds_left):
+                over = await self._unless_cancelled(self._carry(budget))
         except TimeoutError:
-            return await self._stop_late()
+            over = False
         except ServiceError as error:
             if error.kind in _PASSING:
                 # Of the session service it would have been met with patience: it is of the scheduler's own database.
@@ -142,10 +140,28 @@ class RunDrive:
             _log.warning("refused by the session service", reason=error.reason, why=str(error))
             failure = Failure(error.reason, error.message)
             return Outcome(RunState.FAILED, failure=failure, final=error.kind not in _PERHAPS_PASSING)
-        return outcome_of(turn, claim.content)
+        return outcome_of(self._turn, claim.content) if over else await self._stop()
 
-    async def _begin(self, budget: float | None) -> None:
-        """Makes sure that the session is there and the message is sent."""
+    async def _unless_cancelled(self, work: Coroutine[None, None, None]) -> bool:
+        """Does something, or puts it down where it stands when somebody asks for the end of the run; False then.
+
+        A call that is put down may have been carried out: it is made again, or what it asked for is not needed.
+        """
+        working = asyncio.create_task(work)
+        asked = asyncio.create_task(self._cancelled.wait())
+        try:
+            await asyncio.wait((working, asked), return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                await working
+                return True
+            return False
+        finally:
+            for task in (working, asked):
+                task.cancel()
+            await asyncio.gather(working, asked, return_exceptions=True)
+
+    async def _carry(self, budget: float | None) -> None:
+        """Makes sure that the session is there and the message is sent, and waits for the end of the turn."""
         claim = self.claim
         if self._session_id is None:
             new = self._new_session(budget)
@@ -154,8 +170,14 @@ class RunDrive:
             )
             # Before anything is sent to it: a session that its owner has deleted must not come again.
             await self._recorder.record(self._progress())
+        session_id = self._session_id
+        await self._wait_end(session_id, await self._send(session_id))
+
+    async def _send(self, session_id: UUID) -> UUID:
+        """Sends the message, where its turn is not known yet; returns the turn."""
         if self._turn_id is None:
-            session_id = self._session_id
+            claim = self.claim
+            self._sent = True
             self._turn_id = await self._patiently(
                 lambda: self._sessions.send_message(
                     self._owner, session_id, claim.content.prompt, claim.request_id("message")
@@ -164,6 +186,7 @@ class RunDrive:
             # Not waited for: a successor that does not find it sends the message again, and by the same request id is
             # told the same turn. The end says it too, and is written after it or with it.
             self._recorder.post(self._progress())
+        return self._turn_id
 
     def _progress(self, outcome: Outcome | None = None, pause: timedelta | None = None) -> Progress:
         return Progress(self.claim, self._session_id, self._turn_id, outcome, pause)
@@ -178,59 +201,35 @@ class RunDrive:
         limit = min(MAX_TURN_TIMEOUT, max(content.run_timeout, timedelta(seconds=1)))
         return NewSession(content.name, options, content.labels, limit)
 
-    async def _follow(self) -> TurnNow:
-        """Waits for the end of the turn, and stops it when somebody asks for the end of the run."""
-        waiting = asyncio.create_task(self._wait_end())
-        asked = asyncio.create_task(self._cancelled.wait())
-        try:
-            await asyncio.wait((waiting, asked), return_when=asyncio.FIRST_COMPLETED)
-            if not waiting.done():
-                await self._patiently(self._interrupt)
-            return await waiting
-        finally:
-            for task in (waiting, asked):
-                task.cancel()
-            await asyncio.gather(waiting, asked, return_exceptions=True)
-
-    async def _wait_end(self) -> TurnNow:
-        session_id, turn_id = self._begun()
+    async def _wait_end(self, session_id: UUID, turn_id: UUID) -> None:
         while True:
             since = self._clock.monotonic()
-            turn = await self._patiently(
+            self._turn = await self._patiently(
                 lambda: self._sessions.wait_turn(self._owner, session_id, turn_id, WAIT_SECONDS)
             )
-            if turn.state is not TurnState.OPEN:
-                return turn
+            if self._turn.state is not TurnState.OPEN:
+                return
             await self._clock.sleep(LOOK_SECONDS - (self._clock.monotonic() - since))
 
-    async def _interrupt(self) -> None:
-        session_id, turn_id = self._begun()
-        await self._sessions.interrupt(self._owner, session_id, turn_id, self.claim.request_id("interrupt"))
+    async def _stop(self) -> Outcome:
+        """The run is to end: stops its turn, if it may have one, and takes what that has come to if it is told soon.
 
-    async def _stop_late(self) -> Outcome:
-        """The time is up: stops the turn, and takes what it has come to if that is told soon."""
-        turn = TurnNow(TurnState.OPEN)
-        if self._turn_id is not None:
+        Whether a message was sent whose answer is missing only the same call tells: the turn that it names is stopped.
+        Where the session service stays away the run ends nevertheless, with what was known of its turn before.
+        """
+        if self._session_id is not None and self._sent:
             try:
                 async with asyncio.timeout(STOP_SECONDS):
-                    await self._patiently(self._interrupt)
-                    turn = await self._wait_end()
+                    await self._interrupt(self._session_id)
             except (TimeoutError, ServiceError) as error:
                 _log.warning("turn not stopped; it has a limit of its own", why=str(error))
-        if turn.state is TurnState.SUCCEEDED:
-            return outcome_of(turn, self.claim.content)
-        late = timed_out(self.claim.content)
-        return Outcome(
-            RunState.CANCELLED if self._cancelled.is_set() else late.state,
-            failure=None if self._cancelled.is_set() else late.failure,
-            usage=turn.usage,
-            cost_usd=turn.cost_usd,
-        )
+        return outcome_of_stopped(self._turn, self.claim.content, cancelled=self._cancelled.is_set())
 
-    def _begun(self) -> tuple[UUID, UUID]:
-        if self._session_id is None or self._turn_id is None:
-            raise AssertionError("nothing was begun")
-        return self._session_id, self._turn_id
+    async def _interrupt(self, session_id: UUID) -> None:
+        turn_id = await self._send(session_id)
+        request_id = self.claim.request_id("interrupt")
+        await self._patiently(lambda: self._sessions.interrupt(self._owner, session_id, turn_id, request_id))
+        await self._wait_end(session_id, turn_id)
 
     async def _patiently[T](self, call: Callable[[], Awaitable[T]]) -> T:
         """Makes a call again while trying again may help; it has a request id, or changes nothing."""
@@ -244,3 +243,20 @@ class RunDrive:
                 _log.info("session service does not answer", reason=error.reason, why=str(error))
             await self._clock.sleep(pause * (0.5 + self._draw() / 2))
             pause = min(MAX_PAUSE_SECONDS, pause * 2)
+
+
+async def stop_turn(sessions: Sessions, claim: Claim) -> None:
+    """Tries once to stop the turn of a run that is over already; the turn has a limit of its own.
+
+    Args:
+        sessions: Where it is.
+        claim: The run, whose session and turn are known.
+    """
+    if claim.session_id is None or claim.turn_id is None:
+        return
+    owner = Owner(claim.user_id, claim.organization_id)
+    try:
+        async with asyncio.timeout(STOP_SECONDS):
+            await sessions.interrupt(owner, claim.session_id, claim.turn_id, claim.request_id("interrupt"))
+    except (TimeoutError, ServiceError) as error:
+        _log.warning("turn not stopped; it has a limit of its own", run_id=str(claim.run_id), why=str(error))

@@ -10,7 +10,7 @@ from typing import Final
 from uuid import UUID
 
 import structlog
-from prometheus_client import Counter, Gauge
+from prometheus_client import Counter, Gauge, Histogram
 
 from services.kernel.clock import Clock
 from services.kernel.context import about, detached
@@ -18,7 +18,7 @@ from services.kernel.errors import ServiceError
 from services.kernel.supervision import BACKGROUND_FAILURES, repeat
 from services.kernel.telemetry import registry
 from services.scheduler.domain.runs import Claim, LeaseLost
-from services.scheduler.usecases.worker.drive import RunDrive
+from services.scheduler.usecases.worker.drive import RunDrive, stop_turn
 from services.scheduler.usecases.worker.ports import RunQueue, Sessions
 from services.scheduler.usecases.worker.recorder import Recorder
 
@@ -29,10 +29,19 @@ RENEW_SECONDS: Final = 1.0
 LOOK_SECONDS: Final = 5.0
 """Between two looks for runs where nothing wakes the worker: those whose worker died, those that others made, those
 that are held back behind nothing. The end of a pause is waited for."""
-_ENDED = Counter(
-    "aiagent_task_runs_ended_total",
-    "Attempts at runs that have ended, by what became of their run.",
+REST_SECONDS: Final = 0.005
+"""After a claim that brought nothing no other begins for so long: whoever reaches the broker may wake workers as often
+as they like, and each claim keeps the others out while it is made."""
+_ATTEMPTS = Counter(
+    "aiagent_task_run_attempts_total",
+    "Attempts at runs that workers of this process have recorded as over, by their last state.",
     ("state",),
+    registry=registry,
+)
+_START_DELAY = Histogram(
+    "aiagent_task_run_start_delay_seconds",
+    "From the time at which a run was due until a worker took it for its first attempt.",
+    buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 300, 3600),
     registry=registry,
 )
 _UNDER_WAY = Gauge("aiagent_task_runs_under_way", "Runs that this process carries.", registry=registry)
@@ -76,9 +85,11 @@ class RunWorker:
         self._drives: dict[UUID, RunDrive] = {}
         self._tasks: dict[UUID, asyncio.Task[None]] = {}
         self._loops: list[asyncio.Task[None]] = []
+        self._stopping: set[asyncio.Task[None]] = set()
         self._woken = asyncio.Event()
         self._recorder = Recorder(queue)
         self._next_look_seconds = look_seconds
+        self._rests_until = clock.monotonic()
         self._looked = clock.monotonic() - look_seconds
 
     async def start(self) -> None:
@@ -96,7 +107,7 @@ class RunWorker:
     async def drain(self) -> None:
         """Stops claiming, and gives every run back as it stands: the next worker goes on with the same turn."""
         held = [drive.claim for drive in self._drives.values()]
-        tasks = [*self._loops, *self._tasks.values()]
+        tasks = [*self._loops, *self._tasks.values(), *self._stopping]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -129,8 +140,8 @@ class RunWorker:
                 await self._woken.wait()
         except TimeoutError:
             pass
-        # What ends together frees its places together.
-        await asyncio.sleep(0)
+        # What ends together frees its places together. Whoever has rested by now waits for nothing else.
+        await asyncio.sleep(max(0.0, self._rests_until - self._clock.monotonic()))
         self._woken.clear()
         self._next_look_seconds = self._look_seconds
         await _unless_away(self._claim)
@@ -140,14 +151,38 @@ class RunWorker:
         if self._clock.monotonic() - self._looked >= self._look_seconds:
             self._looked = self._clock.monotonic()
             await self._queue.promote_forgotten()
+            for run_id in await self._queue.hopeless():
+                await self._give_up(run_id)
         while (free := self._free) > 0:
             found = await self._queue.claim(self._holder, free)
             for claim in found.runs:
                 self._take(claim)
             if not found.runs:
+                self._rests_until = self._clock.monotonic() + REST_SECONDS
                 if found.next_seconds is not None:
                     self._next_look_seconds = min(self._look_seconds, found.next_seconds)
                 return
+
+    async def _give_up(self, run_id: UUID) -> None:
+        """Ends a run that was taken over as often as may be; its turn is stopped if it is known, and told soon."""
+        try:
+            claim = await self._queue.give_up(run_id, self._holder)
+        except ServiceError:
+            raise
+        except Exception:
+            # The others are not kept from their end.
+            BACKGROUND_FAILURES.labels("run").inc()
+            _log.exception("run not given up", run_id=str(run_id))
+            return
+        if claim is None:
+            return
+        _log.error("run given up: it was taken over too often", run_id=str(run_id))
+        if claim.turn_id is not None:
+            stop = asyncio.create_task(
+                stop_turn(self._sessions, claim), name=f"stop-{run_id}", context=detached()
+            )
+            self._stopping.add(stop)
+            stop.add_done_callback(self._stopping.discard)
 
     def _take(self, claim: Claim) -> None:
         run_id = claim.run_id
@@ -155,6 +190,8 @@ class RunWorker:
         if before is not None:
             # It was taken from this very worker: its lease had run out.
             before.cancel()
+        if claim.start_delay_seconds is not None:
+            _START_DELAY.observe(claim.start_delay_seconds)
         drive = RunDrive(claim, self._recorder, self._sessions, self._clock, self._draw, self.wake)
         self._drives[run_id] = drive
         _UNDER_WAY.set(len(self._drives))
@@ -165,8 +202,8 @@ class RunWorker:
     async def _carry(self, drive: RunDrive) -> None:
         run_id = drive.claim.run_id
         try:
-            state = await drive.drive()
-            _ENDED.labels(state.value).inc()
+            outcome = await drive.drive()
+            _ATTEMPTS.labels(outcome.state.value).inc()
         except LeaseLost as lost:
             _log.info("run lost to another worker", why=str(lost))
         except ServiceError as error:

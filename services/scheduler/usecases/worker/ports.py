@@ -80,6 +80,12 @@ class RunQueue(Protocol):
     async def release(self, held: Sequence[Claim]) -> None:
         """Gives leases back; those that are lost already are left alone."""
 
+    async def hopeless(self) -> list[UUID]:
+        """The runs that were taken over as often as may be, and that no worker has: nobody takes them any more."""
+
+    async def give_up(self, run_id: UUID, holder: str) -> Claim | None:
+        """Ends such a run; returns it with its turn, or None where it is no such run any more."""
+
     async def promote_forgotten(self) -> int:
         """Queues runs that are held back behind nothing; returns how many."""
 
