@@ -22,7 +22,7 @@ from services.scheduler.store import endings
 from services.scheduler.store.endings import Ending
 from services.scheduler.store.run_rows import TOKENS, claim_of
 from services.scheduler.store.tables import runs
-from services.scheduler.usecases.worker.ports import Claimed, Progress, Renewal
+from services.scheduler.usecases.worker.ports import NOT_YET, Claimed, Progress, Recorded, Renewal
 
 LEASE_LIFE: Final = timedelta(seconds=5)
 """How long a lease lives without being renewed."""
@@ -140,13 +140,25 @@ _LOCK_HELD = sa.text(
     FROM unnest(:ids, :epochs, :holders, :pauses) AS w(id, epoch, holder, pause)
     JOIN scheduler.runs AS r
         ON r.id = w.id AND r.epoch = w.epoch AND r.lease_holder = w.holder AND r.state = 'RUNNING'
-    ORDER BY r.id FOR NO KEY UPDATE OF r
+    ORDER BY r.id FOR NO KEY UPDATE OF r SKIP LOCKED
     """
 ).bindparams(
     sa.bindparam("ids", type_=_IDS),
     sa.bindparam("epochs", type_=_NUMBERS),
     sa.bindparam("holders", type_=_TEXTS),
     sa.bindparam("pauses", type_=ARRAY(sa.Interval())),
+)
+
+_STILL_HELD = sa.text(
+    """
+    SELECT r.id, r.epoch FROM unnest(:ids, :epochs, :holders) AS w(id, epoch, holder)
+    JOIN scheduler.runs AS r
+        ON r.id = w.id AND r.epoch = w.epoch AND r.lease_holder = w.holder AND r.state = 'RUNNING'
+    """
+).bindparams(
+    sa.bindparam("ids", type_=_IDS),
+    sa.bindparam("epochs", type_=_NUMBERS),
+    sa.bindparam("holders", type_=_TEXTS),
 )
 
 _NOTE = sa.text(
@@ -279,12 +291,13 @@ async def renew(connection: AsyncConnection, held: Sequence[Claim], life: timede
     )
 
 
-async def record(connection: AsyncConnection, steps: Sequence[Progress]) -> list[RunState | None]:
+async def record(connection: AsyncConnection, steps: Sequence[Progress]) -> list[Recorded]:
     """Records how far attempts have come, and what becomes of the runs of those that have ended.
 
     Locks the schedules of runs whose attempt has ended, then all runs that are still their holder's; the rest is
-    written to those alone. Dying before the commit leaves every run as its lease says: whoever takes it over makes the
-    same calls, and comes to the same end.
+    written to those alone. It waits for no lock: of a process that stands still while it has a schedule, the runs of
+    that schedule are waited for, and no others. Dying before the commit leaves every run as its lease says: whoever
+    takes it over makes the same calls, and comes to the same end.
 
     Args:
         connection: A system transaction.
@@ -292,17 +305,23 @@ async def record(connection: AsyncConnection, steps: Sequence[Progress]) -> list
 
     Returns:
         For each step the run's state now: QUEUED if another attempt follows; CANCELLED if one would and somebody has
-        asked for the end. A run whose time is up before the pause is over ends as its attempt did. None where another
-        worker has the run, or it is gone.
+        asked for the end. A run whose time is up before the pause is over ends as its attempt did. NOT_YET where
+        somebody else has the run or its schedule locked, and None where another worker has the run, or it is gone.
     """
     over = [step for step in steps if step.outcome is not None]
-    await endings.lock_schedules(connection, [step.claim.run_id for step in over])
+    locked = await endings.lock_free_schedules(connection, [step.claim.run_id for step in over])
+    free = [step for step in steps if step.outcome is None or step.claim.run_id not in locked]
     rows = await connection.execute(
-        _LOCK_HELD, {**_fences([step.claim for step in steps]), "pauses": [step.pause for step in steps]}
+        _LOCK_HELD, {**_fences([step.claim for step in free]), "pauses": [step.pause for step in free]}
     )
     held = {(row.id, row.epoch): row for row in rows}
-    mine = [step for step in steps if (step.claim.run_id, step.claim.epoch) in held]
-    states = dict.fromkeys(held, RunState.RUNNING)
+    mine = [step for step in free if (step.claim.run_id, step.claim.epoch) in held]
+    states: dict[tuple[UUID, int], Recorded] = dict.fromkeys(held, RunState.RUNNING)
+    if len(mine) < len(steps):
+        # Those whose lease is lost are not among the rows that are locked: what is read here is newer than the lock.
+        others = [step.claim for step in steps if (step.claim.run_id, step.claim.epoch) not in held]
+        for row in await connection.execute(_STILL_HELD, _fences(others)):
+            states[row.id, row.epoch] = NOT_YET
     noted = [step for step in mine if step.outcome is None]
     if noted:
         await connection.execute(_NOTE, _known(noted))

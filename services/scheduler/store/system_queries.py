@@ -23,7 +23,7 @@ from services.scheduler.store.tables import idempotency_keys, outbox, runs, task
 from services.scheduler.store.webhook_tables import webhook_deliveries
 from services.scheduler.usecases.firing.ports import StalePrompt
 from services.scheduler.usecases.webhook_ports import Answer, DeliveryClaim, Outlook
-from services.scheduler.usecases.worker.ports import Claimed, Progress, Renewal
+from services.scheduler.usecases.worker.ports import Claimed, Progress, Recorded, Renewal
 
 _PURGED_AT_ONCE = 100
 _RUNS_PURGED_AT_ONCE = 1000
@@ -176,7 +176,7 @@ class RunQueries:
         async with self._database.dedicated_system() as connection:
             return await claims.renew(connection, held, self._lease_life)
 
-    async def record(self, steps: Sequence[Progress]) -> list[RunState | None]:
+    async def record(self, steps: Sequence[Progress]) -> list[Recorded]:
         """Records how far attempts have come."""
         async with self._database.system() as connection:
             note(connection, RUNS_CHANGED)
