@@ -26,6 +26,10 @@ from services.scheduler.usecases.worker.ports import NOT_YET, Claimed, Progress,
 
 LEASE_LIFE: Final = timedelta(seconds=5)
 """How long a lease lives without being renewed."""
+MOST_IDLE: Final = timedelta(seconds=1)
+"""How long a worker may keep all others from claiming while it stands still: PostgreSQL ends its connection then."""
+_MOST_WAIT: Final = "2s"
+"""How long to wait until others have claimed: longer than one that stands still has."""
 _NOW = sa.func.clock_timestamp()
 _PARAMETERS = (
     sa.bindparam("life", type_=sa.Interval),
@@ -36,8 +40,15 @@ _SECONDS_LEFT = "extract(epoch FROM r.start_time + r.run_timeout - clock_timesta
 
 # Workers claim one after another: two that count at the same time would both find the last place of a task or a user
 # free. Where nothing is limited they would choose the same runs, and the second go without; and whether a task is
-# limited may change at any moment. It costs a claim, of however many runs, one round trip.
-_ONE_AT_A_TIME = sa.text("SELECT pg_advisory_xact_lock(1094797636, hashtext('scheduler.runs'))")
+# limited may change at any moment. It costs a claim, of however many runs, one round trip. A worker that stands still
+# before its commit is ended by PostgreSQL, its claim with it: both settings hold from here to the transaction's end.
+_ONE_AT_A_TIME = sa.text(
+    f"""
+    SELECT set_config('idle_in_transaction_session_timeout', :most_idle, true),
+        set_config('lock_timeout', '{_MOST_WAIT}', true),
+        pg_advisory_xact_lock(1094797636, hashtext('scheduler.runs'))
+    """
+)
 
 _TAKE_OVER = sa.text(
     f"""
@@ -234,9 +245,18 @@ _RELEASE = sa.text(
 
 
 async def claim(
-    connection: AsyncConnection, holder: str, limit: int, *, per_user: int = 0, life: timedelta = LEASE_LIFE
+    connection: AsyncConnection,
+    holder: str,
+    limit: int,
+    *,
+    per_user: int = 0,
+    life: timedelta = LEASE_LIFE,
+    most_idle: timedelta = MOST_IDLE,
 ) -> Claimed:
-    """Takes runs: first those whose worker died, then those that wait, by priority, fair between organizations.
+    """Takes runs whose worker died; if there are none those that wait, by priority, fair between organizations.
+
+    Not both at once: what is taken over waits for no other worker's claim. Dying before the commit leaves all as it
+    was; standing still there ends the connection after `most_idle`, and the claim with it.
 
     Args:
         connection: A system transaction.
@@ -244,19 +264,18 @@ async def claim(
         limit: How many at most.
         per_user: How many of one user may be under way at once, in all workers; 0 for no limit.
         life: How long the lease lives without being renewed.
+        most_idle: See `MOST_IDLE`.
 
     Returns:
         Fewer than `limit` may be had although more wait, where tasks or users have no more places.
     """
     values: dict[str, Any] = {"holder": holder, "places": limit, "life": life}
     rows = await connection.execute(_TAKE_OVER, values)
-    found = [claim_of(row, taken_over=True) for row in rows]
-    if len(found) < limit:
-        await connection.execute(_ONE_AT_A_TIME)
-        values |= {"places": limit - len(found), "per_user": per_user}
-        rows = await connection.execute(_TAKE, values)
-        found += [claim_of(row, taken_over=False) for row in rows]
-    if found:
+    if found := [claim_of(row, taken_over=True) for row in rows]:
+        return Claimed(found)
+    await connection.execute(_ONE_AT_A_TIME, {"most_idle": f"{most_idle / timedelta(milliseconds=1):.0f}"})
+    rows = await connection.execute(_TAKE, values | {"per_user": per_user})
+    if found := [claim_of(row, taken_over=False) for row in rows]:
         return Claimed(found)
     seconds = (await connection.execute(_NEXT)).scalar_one()
     return Claimed([], None if seconds is None else max(0.0, float(seconds)))

@@ -162,7 +162,7 @@ class RunQueries:
         self._per_user = per_user
 
     async def claim(self, holder: str, limit: int) -> Claimed:
-        """Takes over runs whose worker died, then takes runs that wait."""
+        """Takes over runs whose worker died; if there are none it takes runs that wait."""
         async with self._database.system() as connection:
             claimed = await claims.claim(
                 connection, holder, limit, per_user=self._per_user, life=self._lease_life

@@ -79,7 +79,7 @@ class RunQueue(Protocol):
     """
 
     async def claim(self, holder: str, limit: int) -> Claimed:
-        """Takes at most `limit` runs: first those whose worker died, then those that wait."""
+        """Takes at most `limit` runs: those whose worker died, and only if there are none those that wait."""
 
     async def renew(self, held: Sequence[Claim]) -> Renewal:
         """Renews leases."""
