@@ -22,6 +22,7 @@ MAX_TURN_TIMEOUT: Final = timedelta(hours=24)
 BUDGET_EXCEEDED: Final = "BUDGET_EXCEEDED"
 RUN_TIMEOUT: Final = "RUN_TIMEOUT"
 TURN_FAILED: Final = "TURN_FAILED"
+RUN_UNREADABLE: Final = "RUN_UNREADABLE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +223,13 @@ CANCELLED: Final = Outcome(RunState.CANCELLED)
 NO_BUDGET_LEFT: Final = Outcome(
     RunState.FAILED,
     failure=Failure(BUDGET_EXCEEDED, "the attempts before have used up the run's budget"),
+    final=True,
+)
+
+
+UNREADABLE: Final = Outcome(
+    RunState.FAILED,
+    failure=Failure(RUN_UNREADABLE, "this version of the scheduler cannot read what the run is to do"),
     final=True,
 )
 

@@ -7,16 +7,18 @@ transaction. Whoever locks schedules and runs locks the schedules first, and of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any, Final
 from uuid import UUID
 
 import sqlalchemy as sa
+import structlog
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.scheduler.domain.runs import Claim
+from services.scheduler.domain.retries import RetryPolicy
+from services.scheduler.domain.runs import UNREADABLE, Claim, RunContent
 from services.scheduler.domain.states import RunState
 from services.scheduler.store import endings
 from services.scheduler.store.endings import Ending
@@ -24,12 +26,15 @@ from services.scheduler.store.run_rows import TOKENS, claim_of
 from services.scheduler.store.tables import runs
 from services.scheduler.usecases.worker.ports import NOT_YET, Claimed, Progress, Recorded, Renewal
 
+_log = structlog.get_logger(__name__)
+
 LEASE_LIFE: Final = timedelta(seconds=5)
 """How long a lease lives without being renewed."""
 MOST_IDLE: Final = timedelta(seconds=1)
 """How long a worker may keep all others from claiming while it stands still: PostgreSQL ends its connection then."""
 _MOST_WAIT: Final = "2s"
 """How long to wait until others have claimed: longer than one that stands still has."""
+_NOTHING: Final = RunContent("", "", {}, {}, {}, 0, timedelta(), RetryPolicy(), 0.0)
 _NOW = sa.func.clock_timestamp()
 _PARAMETERS = (
     sa.bindparam("life", type_=sa.Interval),
@@ -252,7 +257,7 @@ async def claim(
     per_user: int = 0,
     life: timedelta = LEASE_LIFE,
     most_idle: timedelta = MOST_IDLE,
-) -> Claimed:
+) -> tuple[Claimed, list[Progress]]:
     """Takes runs whose worker died; if there are none those that wait, by priority, fair between organizations.
 
     Not both at once: what is taken over waits for no other worker's claim. Dying before the commit leaves all as it
@@ -267,18 +272,36 @@ async def claim(
         most_idle: See `MOST_IDLE`.
 
     Returns:
-        Fewer than `limit` may be had although more wait, where tasks or users have no more places.
+        What was claimed; fewer than `limit` may be had although more wait, where tasks or users have no more places.
+        And the ends of those runs among them that cannot be read, to be recorded once the claim is committed: of a
+        process that dies before that the leases run out, and whoever takes the runs over ends them.
     """
     values: dict[str, Any] = {"holder": holder, "places": limit, "life": life}
     rows = await connection.execute(_TAKE_OVER, values)
-    if found := [claim_of(row, taken_over=True) for row in rows]:
-        return Claimed(found)
+    found, unreadable = _read(rows, taken_over=True)
+    if found or unreadable:
+        return Claimed(found, None if found else 0.0), unreadable
     await connection.execute(_ONE_AT_A_TIME, {"most_idle": f"{most_idle / timedelta(milliseconds=1):.0f}"})
     rows = await connection.execute(_TAKE, values | {"per_user": per_user})
-    if found := [claim_of(row, taken_over=False) for row in rows]:
-        return Claimed(found)
+    found, unreadable = _read(rows, taken_over=False)
+    if found or unreadable:
+        return Claimed(found, None if found else 0.0), unreadable
     seconds = (await connection.execute(_NEXT)).scalar_one()
-    return Claimed([], None if seconds is None else max(0.0, float(seconds)))
+    return Claimed([], None if seconds is None else max(0.0, float(seconds))), []
+
+
+def _read(rows: Iterable[Any], *, taken_over: bool) -> tuple[list[Claim], list[Progress]]:
+    """Reads rows that were claimed, each by itself: one that another version wrote stops no other."""
+    found: list[Claim] = []
+    unreadable: list[Progress] = []
+    for row in rows:
+        try:
+            found.append(claim_of(row, taken_over=taken_over))
+        except Exception:
+            _log.exception("run not understood; it is ended", run_id=str(row.id))
+            claim = claim_of(row, taken_over=taken_over, content=_NOTHING)
+            unreadable.append(Progress(claim, claim.session_id, claim.turn_id, UNREADABLE))
+    return found, unreadable
 
 
 async def renew(connection: AsyncConnection, held: Sequence[Claim], life: timedelta = LEASE_LIFE) -> Renewal:

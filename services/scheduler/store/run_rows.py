@@ -64,8 +64,14 @@ def attempt_of(row: Any) -> RunAttempt:
     )
 
 
-def claim_of(row: Any, *, taken_over: bool) -> Claim:
-    """Reads a row of `runs` that was claimed, with the turn of its attempt and `seconds_left`."""
+def claim_of(row: Any, *, taken_over: bool, content: RunContent | None = None) -> Claim:
+    """Reads a row of `runs` that was claimed, with the turn of its attempt and `seconds_left`.
+
+    Args:
+        row: The row.
+        taken_over: Whether another worker had it.
+        content: What it does, in place of what the row says.
+    """
     return Claim(
         run_id=row.id,
         organization_id=row.organization_id,
@@ -73,7 +79,7 @@ def claim_of(row: Any, *, taken_over: bool) -> Claim:
         holder=row.lease_holder,
         epoch=row.epoch,
         attempt=row.attempt,
-        content=content_of(row),
+        content=content or content_of(row),
         taken_over=taken_over,
         session_id=row.attempt_session_id,
         turn_id=row.attempt_turn_id,

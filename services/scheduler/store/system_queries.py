@@ -8,11 +8,13 @@ from datetime import timedelta
 from uuid import UUID
 
 import sqlalchemy as sa
+import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.kernel.db import Database
 from services.kernel.db.database import note
 from services.kernel.db.idempotency import purge_expired
+from services.kernel.errors import ServiceError
 from services.scheduler.domain.runs import Claim, Failure
 from services.scheduler.domain.states import RunState
 from services.scheduler.domain.webhooks import DeliveryState
@@ -24,6 +26,8 @@ from services.scheduler.store.webhook_tables import webhook_deliveries
 from services.scheduler.usecases.firing.ports import StalePrompt
 from services.scheduler.usecases.webhook_ports import Answer, DeliveryClaim, Outlook
 from services.scheduler.usecases.worker.ports import Claimed, Progress, Recorded, Renewal
+
+_log = structlog.get_logger(__name__)
 
 _PURGED_AT_ONCE = 100
 _RUNS_PURGED_AT_ONCE = 1000
@@ -162,14 +166,20 @@ class RunQueries:
         self._per_user = per_user
 
     async def claim(self, holder: str, limit: int) -> Claimed:
-        """Takes over runs whose worker died; if there are none it takes runs that wait."""
+        """Takes over runs whose worker died; if there are none it takes runs that wait. Ends what cannot be read."""
         async with self._database.system() as connection:
-            claimed = await claims.claim(
+            claimed, unreadable = await claims.claim(
                 connection, holder, limit, per_user=self._per_user, life=self._lease_life
             )
             if claimed.runs:
                 note(connection, RUNS_CHANGED)
-            return claimed
+        if unreadable:
+            try:
+                await self.record(unreadable)
+            except ServiceError as error:
+                # The others are this worker's by now.
+                _log.warning("what cannot be read has not ended; its lease runs out", reason=error.reason)
+        return claimed
 
     async def renew(self, held: Sequence[Claim]) -> Renewal:
         """Renews leases, on a connection of its own."""
