@@ -30,6 +30,7 @@ MOST_LATE_TAKE_OVERS: Final = 3
 """The same of a run whose time is up: one is enough to learn what came of it, unless that worker dies, too."""
 _PAUSING_STATES: Final = frozenset({RunState.FAILED, RunState.TIMED_OUT})
 _MOST_NOTED_CHARACTERS: Final = 200
+RUN_UNREADABLE: Final = "RUN_UNREADABLE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +233,13 @@ CANCELLED: Final = Outcome(RunState.CANCELLED)
 NO_BUDGET_LEFT: Final = Outcome(
     RunState.FAILED,
     failure=Failure(BUDGET_EXCEEDED, "the attempts before have used up the run's budget"),
+    final=True,
+)
+
+
+UNREADABLE: Final = Outcome(
+    RunState.FAILED,
+    failure=Failure(RUN_UNREADABLE, "this version of the scheduler cannot read what the run is to do"),
     final=True,
 )
 

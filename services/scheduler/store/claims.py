@@ -7,20 +7,24 @@ transaction. Whoever locks schedules and runs locks the schedules first, and of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any, Final
 from uuid import UUID
 
 import sqlalchemy as sa
+import structlog
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.scheduler.domain.retries import RetryPolicy
 from services.scheduler.domain.runs import (
     MOST_LATE_TAKE_OVERS,
     MOST_TAKE_OVERS,
+    UNREADABLE,
     Claim,
     Outcome,
+    RunContent,
     given_up,
     state_after,
 )
@@ -30,10 +34,17 @@ from services.scheduler.store.claimable import MAY_BE_TAKEN, PER_USER, WITH_PLAC
 from services.scheduler.store.endings import Ending
 from services.scheduler.store.run_rows import TOKENS, claim_of
 from services.scheduler.store.tables import runs
-from services.scheduler.usecases.worker.ports import Claimed, Progress, Renewal
+from services.scheduler.usecases.worker.ports import NOT_YET, Claimed, Progress, Recorded, Renewal
+
+_log = structlog.get_logger(__name__)
 
 LEASE_LIFE: Final = timedelta(seconds=5)
 """How long a lease lives without being renewed."""
+MOST_IDLE: Final = timedelta(seconds=1)
+"""How long a worker may keep all others from claiming while it stands still: PostgreSQL ends its connection then."""
+_MOST_WAIT: Final = "2s"
+"""How long to wait until others have claimed: longer than one that stands still has."""
+_NOTHING: Final = RunContent("", "", {}, {}, {}, 0, timedelta(), RetryPolicy(), 0.0)
 _NOW = sa.func.clock_timestamp()
 _PARAMETERS = (
     sa.bindparam("life", type_=sa.Interval),
@@ -44,8 +55,15 @@ _SECONDS_LEFT = "extract(epoch FROM r.start_time + r.run_timeout - clock_timesta
 
 # Workers claim one after another: two that count at the same time would both find the last place of a task or a user
 # free. Where nothing is limited they would choose the same runs, and the second go without; and whether a task is
-# limited may change at any moment. It costs a claim, of however many runs, one round trip.
-_ONE_AT_A_TIME = sa.text("SELECT pg_advisory_xact_lock(1094797636, hashtext('scheduler.runs'))")
+# limited may change at any moment. It costs a claim, of however many runs, one round trip. A worker that stands still
+# before its commit is ended by PostgreSQL, its claim with it: both settings hold from here to the transaction's end.
+_ONE_AT_A_TIME = sa.text(
+    f"""
+    SELECT set_config('idle_in_transaction_session_timeout', :most_idle, true),
+        set_config('lock_timeout', '{_MOST_WAIT}', true),
+        pg_advisory_xact_lock(1094797636, hashtext('scheduler.runs'))
+    """
+)
 
 _LOST = "r.state = 'RUNNING' AND r.lease_expire_time <= clock_timestamp()"
 # Whoever gives a run back leaves no holder: that is no loss.
@@ -153,13 +171,25 @@ _LOCK_HELD = sa.text(
     FROM unnest(:ids, :epochs, :holders, :pauses) AS w(id, epoch, holder, pause)
     JOIN scheduler.runs AS r
         ON r.id = w.id AND r.epoch = w.epoch AND r.lease_holder = w.holder AND r.state = 'RUNNING'
-    ORDER BY r.id FOR NO KEY UPDATE OF r
+    ORDER BY r.id FOR NO KEY UPDATE OF r SKIP LOCKED
     """
 ).bindparams(
     sa.bindparam("ids", type_=_IDS),
     sa.bindparam("epochs", type_=_NUMBERS),
     sa.bindparam("holders", type_=_TEXTS),
     sa.bindparam("pauses", type_=ARRAY(sa.Interval())),
+)
+
+_STILL_HELD = sa.text(
+    """
+    SELECT r.id, r.epoch FROM unnest(:ids, :epochs, :holders) AS w(id, epoch, holder)
+    JOIN scheduler.runs AS r
+        ON r.id = w.id AND r.epoch = w.epoch AND r.lease_holder = w.holder AND r.state = 'RUNNING'
+    """
+).bindparams(
+    sa.bindparam("ids", type_=_IDS),
+    sa.bindparam("epochs", type_=_NUMBERS),
+    sa.bindparam("holders", type_=_TEXTS),
 )
 
 _NOTE = sa.text(
@@ -236,9 +266,18 @@ _RELEASE = sa.text(
 
 
 async def claim(
-    connection: AsyncConnection, holder: str, limit: int, *, per_user: int = 0, life: timedelta = LEASE_LIFE
-) -> Claimed:
-    """Takes runs: first those whose worker died, then those that wait, by priority, fair between organizations.
+    connection: AsyncConnection,
+    holder: str,
+    limit: int,
+    *,
+    per_user: int = 0,
+    life: timedelta = LEASE_LIFE,
+    most_idle: timedelta = MOST_IDLE,
+) -> tuple[Claimed, list[Progress]]:
+    """Takes runs whose worker died; if there are none those that wait, by priority, fair between organizations.
+
+    Not both at once: what is taken over waits for no other worker's claim. Dying before the commit leaves all as it
+    was; standing still there ends the connection after `most_idle`, and the claim with it.
 
     Args:
         connection: A system transaction.
@@ -246,22 +285,39 @@ async def claim(
         limit: How many at most.
         per_user: How many of one user may be under way at once, in all workers; 0 for no limit.
         life: How long the lease lives without being renewed.
+        most_idle: See `MOST_IDLE`.
 
     Returns:
-        Fewer than `limit` may be had although more wait, where tasks or users have no more places.
+        What was claimed; fewer than `limit` may be had although more wait, where tasks or users have no more places.
+        And the ends of those runs among them that cannot be read, to be recorded once the claim is committed: of a
+        process that dies before that the leases run out, and whoever takes the runs over ends them.
     """
     values: dict[str, Any] = {"holder": holder, "places": limit, "life": life}
     rows = await connection.execute(_TAKE_OVER, values)
-    found = [claim_of(row, taken_over=True) for row in rows]
-    if len(found) < limit:
-        await connection.execute(_ONE_AT_A_TIME)
-        values |= {"places": limit - len(found), "per_user": per_user}
-        rows = await connection.execute(_TAKE, values)
-        found += [claim_of(row, taken_over=False) for row in rows]
-    if found:
-        return Claimed(found)
+    found, unreadable = _read(rows, taken_over=True)
+    if found or unreadable:
+        return Claimed(found, None if found else 0.0), unreadable
+    await connection.execute(_ONE_AT_A_TIME, {"most_idle": f"{most_idle / timedelta(milliseconds=1):.0f}"})
+    rows = await connection.execute(_TAKE, values | {"per_user": per_user})
+    found, unreadable = _read(rows, taken_over=False)
+    if found or unreadable:
+        return Claimed(found, None if found else 0.0), unreadable
     seconds = (await connection.execute(_NEXT)).scalar_one()
-    return Claimed([], None if seconds is None else max(0.0, float(seconds)))
+    return Claimed([], None if seconds is None else max(0.0, float(seconds))), []
+
+
+def _read(rows: Iterable[Any], *, taken_over: bool) -> tuple[list[Claim], list[Progress]]:
+    """Reads rows that were claimed, each by itself: one that another version wrote stops no other."""
+    found: list[Claim] = []
+    unreadable: list[Progress] = []
+    for row in rows:
+        try:
+            found.append(claim_of(row, taken_over=taken_over))
+        except Exception:
+            _log.exception("run not understood; it is ended", run_id=str(row.id))
+            claim = claim_of(row, taken_over=taken_over, content=_NOTHING)
+            unreadable.append(Progress(claim, claim.session_id, claim.turn_id, UNREADABLE))
+    return found, unreadable
 
 
 async def renew(connection: AsyncConnection, held: Sequence[Claim], life: timedelta = LEASE_LIFE) -> Renewal:
@@ -293,12 +349,13 @@ async def renew(connection: AsyncConnection, held: Sequence[Claim], life: timede
     )
 
 
-async def record(connection: AsyncConnection, steps: Sequence[Progress]) -> list[RunState | None]:
+async def record(connection: AsyncConnection, steps: Sequence[Progress]) -> list[Recorded]:
     """Records how far attempts have come, and what becomes of the runs of those that have ended.
 
     Locks the schedules of runs whose attempt has ended, then all runs that are still their holder's; the rest is
-    written to those alone. Dying before the commit leaves every run as its lease says: whoever takes it over makes the
-    same calls, and comes to the same end.
+    written to those alone. It waits for no lock: of a process that stands still while it has a schedule, the runs of
+    that schedule are waited for, and no others. Dying before the commit leaves every run as its lease says: whoever
+    takes it over makes the same calls, and comes to the same end.
 
     Args:
         connection: A system transaction.
@@ -306,17 +363,23 @@ async def record(connection: AsyncConnection, steps: Sequence[Progress]) -> list
 
     Returns:
         For each step the run's state now: QUEUED if another attempt follows; CANCELLED if one would and somebody has
-        asked for the end. A run whose time is up before the pause is over ends as its attempt did. None where another
-        worker has the run, or it is gone.
+        asked for the end. A run whose time is up before the pause is over ends as its attempt did. NOT_YET where
+        somebody else has the run or its schedule locked, and None where another worker has the run, or it is gone.
     """
     over = [step for step in steps if step.outcome is not None]
-    await endings.lock_schedules(connection, [step.claim.run_id for step in over])
+    locked = await endings.lock_free_schedules(connection, [step.claim.run_id for step in over])
+    free = [step for step in steps if step.outcome is None or step.claim.run_id not in locked]
     rows = await connection.execute(
-        _LOCK_HELD, {**_fences([step.claim for step in steps]), "pauses": [step.pause for step in steps]}
+        _LOCK_HELD, {**_fences([step.claim for step in free]), "pauses": [step.pause for step in free]}
     )
     held = {(row.id, row.epoch): row for row in rows}
-    mine = [step for step in steps if (step.claim.run_id, step.claim.epoch) in held]
-    states = dict.fromkeys(held, RunState.RUNNING)
+    mine = [step for step in free if (step.claim.run_id, step.claim.epoch) in held]
+    states: dict[tuple[UUID, int], Recorded] = dict.fromkeys(held, RunState.RUNNING)
+    if len(mine) < len(steps):
+        # Those whose lease is lost are not among the rows that are locked: what is read here is newer than the lock.
+        others = [step.claim for step in steps if (step.claim.run_id, step.claim.epoch) not in held]
+        for row in await connection.execute(_STILL_HELD, _fences(others)):
+            states[row.id, row.epoch] = NOT_YET
     noted = [step for step in mine if step.outcome is None]
     if noted:
         await connection.execute(_NOTE, _known(noted))
@@ -326,13 +389,14 @@ async def record(connection: AsyncConnection, steps: Sequence[Progress]) -> list
     for step, outcome in [(step, step.outcome) for step in over if step.outcome is not None]:
         key = (step.claim.run_id, step.claim.epoch)
         row, pause = held[key], step.pause
-        states[key] = state_after(
+        state = state_after(
             outcome, retries=pause is not None, in_time=bool(row.in_time), cancelled=row.cancelled
         )
-        if states[key] is RunState.QUEUED and pause is not None:
+        states[key] = state
+        if state is RunState.QUEUED and pause is not None:
             again.append((step.claim.run_id, pause))
         else:
-            ended.append(_ending(step, outcome, states[key]))
+            ended.append(_ending(step, outcome, state))
     if over:
         await connection.execute(_END_ATTEMPTS, _known(over) | _outcomes(over))
     if again:

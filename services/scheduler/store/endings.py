@@ -3,7 +3,8 @@
 Who ends runs: a worker (`claims.record`), CancelTaskRun, DeleteSchedule and DeleteTask of what waits, a tick. Each
 
 1. locks the schedules of the runs, in the order of their ids (`lock_schedules`), where a tick, a cancel or another end
-   waits its turn: without it a fire could be held back behind a run that is ending, and nobody would let it go;
+   waits its turn: without it a fire could be held back behind a run that is ending, and nobody would let it go. A
+   worker, which ends runs of many, waits for none of them (`lock_free_schedules`): it ends the others first;
 2. locks the runs, in the order of their ids;
 3. writes their last state (`end`), the facts and the deliveries that tell of it, pauses schedules, and promotes runs
    that were held back. Those are locked by nobody who does not hold their schedule.
@@ -57,6 +58,19 @@ _LOCK_SCHEDULES = sa.text(
     SELECT s.id FROM scheduler.schedules AS s
     WHERE s.id IN (SELECT schedule_id FROM scheduler.runs WHERE id = ANY(:runs))
     ORDER BY s.id FOR NO KEY UPDATE
+    """
+).bindparams(sa.bindparam("runs", type_=_IDS))
+
+# The array is read whole, whatever is found in it: each schedule is locked.
+_LOCK_FREE_SCHEDULES = sa.text(
+    """
+    WITH had AS (
+        SELECT s.id FROM scheduler.schedules AS s
+        WHERE s.id IN (SELECT schedule_id FROM scheduler.runs WHERE id = ANY(:runs))
+        ORDER BY s.id FOR NO KEY UPDATE SKIP LOCKED
+    )
+    SELECT r.id FROM scheduler.runs AS r
+    WHERE r.id = ANY(:runs) AND r.schedule_id IS NOT NULL AND r.schedule_id <> ALL(ARRAY(SELECT id FROM had))
     """
 ).bindparams(sa.bindparam("runs", type_=_IDS))
 
@@ -170,6 +184,21 @@ async def lock_schedules(connection: AsyncConnection, run_ids: Collection[UUID])
     """
     if run_ids:
         await connection.execute(_LOCK_SCHEDULES, {"runs": list(run_ids)})
+
+
+async def lock_free_schedules(connection: AsyncConnection, run_ids: Collection[UUID]) -> frozenset[UUID]:
+    """Does as `lock_schedules` without waiting: schedules that somebody else has locked are left out.
+
+    Args:
+        connection: Any transaction of the schema.
+        run_ids: The runs.
+
+    Returns:
+        The runs whose schedule was not had: they may not end in this transaction.
+    """
+    if not run_ids:
+        return frozenset()
+    return frozenset((await connection.execute(_LOCK_FREE_SCHEDULES, {"runs": list(run_ids)})).scalars())
 
 
 async def end(connection: AsyncConnection, endings: Sequence[Ending]) -> list[EndedRun]:

@@ -72,8 +72,14 @@ def attempt_of(row: Any) -> RunAttempt:
     )
 
 
-def claim_of(row: Any, *, taken_over: bool) -> Claim:
-    """Reads a row of `runs` that was claimed, with the turn of its attempt and `seconds_left`."""
+def claim_of(row: Any, *, taken_over: bool, content: RunContent | None = None) -> Claim:
+    """Reads a row of `runs` that was claimed, with the turn of its attempt and `seconds_left`.
+
+    Args:
+        row: The row.
+        taken_over: Whether another worker had it.
+        content: What it does, in place of what the row says.
+    """
     first = row.attempt == 1 and not taken_over
     return Claim(
         run_id=row.id,
@@ -82,7 +88,7 @@ def claim_of(row: Any, *, taken_over: bool) -> Claim:
         holder=row.lease_holder,
         epoch=row.epoch,
         attempt=row.attempt,
-        content=content_of(row),
+        content=content or content_of(row),
         taken_over=taken_over,
         session_id=row.attempt_session_id,
         turn_id=row.attempt_turn_id,

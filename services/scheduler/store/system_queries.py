@@ -18,7 +18,6 @@ from services.kernel.db.idempotency import purge_expired
 from services.kernel.errors import ServiceError
 from services.kernel.supervision import BACKGROUND_FAILURES
 from services.scheduler.domain.runs import Claim, Failure
-from services.scheduler.domain.states import RunState
 from services.scheduler.domain.webhooks import DeliveryState
 from services.scheduler.store import claimable, claims, endings, firing, purging, webhook_claims
 from services.scheduler.store.facts import OUTBOX, TASK_RUNS
@@ -26,7 +25,7 @@ from services.scheduler.store.notes import RUNS_CHANGED
 from services.scheduler.store.tables import idempotency_keys, outbox, runs
 from services.scheduler.usecases.firing.ports import StalePrompt, Unreadable
 from services.scheduler.usecases.webhooks.ports import Answer, DeliveryClaim, Outlook
-from services.scheduler.usecases.worker.ports import Claimed, Progress, Renewal
+from services.scheduler.usecases.worker.ports import Claimed, Progress, Recorded, Renewal
 
 _log = structlog.get_logger(__name__)
 _VERSIONS = sa.select(runs.c.id, runs.c.version).where(
@@ -136,21 +135,27 @@ class RunQueries:
         self._per_user = per_user
 
     async def claim(self, holder: str, limit: int) -> Claimed:
-        """Takes over runs whose worker died, then takes runs that wait."""
+        """Takes over runs whose worker died; if there are none it takes runs that wait. Ends what cannot be read."""
         async with self._database.system() as connection:
-            claimed = await claims.claim(
+            claimed, unreadable = await claims.claim(
                 connection, holder, limit, per_user=self._per_user, life=self._lease_life
             )
             if claimed.runs:
                 note(connection, RUNS_CHANGED)
-            return claimed
+        if unreadable:
+            try:
+                await self.record(unreadable)
+            except ServiceError as error:
+                # The others are this worker's by now.
+                _log.warning("what cannot be read has not ended; its lease runs out", reason=error.reason)
+        return claimed
 
     async def renew(self, held: Sequence[Claim]) -> Renewal:
         """Renews leases, on a connection of its own."""
         async with self._database.dedicated_system() as connection:
             return await claims.renew(connection, held, self._lease_life)
 
-    async def record(self, steps: Sequence[Progress]) -> list[RunState | None]:
+    async def record(self, steps: Sequence[Progress]) -> list[Recorded]:
         """Records how far attempts have come."""
         async with self._database.system() as connection:
             note(connection, RUNS_CHANGED)

@@ -11,11 +11,14 @@ import pytest
 import sqlalchemy as sa
 
 from services.kernel.db import Database
+from services.kernel.errors import ErrorKind, ServiceError
 from services.kernel.testing import a_caller
-from services.scheduler.domain.runs import CANCELLED, Failure, LeaseLost, Outcome
+from services.scheduler.domain.runs import CANCELLED, UNREADABLE, Failure, LeaseLost, Outcome
 from services.scheduler.domain.states import RunState
+from services.scheduler.store import claims
+from services.scheduler.store.rows import retry_policy_column
 
-from .working import Floor, floor
+from .working import AT_ONCE, Floor, floor
 
 pytestmark = pytest.mark.integration
 FAILED = Outcome(RunState.FAILED, failure=Failure("MODEL_ERROR", "because"))
@@ -140,6 +143,52 @@ async def test_a_live_lease_is_nobody_elses(place: Floor) -> None:
     # What was only late is kept.
     assert (await place.queue().renew([claim])).lost == frozenset()
     assert await place.queue().take("second", 1) == []
+
+
+async def test_a_claim_that_stands_still_is_ended(place: Floor) -> None:
+    await place.run()
+    with pytest.raises(ServiceError) as refused:
+        async with place.database.relay_system() as connection:
+            found, _ = await claims.claim(connection, "frozen", 1, most_idle=timedelta(milliseconds=300))
+            assert len(found.runs) == 1
+            # It waits for the other, and has what that one had.
+            async with asyncio.timeout(2):
+                (claim,) = await place.queue().take("alive", 1)
+    assert (refused.value.kind, claim.epoch) == (ErrorKind.UNAVAILABLE, 1)
+    await place.queue().end(claim, CANCELLED, None)
+    # Nothing of it stays with the connections.
+    async with place.database.relay_system() as connection:
+        assert (await connection.execute(sa.text("SHOW lock_timeout"))).scalar_one() == "5s"
+        assert (await claims.claim(connection, "frozen", 1))[0].runs == []
+
+
+async def test_a_claim_that_stands_still_keeps_nobody_from_taking_over(place: Floor) -> None:
+    run = await place.run()
+    await place.queue().take("dead", 1)
+    async with place.database.relay_system() as connection:
+        assert (await claims.claim(connection, "frozen", 1))[0].runs == []
+        await place.expire(run)
+        async with asyncio.timeout(0.9):
+            (claim,) = await place.queue().take("alive", 4)
+        assert claim.taken_over
+
+
+async def test_what_cannot_be_read_ends_and_stops_no_other(place: Floor) -> None:
+    made = [await place.run() for _ in range(4)]
+    await place.queue().take("dead", 2)
+    for run in made[::2]:
+        await place.change(run, retry_policy={})
+    await place.expire(made[0])
+    await place.worker(1, look_seconds=60)
+    assert (await place.ended(made[3])).run.state is RunState.SUCCEEDED
+    await place.expire(made[1])
+    place.wake()
+    assert (await place.ended(made[1])).run.state is RunState.SUCCEEDED
+    for run in made[::2]:
+        await place.change(run, retry_policy=retry_policy_column(AT_ONCE))
+        found = await place.read(run)
+        assert (found.run.state, found.run.failure) == (RunState.FAILED, UNREADABLE.failure)
+        assert [attempt.failure for attempt in found.attempts] == [UNREADABLE.failure]
 
 
 @pytest.mark.parametrize("successor", ["second", "first"])

@@ -21,13 +21,14 @@ from services.kernel.testing import a_caller
 from services.scheduler.domain.retries import RetryPolicy
 from services.scheduler.domain.runs import CANCELLED, Claim, Failure, Outcome, Usage
 from services.scheduler.domain.states import RunState
+from services.scheduler.store import claims as records
 from services.scheduler.store import endings
 from services.scheduler.store.facts import RUNS_QUEUED
 from services.scheduler.store.rows import retry_policy_column
 from services.scheduler.store.tables import backfills, outbox, runs, schedules
 from services.scheduler.store.tenant import TenantStore
 from services.scheduler.usecases.schedules import Schedules
-from services.scheduler.usecases.worker.ports import Progress
+from services.scheduler.usecases.worker.ports import NOT_YET, Progress
 
 from .working import Floor, floor
 
@@ -288,23 +289,65 @@ async def test_an_end_waits_for_whoever_has_the_schedule(place: Floor) -> None:
     schedule = await planned(place)
     await schedule.run("QUEUED")
     (claim,) = await claims(place, 1)
+    step = Progress(claim, outcome=SUCCEEDED)
     async with place.database.system() as connection:
         await connection.execute(
             sa.select(schedules.c.id).where(schedules.c.id == schedule.id).with_for_update()
         )
-        ending = asyncio.create_task(place.queue().end(claim, SUCCEEDED, None))
-        async with asyncio.timeout(10):
-            while not await _number_waiting(place):
-                await asyncio.sleep(0.005)
+        assert await place.queue().record([step]) == [NOT_YET]
         await schedule.run("PENDING", connection)
-    await ending
+    assert await place.queue().record([step]) == [RunState.SUCCEEDED]
     assert await schedule.states() == ["SUCCEEDED", "QUEUED"]
 
 
-async def _number_waiting(place: Floor) -> int:
-    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+async def test_what_is_locked_keeps_nothing_else_from_its_end(place: Floor) -> None:
+    """Whoever stands still with two schedules and a run keeps their runs alone, and none of them counts as lost."""
+    held = [await planned(place) for _ in range(2)]
+    for schedule in held:
+        await schedule.run("QUEUED")
+    free = await planned(place)
+    runs_ = [await free.run("QUEUED"), (await place.run()).run.id, (locked := await place.run()).run.id]
+    found = {claim.run_id: claim for claim in await claims(place, 5)}
+    lost = found[runs_[0]]
+    await place.expire(await place.runs.get(free.caller, lost.run_id))
+    (found[lost.run_id],) = await place.queue().take("another", 1)
+    steps = [Progress(claim, outcome=SUCCEEDED) for claim in [*found.values(), lost]]
+    async with place.database.relay_system() as connection:
+        ids = [schedule.id for schedule in held]
+        await connection.execute(sa.select(schedules.c.id).where(schedules.c.id.in_(ids)).with_for_update())
+        await connection.execute(sa.select(runs.c.id).where(runs.c.id == locked.run.id).with_for_update())
+        async with asyncio.timeout(2):
+            states = await place.queue().record(steps)
+        written = [
+            state for state, step in zip(states, steps, strict=True) if step.claim.run_id in set(runs_[:2])
+        ]
+        assert written == [RunState.SUCCEEDED, RunState.SUCCEEDED, None]
+        assert states.count(NOT_YET) == 3
+    assert set(await place.queue().record(steps)) == {RunState.SUCCEEDED, None}
+
+
+async def test_a_worker_waits_with_the_end_of_what_is_locked(place: Floor) -> None:
+    held = [await planned(place) for _ in range(3)]
+    async with place.database.relay_system() as connection:
+        for schedule in held:
+            await schedule.run("QUEUED")
+        ids = [schedule.id for schedule in held]
+        await connection.execute(sa.select(schedules.c.id).where(schedules.c.id.in_(ids)).with_for_update())
+        worker = await place.worker(8, lease_seconds=0.5)
+        async with asyncio.timeout(4):
+            free = await place.ended(await place.run())
+        assert free.run.state is RunState.SUCCEEDED
+        # Longer than a lease: nobody takes over what its worker has still.
+        async with asyncio.timeout(4):
+            while len(place.sessions.sessions) < 4:
+                await asyncio.sleep(0.01)
+        assert worker.under_way == 3
+    for schedule in held:
+        async with asyncio.timeout(10):
+            while await schedule.states() != ["SUCCEEDED"]:
+                await asyncio.sleep(0.01)
     async with place.database.system() as connection:
-        return int((await connection.execute(sa.text(query))).scalar_one())
+        assert set((await connection.execute(sa.select(runs.c.epoch))).scalars()) == {1}
 
 
 async def test_a_cancel_of_what_waits_lets_the_next_start(place: Floor) -> None:
@@ -387,21 +430,15 @@ async def test_what_is_held_back_behind_nothing_is_found(place: Floor) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_two_that_write_to_the_same_runs_wait_for_each_other_in_one_order(place: Floor) -> None:
+async def test_two_that_write_to_the_same_runs_do_not_wait_for_each_other(place: Floor) -> None:
     for _ in range(5):
         await place.run()
     steps = [Progress(claim, session_id=uuid4()) for claim in await claims(place, 5)]
-    steps.sort(key=lambda step: step.claim.run_id)
-    async with place.database.system() as connection:
-        # Both come as far as this one before either has all.
-        middle = runs.c.id == steps[2].claim.run_id
-        await connection.execute(sa.select(runs.c.id).where(middle).with_for_update())
-        both = [asyncio.create_task(place.queue().record(each)) for each in (steps, steps[::-1])]
-        async with asyncio.timeout(10):
-            while await _number_waiting(place) < 2:
-                await asyncio.sleep(0.005)
-    for states in await asyncio.gather(*both):
-        assert states == [RunState.RUNNING] * 5
+    async with place.database.relay_system() as connection:
+        assert await records.record(connection, steps[:3]) == [RunState.RUNNING] * 3
+        states = await place.queue().record(steps[::-1])
+        assert states == [RunState.RUNNING] * 2 + [NOT_YET] * 3
+    assert await place.queue().record(steps) == [RunState.RUNNING] * 5
 
 
 async def test_every_change_raises_the_version(place: Floor) -> None:

@@ -17,7 +17,7 @@ from services.kernel.testing import a_caller
 from services.scheduler.domain.retries import RetryPolicy
 from services.scheduler.domain.runs import Failure, TurnNow, TurnState, Usage
 from services.scheduler.domain.states import RunState
-from services.scheduler.usecases.worker.ports import Progress
+from services.scheduler.usecases.worker.ports import Progress, Recorded
 
 from .fake_sessions import ENDS, refused
 from .working import AT_ONCE, Floor, Queue, floor, owner, states
@@ -298,7 +298,7 @@ async def test_the_next_run_does_not_wait_until_the_last_is_written_down(place: 
     written = asyncio.Event()
 
     class Slow(Queue):
-        async def record(self, steps: Sequence[Progress]) -> list[RunState | None]:
+        async def record(self, steps: Sequence[Progress]) -> list[Recorded]:
             if any(step.outcome for step in steps):
                 await written.wait()
             return await super().record(steps)

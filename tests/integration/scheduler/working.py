@@ -35,7 +35,7 @@ from services.scheduler.usecases.tasks import Tasks
 from services.scheduler.usecases.webhooks import WebhookKeeper
 from services.scheduler.usecases.webhooks.deliveries import Webhooks
 from services.scheduler.usecases.worker import RunWorker
-from services.scheduler.usecases.worker.ports import Progress
+from services.scheduler.usecases.worker.ports import NOT_YET, Progress
 
 from .fake_sessions import FakeSessions
 
@@ -70,8 +70,9 @@ class Queue(RunQueries):
         return (await self.claim(holder, limit)).runs
 
     async def tell(self, claim: Claim, **known: Any) -> RunState:
-        """Records a step of one run; returns its state. Raises LeaseLost."""
-        (state,) = await self.record([Progress(claim, **known)])
+        """Records a step of one run, as soon as nobody else has it locked; returns its state. Raises LeaseLost."""
+        while (state := (await self.record([Progress(claim, **known)]))[0]) is NOT_YET:
+            await asyncio.sleep(0.01)
         if state is None:
             raise LeaseLost
         return state

@@ -14,7 +14,7 @@ from services.scheduler.domain.retries import RetryPolicy
 from services.scheduler.domain.runs import CANCELLED, Claim, LeaseLost, RunContent
 from services.scheduler.domain.states import RunState
 from services.scheduler.usecases.worker import recorder as recorders
-from services.scheduler.usecases.worker.ports import Claimed, Progress, Renewal
+from services.scheduler.usecases.worker.ports import NOT_YET, Claimed, Progress, Recorded, Renewal
 from services.scheduler.usecases.worker.recorder import Recorder
 
 CONTENT = RunContent("a", "b", {}, {}, {}, 0, timedelta(minutes=1), RetryPolicy(), 0.0)
@@ -34,18 +34,19 @@ class Written:
         self.open.set()
         self.lost: set[UUID] = set()
         self.refused: dict[UUID, Exception] = {}
+        self.locked: set[UUID] = set()
 
-    async def record(self, steps: Sequence[Progress]) -> list[RunState | None]:
+    async def record(self, steps: Sequence[Progress]) -> list[Recorded]:
         """Writes."""
         self.batches.append(list(steps))
         await self.open.wait()
         for step in steps:
             if step.claim.run_id in self.refused:
                 raise self.refused[step.claim.run_id]
-        states: list[RunState | None] = []
+        states: list[Recorded] = []
         for step in steps:
-            state = step.outcome.state if step.outcome else RunState.RUNNING
-            states.append(None if step.claim.run_id in self.lost else state)
+            run_id, state = step.claim.run_id, step.outcome.state if step.outcome else RunState.RUNNING
+            states.append(NOT_YET if run_id in self.locked else None if run_id in self.lost else state)
         return states
 
     async def claim(self, holder: str, limit: int) -> Claimed:
@@ -133,15 +134,11 @@ async def test_only_who_has_lost_its_run_is_told() -> None:
     assert queue.batches == [[old, new, other]]
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        ValueError("a value that is not taken"),
-        ServiceError(ErrorKind.UNAVAILABLE, reason="DATABASE_BUSY", domain="d", message="locked"),
-    ],
-)
-async def test_what_stops_one_stops_no_other(error: Exception) -> None:
-    queue = Written()
+BUSY = ServiceError(ErrorKind.UNAVAILABLE, reason="DATABASE_BUSY", domain="d", message="busy")
+
+
+async def test_what_stops_one_stops_no_other() -> None:
+    queue, error = Written(), ValueError("a value that is not taken")
     recorder = Recorder(queue)
     steps = [Progress(a_claim()) for _ in range(3)]
     queue.refused[steps[1].claim.run_id] = error
@@ -161,15 +158,59 @@ async def test_without_the_database_all_are_told_at_once_and_later_ones_written(
     assert await recorder.record(steps[0]) is RunState.RUNNING
 
 
-async def test_a_database_that_is_too_busy_for_some_is_not_asked_by_all() -> None:
+async def test_a_database_that_is_too_busy_for_some_is_not_asked_by_all_and_nobody_is_put_down(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recorders, "FIRST_PAUSE_SECONDS", 0.001)
     queue = Written()
     recorder = Recorder(queue)
-    busy = ServiceError(ErrorKind.UNAVAILABLE, reason="DATABASE_BUSY", domain="d", message="busy")
     steps = [Progress(a_claim()) for _ in range(6)]
-    queue.refused = {step.claim.run_id: busy for step in steps}
-    found = await asyncio.gather(*(recorder.record(step) for step in steps), return_exceptions=True)
-    assert found == [busy] * 6
-    assert len(queue.batches) == 3
+    queue.refused = {step.claim.run_id: BUSY for step in steps}
+    recording = [asyncio.create_task(recorder.record(step)) for step in steps]
+    async with asyncio.timeout(10):
+        while len(queue.batches) < 4:
+            await asyncio.sleep(0)
+    assert [len(batch) for batch in queue.batches[:3]] == [6, 1, 1]
+    queue.refused.clear()
+    assert await asyncio.gather(*recording) == [RunState.RUNNING] * 6
+
+
+async def test_what_is_locked_is_written_later_and_others_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorders, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(recorders, "MOST_PAUSE_SECONDS", 0.002)
+    queue = Written()
+    recorder = Recorder(queue)
+    claim, other = a_claim(), a_claim()
+    queue.locked.add(claim.run_id)
+    note = asyncio.create_task(recorder.record(Progress(claim, session_id=uuid4())))
+    assert await recorder.record(Progress(other)) is RunState.RUNNING
+    async with asyncio.timeout(10):
+        while len(queue.batches) < 4:
+            await asyncio.sleep(0)
+    # What comes later of the same claim is what is tried then.
+    end = Progress(claim, outcome=CANCELLED)
+    ending = asyncio.create_task(recorder.record(end))
+    async with asyncio.timeout(10):
+        while queue.batches[-2:] != [[end], [end]]:
+            await asyncio.sleep(0)
+    assert not note.done()
+    queue.locked.clear()
+    assert await asyncio.gather(note, ending) == [RunState.CANCELLED] * 2
+
+
+async def test_a_process_that_ends_tries_what_is_locked_without_haste(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recorders, "DRAIN_SECONDS", 0.1)
+    monkeypatch.setattr(recorders, "FIRST_PAUSE_SECONDS", 0.02)
+    queue = Written()
+    recorder = Recorder(queue)
+    step = Progress(a_claim())
+    queue.locked.add(step.claim.run_id)
+    recorder.post(step)
+    async with asyncio.timeout(10):
+        await recorder.drain()
+    assert 1 < len(queue.batches) < 5
 
 
 async def test_a_process_that_ends_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Protocol
+from enum import Enum
+from typing import Any, Final, Literal, Protocol
 from uuid import UUID
 
 from services.scheduler.domain.runs import Claim, Outcome, TurnNow
@@ -58,6 +59,19 @@ class Progress:
     pause: timedelta | None = None
 
 
+class Unwritten(Enum):
+    """Why a step was not written that may be later."""
+
+    LOCKED = "LOCKED"
+    """Somebody else has the run, or its schedule, under a lock at this moment."""
+
+
+NOT_YET: Final = Unwritten.LOCKED
+type Recorded = RunState | Literal[Unwritten.LOCKED] | None
+"""What became of a step: the run's state now; NOT_YET where nothing of it was written, since somebody else has the run
+or its schedule under a lock; None where another worker has the run, or it is gone."""
+
+
 class RunQueue(Protocol):
     """The runs of all tenants, as workers see them.
 
@@ -65,16 +79,16 @@ class RunQueue(Protocol):
     """
 
     async def claim(self, holder: str, limit: int) -> Claimed:
-        """Takes at most `limit` runs: first those whose worker died, then those that wait."""
+        """Takes at most `limit` runs: those whose worker died, and only if there are none those that wait."""
 
     async def renew(self, held: Sequence[Claim]) -> Renewal:
         """Renews leases."""
 
-    async def record(self, steps: Sequence[Progress]) -> list[RunState | None]:
-        """Records how far attempts have come, all or nothing, at most one step for each claim.
+    async def record(self, steps: Sequence[Progress]) -> list[Recorded]:
+        """Records how far attempts have come, at most one step for each claim; waits for nobody's locks.
 
         Returns:
-            For each step the run's state; None when another worker has the run, or it is gone.
+            What became of each step.
         """
 
     async def release(self, held: Sequence[Claim]) -> None:

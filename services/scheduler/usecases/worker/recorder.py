@@ -17,7 +17,7 @@ from services.kernel.errors import ServiceError
 from services.kernel.supervision import BACKGROUND_FAILURES
 from services.scheduler.domain.runs import LeaseLost
 from services.scheduler.domain.states import RunState
-from services.scheduler.usecases.worker.ports import Progress, RunQueue
+from services.scheduler.usecases.worker.ports import NOT_YET, Progress, RunQueue
 
 _log = structlog.get_logger(__name__)
 
@@ -25,6 +25,11 @@ POSTED_SECONDS: Final = 0.05
 """How long a step that nobody waits for is kept back for the next one of its claim, which says it too."""
 MOST_BUSY: Final = 2
 """How many steps of a batch may find the database too busy, each by itself, until it is held to be so for all."""
+FIRST_PAUSE_SECONDS: Final = 0.01
+"""How long a step is kept back whose run or schedule somebody else has locked, or for which the database is too busy;
+twice as long each time."""
+MOST_PAUSE_SECONDS: Final = 1.0
+"""The longest of these pauses."""
 DRAIN_SECONDS: Final = 5.0
 """How long a process that ends waits for what is being written."""
 _Key = tuple[UUID, int]
@@ -38,6 +43,8 @@ class _Waiting:
         self.step = step
         self.due = due
         self.waiters: list[_Waiter] = []
+        self.pause = 0.0
+        """How long it is kept back, since it was not to be written before; 0 if it was not tried."""
 
 
 class Recorder:
@@ -70,7 +77,8 @@ class Recorder:
 
         Raises:
             LeaseLost: Another worker has the run, or it is gone.
-            ServiceError: UNAVAILABLE: the database is away; whether it was written is not known.
+            ServiceError: UNAVAILABLE: the database is away; whether it was written is not known. While it is merely
+                too busy, or somebody else has the run or its schedule locked, this waits.
         """
         self.post(step)
         waiter: _Waiter = asyncio.get_running_loop().create_future()
@@ -100,8 +108,8 @@ class Recorder:
             self._writing = None
 
     async def _urge(self) -> None:
-        """Waits until somebody waits, or the first of those that were posted is due."""
-        if not self._draining:
+        """Waits until somebody waits, or the first of those that were posted or are kept back is due."""
+        if not self._draining or all(waiting.pause for waiting in self._waiting.values()):
             first = min(waiting.due for waiting in self._waiting.values())
             try:
                 async with asyncio.timeout_at(first):
@@ -115,7 +123,7 @@ class Recorder:
         due = {
             key: waiting
             for key, waiting in self._waiting.items()
-            if waiting.waiters or waiting.due <= now or self._draining
+            if waiting.due <= now or (not waiting.pause and (waiting.waiters or self._draining))
         }
         for key in due:
             del self._waiting[key]
@@ -126,19 +134,38 @@ class Recorder:
         if error is None:
             return
         if len(batch) == 1 or _away(error):
-            _fail(batch, error)
+            self._put_down(batch, error)
             return
-        # It is one of them: a row that somebody holds for long, a value that is not taken. The others do not share its
-        # lot, unless the database is too busy for any.
+        # It is one of them: a value that is not taken. The others do not share its lot, unless the database is too busy
+        # for any.
         busy = 0
         for number, waiting in enumerate(batch):
             error = await self._try([waiting])
             if error is not None:
-                _fail([waiting], error)
+                self._put_down([waiting], error)
                 busy += isinstance(error, ServiceError)
                 if busy == MOST_BUSY or _away(error):
-                    _fail(batch[number + 1 :], error)
+                    self._put_down(batch[number + 1 :], error)
                     return
+
+    def _put_down(self, batch: list[_Waiting], error: Exception) -> None:
+        """Nothing of these was written: where the database was only too busy, they are kept for later."""
+        if isinstance(error, ServiceError) and not _away(error):
+            self._keep(batch)
+        else:
+            _fail(batch, error)
+
+    def _keep(self, batch: list[_Waiting]) -> None:
+        """Keeps steps back for a while; what came later of the same claim says them too."""
+        for waiting in batch:
+            waiting.pause = min(MOST_PAUSE_SECONDS, 2 * waiting.pause or FIRST_PAUSE_SECONDS)
+            waiting.due = asyncio.get_running_loop().time() + waiting.pause
+            key = (waiting.step.claim.run_id, waiting.step.claim.epoch)
+            later = self._waiting.get(key)
+            if later is not None:
+                waiting.step = later.step
+                waiting.waiters += later.waiters
+            self._waiting[key] = waiting
 
     async def _try(self, batch: list[_Waiting]) -> Exception | None:
         """Writes steps, and tells who waits; nobody is told anything where it fails."""
@@ -153,6 +180,9 @@ class Recorder:
         for waiting, state in zip(batch, states, strict=True):
             if state is None:
                 _fail([waiting], LeaseLost(f"epoch {waiting.step.claim.epoch}"))
+                continue
+            if state is NOT_YET:
+                self._keep([waiting])
                 continue
             for waiter in waiting.waiters:
                 if not waiter.done():
