@@ -231,15 +231,30 @@ class FireQueries:
 class WebhookQueries:
     """See `usecases.webhook_ports.DeliveryQueue`."""
 
-    def __init__(self, database: Database, *, lease_life: timedelta = webhook_claims.LEASE_LIFE) -> None:
-        """Args: database: the scheduler schema; lease_life: how long a delivery is held for its attempt."""
+    def __init__(
+        self,
+        database: Database,
+        *,
+        lease_life: timedelta = webhook_claims.LEASE_LIFE,
+        silence: timedelta = webhook_claims.SILENCE,
+    ) -> None:
+        """Composes the queue.
+
+        Args:
+            database: the scheduler schema.
+            lease_life: how long a delivery is held for its attempt.
+            silence: how long a sender may be silent in a transaction that others wait for.
+        """
         self._database = database
         self._lease_life = lease_life
+        self._silence = silence
 
     async def claim(self, holder: str, limit: int) -> list[DeliveryClaim]:
         """Takes deliveries that are due."""
         async with self._database.system() as connection:
-            return await webhook_claims.claim(connection, holder, limit, life=self._lease_life)
+            return await webhook_claims.claim(
+                connection, holder, limit, life=self._lease_life, silence=self._silence
+            )
 
     async def finish(self, claim: DeliveryClaim, answer: Answer, pause: timedelta | None) -> DeliveryState:
         """Records what came of an attempt."""

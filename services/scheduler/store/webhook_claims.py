@@ -26,10 +26,20 @@ PER_RECEIVER: Final = 3
 """How many messages to one host and port are under way at once: one that hangs keeps no more places than that."""
 KEPT: Final = timedelta(days=30)
 """How long a delivery is kept after its end."""
+SILENCE: Final = timedelta(seconds=1)
+"""How long nothing may be heard of a sender whose transaction has rows or the lock of all senders."""
+_LONGER_THAN_SILENCE: Final = 1.5
 _NOW = sa.func.clock_timestamp()
 
-# Senders claim one after another: two that count at the same time would both find a receiver's last place free.
-_ONE_AT_A_TIME = sa.text("SELECT pg_advisory_xact_lock(1094797636, hashtext('scheduler.webhooks'))")
+# Senders claim one after another: two that count at the same time would both find a receiver's last place free. One
+# that is frozen before its commit would stop them all: PostgreSQL ends its transaction when nothing is heard of it for
+# so long, and the others wait not much longer, and try again.
+_ONE_AT_A_TIME = sa.text(
+    """
+    SELECT set_config('idle_in_transaction_session_timeout', :silence, true), set_config('lock_timeout', :wait, true),
+        pg_advisory_xact_lock(1094797636, hashtext('scheduler.webhooks'))
+    """
+)
 
 # The tasks that have something to send are found by one step into the index for each (a loose index scan).
 _WITH_PENDING = """
@@ -152,6 +162,7 @@ async def claim(
     *,
     life: timedelta = LEASE_LIFE,
     per_receiver: int = PER_RECEIVER,
+    silence: timedelta = SILENCE,
 ) -> list[DeliveryClaim]:
     """Takes deliveries that are due, and ends those whose task has no webhook any more, or whose time is over.
 
@@ -161,8 +172,14 @@ async def claim(
         limit: How many at most.
         life: How long a delivery is held for its attempt.
         per_receiver: How many to one host and port at once, those of all senders together.
+        silence: See `SILENCE`. Whose transaction is ended by it has claimed nothing.
+
+    Raises:
+        ServiceError: by the transaction: DATABASE_BUSY where another sender keeps the lock, DATABASE_UNAVAILABLE where
+            it was ended.
     """
-    await connection.execute(_ONE_AT_A_TIME)
+    limits = {"silence": _milliseconds(silence), "wait": _milliseconds(silence * _LONGER_THAN_SILENCE)}
+    await connection.execute(_ONE_AT_A_TIME, limits)
     await connection.execute(_CANCEL)
     await connection.execute(_GIVE_UP)
     values = {"holder": holder, "places": limit, "life": life, "per_receiver": per_receiver}
@@ -275,3 +292,7 @@ async def purge(connection: AsyncConnection, limit: int) -> int:
         sa.delete(webhook_deliveries).where(webhook_deliveries.c.id.in_(found))
     )
     return removed.rowcount
+
+
+def _milliseconds(span: timedelta) -> str:
+    return str(round(span / timedelta(milliseconds=1)))

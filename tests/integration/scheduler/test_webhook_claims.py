@@ -1,0 +1,58 @@
+"""Claims of deliveries beside processes that are frozen with what they hold: nobody else waits for them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+import pytest
+
+from services.kernel.db import Database
+from services.kernel.errors import ServiceError
+from services.scheduler.store import webhook_claims
+from services.scheduler.store.system_queries import WebhookQueries
+
+from .receiver import receiving
+from .sending import Hall
+from .working import floor
+
+pytestmark = pytest.mark.integration
+
+SHORTLY = timedelta(milliseconds=100)
+
+
+@pytest.fixture
+async def hall(scheduler_database: Database) -> AsyncIterator[Hall]:
+    async with floor(scheduler_database) as made, receiving() as receiver:
+        it = Hall(made, receiver)
+        yield it
+        for sender in it.senders:
+            await sender.drain()
+
+
+async def test_a_sender_that_is_frozen_in_its_claim_stops_no_other(hall: Hall) -> None:
+    run_id = await hall.ended()
+    with pytest.raises(ServiceError) as caught:
+        async with hall.floor.database.system() as connection:
+            (claim,) = await webhook_claims.claim(connection, "frozen", 1, silence=SHORTLY)
+            async with asyncio.timeout(5):
+                # The other one waits for it, for a little longer than it may be silent.
+                (taken,) = await WebhookQueries(hall.floor.database).claim("other", 1)
+            assert taken.delivery_id == claim.delivery_id
+    # It goes on, and learns that it has claimed nothing.
+    assert caught.value.reason == "DATABASE_UNAVAILABLE"
+    (row,) = await hall.deliveries(run_id)
+    assert (row["lease_holder"], row["attempt_count"]) == ("other", 1)
+    # On another connection.
+    assert await WebhookQueries(hall.floor.database).claim("frozen", 1) == []
+
+
+async def test_who_waits_for_the_lock_of_all_senders_gives_up_soon(hall: Hall) -> None:
+    await hall.ended()
+    async with hall.floor.database.dedicated_system() as connection:
+        await webhook_claims.claim(connection, "slow", 1, silence=timedelta(minutes=1))
+        with pytest.raises(ServiceError) as caught:
+            async with asyncio.timeout(2):
+                await WebhookQueries(hall.floor.database, silence=SHORTLY).claim("other", 1)
+        assert caught.value.reason == "DATABASE_BUSY"
