@@ -250,7 +250,9 @@ class WebhookQueries:
         self._silence = silence
 
     async def claim(self, holder: str, limit: int) -> list[DeliveryClaim]:
-        """Takes deliveries that are due."""
+        """Takes deliveries that are due, and ends those that nobody is to send any more."""
+        async with self._database.system() as connection:
+            await webhook_claims.end_hopeless(connection, silence=self._silence)
         async with self._database.system() as connection:
             return await webhook_claims.claim(
                 connection, holder, limit, life=self._lease_life, silence=self._silence

@@ -29,6 +29,7 @@ KEPT: Final = timedelta(days=30)
 SILENCE: Final = timedelta(seconds=1)
 """How long nothing may be heard of a sender whose transaction has rows or the lock of all senders."""
 _LONGER_THAN_SILENCE: Final = 1.5
+_ENDED_AT_ONCE: Final = 1000
 _NOW = sa.func.clock_timestamp()
 
 # Senders claim one after another: two that count at the same time would both find a receiver's last place free. One
@@ -52,33 +53,46 @@ _WITH_PENDING = """
     )
 """
 
+# Nothing here waits for a row that somebody holds, and no one is kept waiting by it for long: see `SILENCE`.
+_HEARD: Final = "SELECT set_config('idle_in_transaction_session_timeout', :silence, true)"
+_LOST: Final = "error = 'SENDER_LOST', error_message = 'the process that sent it ended before an answer came'"
+
 _CANCEL = sa.text(
     f"""
-    {_WITH_PENDING}
-    UPDATE scheduler.webhook_deliveries AS d
-    SET state = 'CANCELLED', end_time = clock_timestamp(), next_attempt_time = NULL, lease_holder = NULL
-    WHERE d.state = 'PENDING' AND (d.lease_holder IS NULL OR d.next_attempt_time <= statement_timestamp())
-        AND d.task_id = ANY(ARRAY(
-            SELECT p.task_id FROM pending AS p JOIN scheduler.tasks AS t ON t.id = p.task_id
-            WHERE t.webhook_url IS NULL))
+    {_WITH_PENDING}, unwanted AS (
+        SELECT d.id FROM scheduler.webhook_deliveries AS d
+        WHERE d.state = 'PENDING' AND (d.lease_holder IS NULL OR d.next_attempt_time <= statement_timestamp())
+            AND d.task_id = ANY(ARRAY(
+                SELECT p.task_id FROM pending AS p JOIN scheduler.tasks AS t ON t.id = p.task_id
+                WHERE t.webhook_url IS NULL))
+        LIMIT :at_once FOR UPDATE SKIP LOCKED
+    ), cancelled AS (
+        UPDATE scheduler.webhook_deliveries
+        SET state = 'CANCELLED', end_time = clock_timestamp(), next_attempt_time = NULL, lease_holder = NULL
+        WHERE id = ANY(ARRAY(SELECT id FROM unwanted))
+    )
+    {_HEARD}
     """  # noqa: S608  nothing of it comes from outside
 )
-
-_LOST = "error = 'SENDER_LOST', error_message = 'the process that sent it ended before an answer came'"
 
 # Only what a sender lost: whoever records a failure gives up by itself.
 _GIVE_UP = sa.text(
     f"""
-    WITH lost AS (
-        UPDATE scheduler.webhook_deliveries
-        SET state = 'FAILED', end_time = clock_timestamp(), next_attempt_time = NULL, lease_holder = NULL
+    WITH too_late AS (
+        SELECT id FROM scheduler.webhook_deliveries
         WHERE lease_holder IS NOT NULL AND next_attempt_time <= statement_timestamp()
             AND give_up_time <= statement_timestamp()
-        RETURNING id, attempt_count
+        LIMIT :at_once FOR UPDATE SKIP LOCKED
+    ), lost AS (
+        UPDATE scheduler.webhook_deliveries
+        SET state = 'FAILED', end_time = clock_timestamp(), next_attempt_time = NULL, lease_holder = NULL
+        WHERE id = ANY(ARRAY(SELECT id FROM too_late)) RETURNING id, attempt_count
+    ), told AS (
+        UPDATE scheduler.webhook_attempts AS a
+        SET {_LOST}
+        FROM lost AS d WHERE a.delivery_id = d.id AND a.number = d.attempt_count AND a.duration IS NULL
     )
-    UPDATE scheduler.webhook_attempts AS a
-    SET {_LOST}
-    FROM lost AS d WHERE a.delivery_id = d.id AND a.number = d.attempt_count AND a.duration IS NULL
+    {_HEARD}
     """  # noqa: S608  nothing of it comes from outside
 )
 
@@ -155,6 +169,21 @@ _OUTLOOK = sa.text(
 )
 
 
+async def end_hopeless(connection: AsyncConnection, *, silence: timedelta = SILENCE) -> None:
+    """Ends deliveries whose task has no webhook any more, or whose time is over; a bounded number of them.
+
+    Before a claim, in a transaction of its own: those that somebody holds are left for the next time, and no other
+    sender waits for this one.
+
+    Args:
+        connection: A system transaction.
+        silence: See `SILENCE`. What is ended by it has changed nothing.
+    """
+    values = {"at_once": _ENDED_AT_ONCE, "silence": _milliseconds(silence)}
+    for statement in (_CANCEL, _GIVE_UP):
+        await connection.execute(statement, values)
+
+
 async def claim(
     connection: AsyncConnection,
     holder: str,
@@ -164,7 +193,7 @@ async def claim(
     per_receiver: int = PER_RECEIVER,
     silence: timedelta = SILENCE,
 ) -> list[DeliveryClaim]:
-    """Takes deliveries that are due, and ends those whose task has no webhook any more, or whose time is over.
+    """Takes deliveries that are due.
 
     Args:
         connection: A system transaction.
@@ -180,8 +209,6 @@ async def claim(
     """
     limits = {"silence": _milliseconds(silence), "wait": _milliseconds(silence * _LONGER_THAN_SILENCE)}
     await connection.execute(_ONE_AT_A_TIME, limits)
-    await connection.execute(_CANCEL)
-    await connection.execute(_GIVE_UP)
     values = {"holder": holder, "places": limit, "life": life, "per_receiver": per_receiver}
     rows = await connection.execute(_TAKE, {**values, "give_up_after": GIVE_UP_AFTER})
     return [

@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from uuid import UUID
 
 import pytest
+import sqlalchemy as sa
 
 from services.kernel.db import Database
 from services.kernel.errors import ServiceError
+from services.kernel.testing import a_caller
 from services.scheduler.store import webhook_claims
 from services.scheduler.store.system_queries import WebhookQueries
+from services.scheduler.store.webhook_tables import webhook_deliveries
+from services.scheduler.usecases.tasks import UpdateTask
 
 from .receiver import receiving
 from .sending import Hall
@@ -20,6 +25,11 @@ from .working import floor
 pytestmark = pytest.mark.integration
 
 SHORTLY = timedelta(milliseconds=100)
+
+
+def held(*run_ids: UUID) -> sa.Select[tuple[UUID]]:
+    """Locks the deliveries of runs."""
+    return sa.select(webhook_deliveries.c.id).where(webhook_deliveries.c.run_id.in_(run_ids)).with_for_update()
 
 
 @pytest.fixture
@@ -56,3 +66,31 @@ async def test_who_waits_for_the_lock_of_all_senders_gives_up_soon(hall: Hall) -
             async with asyncio.timeout(2):
                 await WebhookQueries(hall.floor.database, silence=SHORTLY).claim("other", 1)
         assert caught.value.reason == "DATABASE_BUSY"
+
+
+async def test_what_is_ended_first_waits_for_nobody(hall: Hall) -> None:
+    caller = a_caller()
+    task_id, unwanted = await hall.told(caller)
+    await hall.floor.tasks.update(caller, UpdateTask(task_id, {"webhook": None}, "", ""))
+    lost = await hall.ended()
+    await WebhookQueries(hall.floor.database).claim("dead", 1)
+    long_ago = sa.func.clock_timestamp() - timedelta(seconds=1)
+    await hall.change(lost, next_attempt_time=long_ago, give_up_time=long_ago)
+    async with hall.floor.database.dedicated_system() as connection:
+        await connection.execute(held(unwanted, lost))
+        run_id = await hall.ended()
+        await hall.sender()
+        await hall.until(run_id, "SUCCEEDED")
+    await hall.until(unwanted, "CANCELLED")
+    await hall.until(lost, "FAILED")
+
+
+async def test_a_process_that_is_frozen_while_it_ends_some_is_ended_too(hall: Hall) -> None:
+    caller = a_caller()
+    task_id, run_id = await hall.told(caller)
+    await hall.floor.tasks.update(caller, UpdateTask(task_id, {"webhook": None}, "", ""))
+    with pytest.raises(ServiceError):
+        async with hall.floor.database.system() as connection:
+            await webhook_claims.end_hopeless(connection, silence=SHORTLY)
+            await hall.sender()
+            await hall.until(run_id, "CANCELLED")
