@@ -30,6 +30,7 @@ SILENCE: Final = timedelta(seconds=1)
 """How long nothing may be heard of a sender whose transaction has rows or the lock of all senders."""
 _LONGER_THAN_SILENCE: Final = 1.5
 _ENDED_AT_ONCE: Final = 1000
+_SPARE: Final = 8
 _NOW = sa.func.clock_timestamp()
 
 # Senders claim one after another: two that count at the same time would both find a receiver's last place free. One
@@ -96,9 +97,11 @@ _GIVE_UP = sa.text(
     """  # noqa: S608  nothing of it comes from outside
 )
 
-# Of each task no more is looked at than could be taken. A message's place is counted behind those to its receiver that
-# are under way: what waits for one receiver, however much, keeps nobody else waiting. Of what is left, whoever has
-# least under way goes first: an organization with many receivers that hang gets no place that another one wants.
+# Of each task not many more are looked at than could be taken. A message's place is counted behind those to its receiver
+# that are under way: what waits for one receiver, however much, keeps nobody else waiting. Of what is left, whoever has
+# least under way goes first: an organization with many receivers that hang gets no place that another one wants. Some
+# more are chosen than there are places, here and at the receivers, and counted anew without those that somebody holds:
+# one that is locked keeps no place.
 _TAKE = sa.text(
     f"""
     {_WITH_PENDING}, under_way AS (
@@ -110,26 +113,40 @@ _TAKE = sa.text(
     ), of_organization AS (
         SELECT organization_id, count(*) AS number FROM under_way GROUP BY organization_id
     ), waiting AS (
-        SELECT w.id, w.next_attempt_time, t.organization_id, coalesce(busy.number, 0) + row_number() OVER (
+        SELECT w.id, w.next_attempt_time, t.organization_id, t.webhook_receiver,
+            coalesce(busy.number, 0) AS at_receiver, coalesce(busy.number, 0) + row_number() OVER (
                 PARTITION BY t.webhook_receiver ORDER BY w.next_attempt_time, w.id) AS place
         FROM pending AS p
         JOIN scheduler.tasks AS t ON t.id = p.task_id AND t.webhook_url IS NOT NULL
+        LEFT JOIN of_receiver AS busy ON busy.webhook_receiver = t.webhook_receiver
         CROSS JOIN LATERAL (
             SELECT d.id, d.next_attempt_time FROM scheduler.webhook_deliveries AS d
             WHERE d.state = 'PENDING' AND d.task_id = p.task_id AND d.next_attempt_time <= statement_timestamp()
-            ORDER BY d.next_attempt_time, d.id LIMIT :per_receiver
+            ORDER BY d.next_attempt_time, d.id LIMIT :per_receiver + :spare
         ) AS w
-        LEFT JOIN of_receiver AS busy ON busy.webhook_receiver = t.webhook_receiver
+        WHERE coalesce(busy.number, 0) < :per_receiver
     ), in_turn AS (
-        SELECT w.id, w.next_attempt_time, coalesce(busy.number, 0) + row_number() OVER (
-                PARTITION BY w.organization_id ORDER BY w.next_attempt_time, w.id) AS turn
+        SELECT w.*, coalesce(busy.number, 0) AS of_organization, coalesce(busy.number, 0) + row_number() OVER (
+                PARTITION BY w.organization_id, w.place > :per_receiver
+                ORDER BY w.next_attempt_time, w.id) AS turn
         FROM waiting AS w LEFT JOIN of_organization AS busy ON busy.organization_id = w.organization_id
-        WHERE w.place <= :per_receiver
-    ), chosen AS (
+        WHERE w.place <= :per_receiver + :spare
+    ), locked AS (
         SELECT d.id FROM scheduler.webhook_deliveries AS d
         WHERE d.state = 'PENDING' AND d.next_attempt_time <= statement_timestamp() AND d.id = ANY(ARRAY(
-            SELECT id FROM in_turn ORDER BY turn, next_attempt_time, id LIMIT :places))
+            SELECT id FROM in_turn ORDER BY place > :per_receiver, turn, next_attempt_time, id
+            LIMIT :places + :spare))
         FOR UPDATE SKIP LOCKED
+    ), placed AS (
+        SELECT w.id, w.next_attempt_time, w.organization_id, w.of_organization, w.at_receiver + row_number() OVER (
+                PARTITION BY w.webhook_receiver ORDER BY w.next_attempt_time, w.id) AS place_left
+        FROM in_turn AS w JOIN locked ON locked.id = w.id
+    ), turned AS (
+        SELECT p.id, p.next_attempt_time, p.of_organization + row_number() OVER (
+                PARTITION BY p.organization_id ORDER BY p.next_attempt_time, p.id) AS turn
+        FROM placed AS p WHERE p.place_left <= :per_receiver
+    ), chosen AS (
+        SELECT id FROM turned ORDER BY turn, next_attempt_time, id LIMIT :places
     ), taken AS (
         UPDATE scheduler.webhook_deliveries AS d
         SET attempt_count = d.attempt_count + 1, lease_holder = :holder,
@@ -154,6 +171,7 @@ _TAKE = sa.text(
     sa.bindparam("give_up_after", type_=sa.Interval),
     sa.bindparam("places", type_=sa.Integer),
     sa.bindparam("per_receiver", type_=sa.Integer),
+    sa.bindparam("spare", type_=sa.Integer),
     sa.bindparam("holder", type_=sa.Text),
 )
 
@@ -209,7 +227,7 @@ async def claim(
     """
     limits = {"silence": _milliseconds(silence), "wait": _milliseconds(silence * _LONGER_THAN_SILENCE)}
     await connection.execute(_ONE_AT_A_TIME, limits)
-    values = {"holder": holder, "places": limit, "life": life, "per_receiver": per_receiver}
+    values = {"holder": holder, "places": limit, "life": life, "per_receiver": per_receiver, "spare": _SPARE}
     rows = await connection.execute(_TAKE, {**values, "give_up_after": GIVE_UP_AFTER})
     return [
         DeliveryClaim(

@@ -29,7 +29,9 @@ SHORTLY = timedelta(milliseconds=100)
 
 def held(*run_ids: UUID) -> sa.Select[tuple[UUID]]:
     """Locks the deliveries of runs."""
-    return sa.select(webhook_deliveries.c.id).where(webhook_deliveries.c.run_id.in_(run_ids)).with_for_update()
+    return (
+        sa.select(webhook_deliveries.c.id).where(webhook_deliveries.c.run_id.in_(run_ids)).with_for_update()
+    )
 
 
 @pytest.fixture
@@ -94,3 +96,29 @@ async def test_a_process_that_is_frozen_while_it_ends_some_is_ended_too(hall: Ha
             await webhook_claims.end_hopeless(connection, silence=SHORTLY)
             await hall.sender()
             await hall.until(run_id, "CANCELLED")
+
+
+async def test_a_delivery_that_somebody_holds_keeps_no_other_waiting(hall: Hall) -> None:
+    queue, caller = WebhookQueries(hall.floor.database), a_caller()
+    task_id, first = await hall.told(caller)
+    others = [await hall.ended() for _ in range(2)]
+    run = await hall.floor.run(caller, task_id)
+    await hall.floor.runs.cancel(caller, run.run.id, "")
+    async with hall.floor.database.dedicated_system() as connection:
+        await connection.execute(held(first))
+        # The place that the first one would have here, and those that are left at the receiver.
+        for run_id in (*others, run.run.id):
+            (claim,) = await queue.claim("a", 1)
+            assert claim.delivery_id == (await hall.deliveries(run_id))[0]["id"]
+    # The receiver has no place left.
+    assert await queue.claim("a", 5) == []
+
+
+async def test_more_than_may_be_sent_is_looked_at_and_not_taken(hall: Hall) -> None:
+    run_ids = [await hall.ended() for _ in range(6)]
+    queue = WebhookQueries(hall.floor.database)
+    async with hall.floor.database.dedicated_system() as connection:
+        await connection.execute(held(*run_ids[:2]))
+        taken = {claim.delivery_id for claim in await queue.claim("a", 8)}
+    assert taken == {(await hall.deliveries(run_id))[0]["id"] for run_id in run_ids[2:5]}
+    assert await queue.claim("b", 8) == []
