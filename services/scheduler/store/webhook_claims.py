@@ -97,11 +97,11 @@ _GIVE_UP = sa.text(
     """  # noqa: S608  nothing of it comes from outside
 )
 
-# Of each task not many more are looked at than could be taken. A message's place is counted behind those to its receiver
-# that are under way: what waits for one receiver, however much, keeps nobody else waiting. Of what is left, whoever has
-# least under way goes first: an organization with many receivers that hang gets no place that another one wants. Some
-# more are chosen than there are places, here and at the receivers, and counted anew without those that somebody holds:
-# one that is locked keeps no place.
+# Of each task not many more are looked at than could be taken. A message's place is counted behind those to its
+# receiver that are under way: what waits for one receiver, however much, keeps nobody else waiting. Of what is left,
+# whoever has least under way goes first: an organization with many receivers that hang gets no place that another one
+# wants. Some more are chosen than there are places, here and at the receivers, and counted anew without those that
+# somebody holds: one that is locked keeps no place. What `_GIVE_UP` is to end is not taken in its stead.
 _TAKE = sa.text(
     f"""
     {_WITH_PENDING}, under_way AS (
@@ -122,6 +122,7 @@ _TAKE = sa.text(
         CROSS JOIN LATERAL (
             SELECT d.id, d.next_attempt_time FROM scheduler.webhook_deliveries AS d
             WHERE d.state = 'PENDING' AND d.task_id = p.task_id AND d.next_attempt_time <= statement_timestamp()
+                AND (d.lease_holder IS NULL OR d.give_up_time > statement_timestamp())
             ORDER BY d.next_attempt_time, d.id LIMIT :per_receiver + :spare
         ) AS w
         WHERE coalesce(busy.number, 0) < :per_receiver
