@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
@@ -15,6 +15,8 @@ from services.kernel.errors import ServiceError
 from services.kernel.testing import a_caller
 from services.scheduler.store import webhook_claims
 from services.scheduler.store.system_queries import WebhookQueries
+from services.scheduler.store.tables import runs
+from services.scheduler.store.tenant import TenantStore
 from services.scheduler.store.webhook_tables import webhook_deliveries
 from services.scheduler.usecases.tasks import UpdateTask
 
@@ -32,6 +34,17 @@ def held(*run_ids: UUID) -> sa.Select[tuple[UUID]]:
     return (
         sa.select(webhook_deliveries.c.id).where(webhook_deliveries.c.run_id.in_(run_ids)).with_for_update()
     )
+
+
+async def somebody_waits(database: Database) -> None:
+    """Returns when a transaction waits for a lock."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    async with asyncio.timeout(5):
+        while True:
+            async with database.dedicated_system() as connection:
+                if (await connection.execute(sa.text(query))).scalar_one():
+                    return
+            await asyncio.sleep(0.01)
 
 
 @pytest.fixture
@@ -71,13 +84,13 @@ async def test_who_waits_for_the_lock_of_all_senders_gives_up_soon(hall: Hall) -
 
 
 async def test_what_is_ended_first_waits_for_nobody(hall: Hall) -> None:
-    caller = a_caller()
-    task_id, unwanted = await hall.told(caller)
-    await hall.floor.tasks.update(caller, UpdateTask(task_id, {"webhook": None}, "", ""))
     lost = await hall.ended()
     await WebhookQueries(hall.floor.database).claim("dead", 1)
     long_ago = sa.func.clock_timestamp() - timedelta(seconds=1)
     await hall.change(lost, next_attempt_time=long_ago, give_up_time=long_ago)
+    caller = a_caller()
+    task_id, unwanted = await hall.told(caller)
+    await hall.floor.tasks.update(caller, UpdateTask(task_id, {"webhook": None}, "", ""))
     async with hall.floor.database.dedicated_system() as connection:
         await connection.execute(held(unwanted, lost))
         run_id = await hall.ended()
@@ -122,3 +135,21 @@ async def test_more_than_may_be_sent_is_looked_at_and_not_taken(hall: Hall) -> N
         taken = {claim.delivery_id for claim in await queue.claim("a", 8)}
     assert taken == {(await hall.deliveries(run_id))[0]["id"] for run_id in run_ids[2:5]}
     assert await queue.claim("b", 8) == []
+
+
+async def test_a_run_is_not_removed_between_the_locks_of_its_redelivery(hall: Hall) -> None:
+    caller = a_caller()
+    run_id = await hall.ended(caller)
+    (delivery,) = await hall.deliveries(run_id)
+
+    async def remove() -> None:
+        async with hall.floor.database.system() as connection:
+            await connection.execute(sa.delete(runs).where(runs.c.id == run_id))
+
+    async with TenantStore(hall.floor.database).begin(caller) as transaction:
+        await transaction.get_delivery(delivery["id"], lock=True)
+        removal = asyncio.create_task(remove())
+        await somebody_waits(hall.floor.database)
+        await transaction.redeliver(delivery["id"], uuid4())
+    await removal
+    assert await hall.deliveries(run_id) == []
