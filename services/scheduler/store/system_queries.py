@@ -263,10 +263,10 @@ class WebhookQueries:
         async with self._database.system() as connection:
             return await webhook_claims.finish(connection, claim, answer, pause)
 
-    async def release(self, held: Sequence[DeliveryClaim]) -> None:
-        """Gives deliveries back."""
+    async def release(self, holder: str) -> None:
+        """Gives back all that a sender holds."""
         async with self._database.system() as connection:
-            await webhook_claims.release(connection, held)
+            await webhook_claims.release(connection, holder, silence=self._silence)
 
     async def outlook(self) -> Outlook:
         """Tells what waits."""

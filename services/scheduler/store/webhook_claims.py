@@ -8,7 +8,6 @@ whoever says so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final
 
@@ -226,8 +225,7 @@ async def claim(
         ServiceError: by the transaction: DATABASE_BUSY where another sender keeps the lock, DATABASE_UNAVAILABLE where
             it was ended.
     """
-    limits = {"silence": _milliseconds(silence), "wait": _milliseconds(silence * _LONGER_THAN_SILENCE)}
-    await connection.execute(_ONE_AT_A_TIME, limits)
+    await _take_turn(connection, silence)
     values = {"holder": holder, "places": limit, "life": life, "per_receiver": per_receiver, "spare": _SPARE}
     rows = await connection.execute(_TAKE, {**values, "give_up_after": GIVE_UP_AFTER})
     return [
@@ -303,19 +301,24 @@ async def finish(
     return state
 
 
-async def release(connection: AsyncConnection, held: Sequence[DeliveryClaim]) -> None:
-    """Gives deliveries back, so that another sender goes on at once; those that are lost already are left alone."""
+async def release(connection: AsyncConnection, holder: str, *, silence: timedelta = SILENCE) -> None:
+    """Gives back all that a sender holds, so that another one goes on at once.
+
+    Behind the lock of all senders: the commit of a claim that was broken off may be on its way still. Whoever dies
+    before the commit leaves leases that run out.
+
+    Args:
+        connection: A system transaction.
+        holder: The sender, which claims and sends nothing more.
+        silence: See `SILENCE`.
+    """
+    await _take_turn(connection, silence)
     columns = webhook_deliveries.c
-    for claim in held:
-        await connection.execute(
-            sa.update(webhook_deliveries)
-            .where(
-                columns.id == claim.delivery_id,
-                columns.lease_holder == claim.holder,
-                columns.attempt_count == claim.attempt,
-            )
-            .values(next_attempt_time=_NOW, lease_holder=None)
-        )
+    await connection.execute(
+        sa.update(webhook_deliveries)
+        .where(columns.state == DeliveryState.PENDING.value, columns.lease_holder == holder)
+        .values(next_attempt_time=_NOW, lease_holder=None)
+    )
 
 
 async def outlook(connection: AsyncConnection) -> Outlook:
@@ -338,6 +341,11 @@ async def purge(connection: AsyncConnection, limit: int) -> int:
         sa.delete(webhook_deliveries).where(webhook_deliveries.c.id.in_(found))
     )
     return removed.rowcount
+
+
+async def _take_turn(connection: AsyncConnection, silence: timedelta) -> None:
+    limits = {"silence": _milliseconds(silence), "wait": _milliseconds(silence * _LONGER_THAN_SILENCE)}
+    await connection.execute(_ONE_AT_A_TIME, limits)
 
 
 def _milliseconds(span: timedelta) -> str:

@@ -19,6 +19,7 @@ from services.scheduler.store.tables import runs
 from services.scheduler.store.tenant import TenantStore
 from services.scheduler.store.webhook_tables import webhook_deliveries
 from services.scheduler.usecases.tasks import UpdateTask
+from services.scheduler.usecases.webhook_ports import DeliveryClaim
 
 from .receiver import receiving
 from .sending import Hall
@@ -153,3 +154,40 @@ async def test_a_run_is_not_removed_between_the_locks_of_its_redelivery(hall: Ha
         await transaction.redeliver(delivery["id"], uuid4())
     await removal
     assert await hall.deliveries(run_id) == []
+
+
+class _Late(WebhookQueries):
+    """Commits claims, and never tells what was claimed."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self.claimed = asyncio.Event()
+
+    async def claim(self, holder: str, limit: int) -> list[DeliveryClaim]:
+        if await super().claim(holder, limit):
+            self.claimed.set()
+            await asyncio.Event().wait()
+        return []
+
+
+async def test_what_was_claimed_while_the_sender_drains_is_given_back(hall: Hall) -> None:
+    run_id = await hall.ended()
+    queue = _Late(hall.floor.database)
+    sender = await hall.sender(queue=queue)
+    async with asyncio.timeout(5):
+        await queue.claimed.wait()
+    await sender.drain()
+    assert hall.receiver.requests == []
+    await hall.sender()
+    await hall.until(run_id, "SUCCEEDED")
+
+
+async def test_who_gives_back_waits_for_a_claim_whose_commit_is_on_its_way(hall: Hall) -> None:
+    run_id = await hall.ended()
+    async with hall.floor.database.system() as connection:
+        await webhook_claims.claim(connection, "one", 1, silence=timedelta(minutes=1))
+        giving = asyncio.create_task(WebhookQueries(hall.floor.database).release("one"))
+        await somebody_waits(hall.floor.database)
+    await giving
+    (row,) = await hall.deliveries(run_id)
+    assert (row["state"], row["lease_holder"]) == ("PENDING", None)
