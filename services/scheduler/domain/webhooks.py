@@ -26,6 +26,8 @@ PREVIOUS_SECRET_LIFE: Final = timedelta(hours=24)
 """How long a secret that was rotated away signs beside its successor."""
 GIVE_UP_AFTER: Final = timedelta(hours=24)
 """From the first attempt on; no other one follows later."""
+LONGEST_WAIT: Final = timedelta(hours=24)
+"""How long a delivery that is due may wait for a sender to come to it, from its creation before the first attempt."""
 GONE: Final = 410
 """The status by which a receiver says that it wants no more of it."""
 _PAUSES: Final = tuple(

@@ -14,7 +14,7 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.scheduler.domain.webhooks import GIVE_UP_AFTER, DeliveryState
+from services.scheduler.domain.webhooks import GIVE_UP_AFTER, LONGEST_WAIT, DeliveryState
 from services.scheduler.store.webhook_tables import webhook_attempts, webhook_deliveries
 from services.scheduler.store.webhooks import secrets_of
 from services.scheduler.usecases.webhook_ports import Answer, DeliveryClaim, Outlook
@@ -95,6 +95,33 @@ _GIVE_UP = sa.text(
     {_HEARD}
     """  # noqa: S608  nothing of it comes from outside
 )
+
+# What falls due faster than its receiver takes it would wait for ever. That nobody came to it is told as an attempt.
+_EXPIRE = sa.text(
+    f"""
+    WITH too_late AS (
+        SELECT id FROM scheduler.webhook_deliveries
+        WHERE state = 'PENDING' AND lease_holder IS NULL AND next_attempt_time <= statement_timestamp() - :longest
+        ORDER BY next_attempt_time LIMIT :at_once FOR UPDATE SKIP LOCKED
+    ), expired AS (
+        UPDATE scheduler.webhook_deliveries
+        SET state = 'FAILED', end_time = clock_timestamp(), next_attempt_time = NULL,
+            attempt_count = attempt_count + 1
+        WHERE id = ANY(ARRAY(SELECT id FROM too_late)) RETURNING *
+    ), lost AS (
+        UPDATE scheduler.webhook_attempts AS a
+        SET {_LOST}
+        FROM expired AS d WHERE a.delivery_id = d.id AND a.duration IS NULL AND a.error = ''
+    ), told AS (
+        INSERT INTO scheduler.webhook_attempts
+            (delivery_id, number, organization_id, user_id, url, duration, error, error_message)
+        SELECT d.id, d.attempt_count, d.organization_id, d.user_id, coalesce(t.webhook_url, ''), interval '0',
+            'NOT_SENT', 'it was due for 24 hours, and no sender came to it'
+        FROM expired AS d LEFT JOIN scheduler.tasks AS t ON t.id = d.task_id
+    )
+    {_HEARD}
+    """  # noqa: S608  nothing of it comes from outside
+).bindparams(sa.bindparam("longest", type_=sa.Interval))
 
 # Of each task not many more are looked at than could be taken. A message's place is counted behind those to its
 # receiver that are under way: what waits for one receiver, however much, keeps nobody else waiting. Of what is left,
@@ -200,6 +227,7 @@ async def end_hopeless(connection: AsyncConnection, *, silence: timedelta = SILE
     values = {"at_once": _ENDED_AT_ONCE, "silence": _milliseconds(silence)}
     for statement in (_CANCEL, _GIVE_UP):
         await connection.execute(statement, values)
+    await connection.execute(_EXPIRE, {**values, "longest": LONGEST_WAIT})
 
 
 async def claim(

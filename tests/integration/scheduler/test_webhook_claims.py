@@ -13,13 +13,14 @@ import sqlalchemy as sa
 from services.kernel.db import Database
 from services.kernel.errors import ServiceError
 from services.kernel.testing import a_caller
+from services.scheduler.domain.webhooks import LONGEST_WAIT
 from services.scheduler.store import webhook_claims
 from services.scheduler.store.system_queries import WebhookQueries
 from services.scheduler.store.tables import runs
 from services.scheduler.store.tenant import TenantStore
 from services.scheduler.store.webhook_tables import webhook_deliveries
 from services.scheduler.usecases.tasks import UpdateTask
-from services.scheduler.usecases.webhook_ports import DeliveryClaim
+from services.scheduler.usecases.webhook_ports import Answer, DeliveryClaim
 
 from .receiver import receiving
 from .sending import Hall
@@ -154,6 +155,24 @@ async def test_a_run_is_not_removed_between_the_locks_of_its_redelivery(hall: Ha
         await transaction.redeliver(delivery["id"], uuid4())
     await removal
     assert await hall.deliveries(run_id) == []
+
+
+async def test_what_nobody_came_to_for_a_day_is_given_up(hall: Hall) -> None:
+    queue = WebhookQueries(hall.floor.database)
+    again = await hall.ended()
+    (claim,) = await queue.claim("a", 1)
+    await queue.finish(claim, Answer(status=500, error="REFUSED"), timedelta())
+    never, later = await hall.ended(), await hall.ended()
+    since = sa.func.clock_timestamp() - LONGEST_WAIT
+    await hall.change(again, next_attempt_time=since)
+    await hall.change(never, next_attempt_time=since)
+    await hall.change(later, next_attempt_time=since + timedelta(minutes=1))
+    (taken,) = await queue.claim("b", 3)
+    assert taken.delivery_id == (await hall.deliveries(later))[0]["id"]
+    for run_id, errors in ((never, ["NOT_SENT"]), (again, ["REFUSED", "NOT_SENT"])):
+        (row,) = await hall.deliveries(run_id)
+        assert (row["state"], row["attempt_count"]) == ("FAILED", len(errors))
+        assert [one.error for one in await hall.attempts(row["id"])] == errors
 
 
 class _Late(WebhookQueries):
