@@ -45,6 +45,7 @@ class Database:
         connect_timeout_seconds: float = 5.0,
         pool_timeout_seconds: float = 5.0,
         lock_timeout_seconds: float = 5.0,
+        tenant_lock_timeout_seconds: float = 1.0,
         statement_timeout_seconds: float = 15.0,
         application_name: str = "aiagent",
     ) -> None:
@@ -58,12 +59,14 @@ class Database:
             dedicated_pool_size: most connections of `dedicated_system`.
             connect_timeout_seconds: for a new connection.
             pool_timeout_seconds: how long to wait for a free connection.
-            lock_timeout_seconds: how long a statement waits for a lock.
+            lock_timeout_seconds: how long a statement of the system role waits for a lock.
+            tenant_lock_timeout_seconds: the same of the application role. Shorter: calls that wait for what one tenant
+                has locked keep connections that every tenant needs, and whoever calls tries again.
             statement_timeout_seconds: how long a statement may run.
             application_name: shown in pg_stat_activity.
         """
 
-        def engine(url: str, size: int, name: str) -> AsyncEngine:
+        def engine(url: str, size: int, name: str, lock_seconds: float = lock_timeout_seconds) -> AsyncEngine:
             return create_async_engine(
                 driver_url(url),
                 pool_size=size,
@@ -77,7 +80,7 @@ class Database:
                     "timeout": connect_timeout_seconds,
                     "server_settings": {
                         "application_name": f"{application_name}/{name}",
-                        "lock_timeout": _milliseconds(lock_timeout_seconds),
+                        "lock_timeout": _milliseconds(lock_seconds),
                         "statement_timeout": _milliseconds(statement_timeout_seconds),
                         "idle_in_transaction_session_timeout": _milliseconds(
                             max(60.0, statement_timeout_seconds)
@@ -87,7 +90,7 @@ class Database:
                 },
             )
 
-        self._application = engine(application_url, pool_size, "application")
+        self._application = engine(application_url, pool_size, "application", tenant_lock_timeout_seconds)
         self._system = engine(system_url, system_pool_size, "system")
         self._dedicated = engine(system_url, dedicated_pool_size, "dedicated")
         self._relay = engine(system_url, 1, "relay")

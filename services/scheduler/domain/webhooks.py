@@ -30,6 +30,8 @@ PER_RECEIVER: Final = 3
 """How many messages to one host and port are under way at once: one that hangs keeps no more places than that."""
 KEPT: Final = timedelta(days=30)
 """How long a delivery is kept after its end."""
+LONGEST_WAIT: Final = timedelta(hours=24)
+"""How long a delivery that is due may wait for a sender to come to it, from its creation before the first attempt."""
 GONE: Final = 410
 """The status by which a receiver says that it wants no more of it."""
 _PAUSES: Final = tuple(

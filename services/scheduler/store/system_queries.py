@@ -221,25 +221,42 @@ class FireQueries:
 class WebhookQueries:
     """See `usecases.webhooks.ports.DeliveryQueue`."""
 
-    def __init__(self, database: Database, *, lease_life: timedelta = webhook_claims.LEASE_LIFE) -> None:
-        """Args: database: the scheduler schema; lease_life: how long a delivery is held for its attempt."""
+    def __init__(
+        self,
+        database: Database,
+        *,
+        lease_life: timedelta = webhook_claims.LEASE_LIFE,
+        silence: timedelta = webhook_claims.SILENCE,
+    ) -> None:
+        """Composes the queue.
+
+        Args:
+            database: the scheduler schema.
+            lease_life: how long a delivery is held for its attempt.
+            silence: how long a sender may be silent in a transaction that others wait for.
+        """
         self._database = database
         self._lease_life = lease_life
+        self._silence = silence
 
     async def claim(self, holder: str, limit: int) -> list[DeliveryClaim]:
-        """Takes deliveries that are due."""
+        """Takes deliveries that are due, and ends those that nobody is to send any more."""
         async with self._database.system() as connection:
-            return await webhook_claims.claim(connection, holder, limit, life=self._lease_life)
+            await webhook_claims.end_hopeless(connection, silence=self._silence)
+        async with self._database.system() as connection:
+            return await webhook_claims.claim(
+                connection, holder, limit, life=self._lease_life, silence=self._silence
+            )
 
     async def finish(self, claim: DeliveryClaim, answer: Answer, pause: timedelta | None) -> DeliveryState:
         """Records what came of an attempt."""
         async with self._database.system() as connection:
             return await webhook_claims.finish(connection, claim, answer, pause)
 
-    async def release(self, held: Sequence[DeliveryClaim]) -> None:
-        """Gives deliveries back."""
+    async def release(self, holder: str) -> None:
+        """Gives back all that a sender holds."""
         async with self._database.system() as connection:
-            await webhook_claims.release(connection, held)
+            await webhook_claims.release(connection, holder, silence=self._silence)
 
     async def outlook(self) -> Outlook:
         """Tells what waits."""

@@ -49,6 +49,16 @@ _ENQUEUED = (
         index_elements=["run_id"], index_where=webhook_deliveries.c.redelivery_of.is_(None)
     )
 )
+_RUN_OF_DELIVERY = (
+    sa.select(runs.c.id)
+    .where(
+        runs.c.id
+        == sa.select(webhook_deliveries.c.run_id)
+        .where(webhook_deliveries.c.id == sa.bindparam("delivery_id"))
+        .scalar_subquery()
+    )
+    .with_for_update(read=True, key_share=True)
+)
 _LISTED = sa.select(
     *(column for column in webhook_deliveries.c if column.name != "payload"),
     sa.literal(b"", webhook_deliveries.c.payload.type).label("payload"),
@@ -129,9 +139,14 @@ class TenantWebhooks:
         return secrets_of((await self._connection.execute(query)).one())
 
     async def get_delivery(self, delivery_id: UUID, *, lock: bool = False) -> Delivery:
-        """Returns a delivery; with `lock` no sender writes to it until the end of the transaction."""
+        """Returns a delivery; with `lock` no sender writes to it until the end of the transaction.
+
+        Its run is locked first, as far as a redelivery will need it: whoever removes a run holds that, and then its
+        deliveries.
+        """
         query = sa.select(webhook_deliveries).where(webhook_deliveries.c.id == delivery_id)
         if lock:
+            await self._connection.execute(_RUN_OF_DELIVERY, {"delivery_id": delivery_id})
             query = query.with_for_update()
         row = (await self._connection.execute(query)).one_or_none()
         if row is None:

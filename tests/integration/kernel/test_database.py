@@ -191,6 +191,25 @@ async def test_a_busy_database_says_so(
         await database.close()
 
 
+async def test_a_call_waits_shortly_for_what_another_one_holds(postgres: Postgres) -> None:
+    database, caller = a_database(postgres, tenant_lock_timeout_seconds=0.1), a_caller()
+    try:
+        note_id = await write_note(database, caller)
+        locked = sa.select(notes.c.id).where(notes.c.id == note_id).with_for_update()
+        async with database.system() as holder:
+            await holder.execute(locked)
+            async with asyncio.timeout(2):
+                with pytest.raises(ServiceError) as caught:
+                    async with database.tenant(caller) as connection:
+                        await connection.execute(locked)
+        assert (caught.value.kind, caught.value.reason) == (ErrorKind.UNAVAILABLE, "DATABASE_BUSY")
+        # The system's work waits longer.
+        async with database.system() as connection:
+            assert await connection.scalar(sa.text("SHOW lock_timeout")) == "5s"
+    finally:
+        await database.close()
+
+
 async def test_a_database_whose_connections_are_all_in_use_is_there(postgres: Postgres) -> None:
     database = a_database(postgres, pool_size=1, system_pool_size=1, pool_timeout_seconds=30)
     try:

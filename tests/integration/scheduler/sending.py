@@ -35,11 +35,16 @@ class Hall:
         self.senders: list[WebhookSender] = []
 
     async def sender(
-        self, *, lease_seconds: float = 60.0, places: int = 8, **timeouts: float
+        self,
+        *,
+        lease_seconds: float = 60.0,
+        places: int = 8,
+        queue: WebhookQueries | None = None,
+        **timeouts: float,
     ) -> WebhookSender:
         """Starts a sender that looks often."""
         sender = WebhookSender(
-            WebhookQueries(self.floor.database, lease_life=timedelta(seconds=lease_seconds)),
+            queue or WebhookQueries(self.floor.database, lease_life=timedelta(seconds=lease_seconds)),
             WebhookPost(LOOPBACK, places=places, **timeouts),
             self.floor.keeper,
             holder=str(uuid4()),

@@ -213,13 +213,13 @@ async def test_who_lost_a_delivery_cannot_fail_it_but_can_tell_of_success(hall: 
     assert await queue.finish(lost, failed, timedelta()) is DeliveryState.PENDING
     (row,) = await hall.deliveries(run_id)
     assert row["lease_holder"] == "second"
-    await queue.release([lost])
+    await queue.release("first")
     (row,) = await hall.deliveries(run_id)
     assert row["lease_holder"] == "second"
     assert await queue.finish(lost, Answer(status=200), None) is DeliveryState.SUCCEEDED
     assert await queue.finish(held, failed, timedelta()) is DeliveryState.SUCCEEDED
     # Nothing is left to give back.
-    await queue.release([held])
+    await queue.release("second")
     (row,) = await hall.deliveries(run_id)
     assert row["state"] == "SUCCEEDED"
 

@@ -75,8 +75,8 @@ class Webhooks:
     async def redeliver(self, caller: Caller, delivery_id: UUID, request_id: str) -> ShownDelivery:
         """Sends the message of a delivery again.
 
-        The delivery's row is locked, so that a sender's end of it comes before or after; an attempt that is under way
-        meanwhile is recorded and changes nothing else.
+        The delivery's row is locked, after its task's and its run's, so that a sender's end of it comes before or
+        after; an attempt that is under way meanwhile is recorded and changes nothing else.
 
         Raises:
             ServiceError: PERMISSION_DENIED with ROLE_NOT_ALLOWED; NOT_FOUND with WEBHOOK_DELIVERY_NOT_FOUND;

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
@@ -114,8 +114,8 @@ class DeliveryQueue(Protocol):
     async def finish(self, claim: DeliveryClaim, answer: Answer, pause: timedelta | None) -> DeliveryState:
         """Records what came of an attempt; None for no other one. Returns where the delivery stands."""
 
-    async def release(self, held: Sequence[DeliveryClaim]) -> None:
-        """Gives deliveries back whose attempts were broken off."""
+    async def release(self, holder: str) -> None:
+        """Gives back all deliveries of a sender that claims and sends nothing more."""
 
     async def outlook(self) -> Outlook:
         """Tells what waits."""

@@ -96,20 +96,20 @@ class WebhookSender:
 
     async def drain(self) -> None:
         """Stops claiming, gives requests that are under way a moment, and the rest back to be sent anew."""
-        if self._loop is not None:
-            self._loop.cancel()
-            await asyncio.gather(self._loop, return_exceptions=True)
-            self._loop = None
-        tasks = [task for _, task in self._flights.values()]
-        if not tasks:
+        if self._loop is None:
             return
-        await asyncio.wait(tasks, timeout=_DRAIN_SECONDS)
-        held = [claim for claim, _ in self._flights.values()]
+        self._loop.cancel()
+        await asyncio.gather(self._loop, return_exceptions=True)
+        self._loop = None
+        tasks = [task for _, task in self._flights.values()]
+        if tasks:
+            await asyncio.wait(tasks, timeout=_DRAIN_SECONDS)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         try:
-            await self._queue.release(held)
+            # Of a claim that was broken off nothing is known here, though it may have committed.
+            await self._queue.release(self._holder)
         except ServiceError as error:
             _log.warning("deliveries not given back; their leases will run out", reason=error.reason)
 
