@@ -1,12 +1,12 @@
 """How often the attempt under way at a run was taken over from a worker that did not give it back.
 
-Revision ID: 0009
+Revision ID: 0011
 """
 
 from alembic import op
 
-revision = "0009"
-down_revision = "0008"
+revision = "0011"
+down_revision = "0010"
 branch_labels = None
 depends_on = None
 
