@@ -17,7 +17,7 @@ from services.scheduler.domain.states import RunState
 
 from .working import Floor, floor
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("run_moves")]
 FAILED = Outcome(RunState.FAILED, failure=Failure("MODEL_ERROR", "because"))
 
 

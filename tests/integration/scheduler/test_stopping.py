@@ -20,7 +20,7 @@ from services.scheduler.usecases.worker.ports import Owner
 from .fake_sessions import SPENT, FakeSessions, Turn, refused
 from .working import Floor, floor, owner
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("run_moves")]
 AWAY = refused(ErrorKind.UNAVAILABLE, "RPC_UNAVAILABLE")
 
 
