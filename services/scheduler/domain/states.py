@@ -42,18 +42,22 @@ OPEN_RUN_STATES = frozenset({RunState.QUEUED, RunState.RUNNING})
 RETRYABLE_RUN_STATES = FINAL_RUN_STATES - {RunState.SUCCEEDED}
 """What somebody may have done again."""
 
+FIRST_RUN_STATES = frozenset(
+    {RunState.PENDING, RunState.QUEUED, RunState.SKIPPED, RunState.CANCELLED, RunState.FAILED}
+)
+"""In which a run may be made: as over where its schedule has no place for it, where a later fire of the same look ends
+it, or where its prompt cannot be rendered."""
+
 RUN_TRANSITIONS: dict[RunState, frozenset[RunState]] = {
-    RunState.PENDING: frozenset({RunState.QUEUED, RunState.FAILED, RunState.CANCELLED, RunState.SKIPPED}),
-    RunState.QUEUED: frozenset({RunState.RUNNING, RunState.FAILED, RunState.CANCELLED, RunState.TIMED_OUT}),
+    RunState.PENDING: frozenset({RunState.QUEUED, RunState.CANCELLED, RunState.SKIPPED}),
+    RunState.QUEUED: frozenset({RunState.RUNNING, RunState.CANCELLED}),
     RunState.RUNNING: frozenset(
         {RunState.QUEUED, RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED, RunState.TIMED_OUT}
     ),
     **{state: frozenset() for state in FINAL_RUN_STATES},
 }
 """Where a run may go. PENDING goes to QUEUED when its schedule has a place for it, to SKIPPED when a later fire takes
-it; RUNNING goes back to QUEUED when an attempt failed and another one is due. A run whose worker died stays RUNNING."""
+it; RUNNING goes back to QUEUED when an attempt failed and another one is due. A run whose worker died stays RUNNING.
 
-
-def may_move(from_state: RunState, to_state: RunState) -> bool:
-    """Tells whether the transition table lets a run make this move."""
-    return to_state in RUN_TRANSITIONS[from_state]
+The moves themselves are SQL, each with the state that it begins from in its condition: the integration tests have
+PostgreSQL refuse every move that is not in here, and see every one that is."""

@@ -10,6 +10,7 @@ from services.kernel.db import Database
 from tests.databases import Copy
 
 from .receiver import receiving
+from .run_moves import watch_moves
 from .sending import Hall
 from .serving import Serving, serving
 from .working import floor
@@ -30,3 +31,9 @@ async def hall(scheduler_database: Database) -> AsyncIterator[Hall]:
         yield it
         for sender in it.senders:
             await sender.drain()
+
+
+@pytest.fixture(scope="module")
+async def run_moves(databases: Copy) -> None:
+    """Runs of the module's database may move as `domain.states` says, and not otherwise."""
+    await watch_moves(databases)

@@ -20,7 +20,7 @@ from services.scheduler.store.rows import retry_policy_column
 
 from .working import AT_ONCE, Floor, floor
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("run_moves")]
 FAILED = Outcome(RunState.FAILED, failure=Failure("MODEL_ERROR", "because"))
 
 

@@ -16,7 +16,7 @@ from services.scheduler.store import endings
 
 from .working import AT_ONCE, Floor, floor, owner
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("run_moves")]
 STATES = ("SUCCEEDED", "FAILED", "CANCELLED", "TIMED_OUT", "QUEUED")
 
 

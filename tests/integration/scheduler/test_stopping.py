@@ -20,7 +20,7 @@ from services.scheduler.usecases.worker.ports import Owner
 from .fake_sessions import SPENT, FakeSessions, Turn, refused
 from .working import Floor, floor, owner
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("run_moves")]
 AWAY = refused(ErrorKind.UNAVAILABLE, "RPC_UNAVAILABLE")
 
 
@@ -138,3 +138,23 @@ async def test_a_successor_begins_nothing_for_a_run_that_is_to_end(place: Floor)
     await place.worker()
     assert told(await place.ended(made)) == (RunState.CANCELLED, 0, None)
     assert place.sessions.sessions == {}
+
+
+async def test_what_a_turn_has_spent_that_does_not_end_is_known(
+    place: Floor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drive, "STOP_SECONDS", 0.5)
+    monkeypatch.setattr(drive, "STOP_WAIT_SECONDS", 0)
+
+    class Stubborn(FakeSessions):
+        """Its agents take the interrupt, and go on."""
+
+        async def interrupt(self, owner: Owner, session_id: UUID, turn_id: UUID, request_id: str) -> None:
+            self.sessions[session_id].turns[turn_id].now = TurnNow(TurnState.OPEN, **SPENT)  # type: ignore[arg-type]
+
+    place.sessions = Stubborn()
+    await place.worker()
+    made = await place.run(prompt_template="stay")
+    await place.begun(made)
+    await cancel(place, made)
+    assert told(await place.ended(made)) == (RunState.CANCELLED, 0.5, the_turn(place)[0])

@@ -17,7 +17,7 @@ from services.scheduler.usecases.worker.ports import Progress
 
 from .working import Floor, Queue, floor, owner, states
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("run_moves")]
 WHY = Failure("TAKE_OVERS_EXHAUSTED", "its worker was lost 20 times, or could not record its end")
 FAILED = Outcome(RunState.FAILED, failure=Failure("MODEL_ERROR", "because"))
 

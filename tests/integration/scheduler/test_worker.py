@@ -22,7 +22,7 @@ from services.scheduler.usecases.worker.ports import Progress, Recorded
 from .fake_sessions import ENDS, refused
 from .working import AT_ONCE, Floor, Queue, floor, owner, states
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("run_moves")]
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from services.scheduler.domain.overlap import (
     promote,
 )
 from services.scheduler.domain.retries import RetryPolicy
-from services.scheduler.domain.states import FINAL_RUN_STATES, RUN_TRANSITIONS, RunState, may_move
+from services.scheduler.domain.states import FINAL_RUN_STATES, RUN_TRANSITIONS, RunState
 
 pytestmark = pytest.mark.unit
 A, B, C, D = (UUID(int=number) for number in range(4))
@@ -117,10 +117,6 @@ def test_moves_of_a_run() -> None:
     assert [state for state in RunState if not RUN_TRANSITIONS[state]] == [
         s for s in RunState if s in FINAL_RUN_STATES
     ]
-    assert may_move(RunState.PENDING, RunState.QUEUED) and may_move(RunState.QUEUED, RunState.RUNNING)
-    assert may_move(RunState.RUNNING, RunState.QUEUED), "to another attempt"
-    assert not may_move(RunState.PENDING, RunState.RUNNING)
-    assert not may_move(RunState.RUNNING, RunState.SKIPPED)
     assert RunState.SKIPPED.final and not RunState.RUNNING.final
     assert [state for state in RunState if state.open] == [RunState.QUEUED, RunState.RUNNING]
     assert {outcome.value for outcome in Outcome} <= {state.value for state in RunState}

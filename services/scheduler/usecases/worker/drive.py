@@ -41,6 +41,8 @@ LOOK_SECONDS: Final = 1.0
 STOP_SECONDS: Final = 15.0
 """How long to try to stop the turn of a run that is to end, and to learn what it has come to; then the run ends without
 that. The turn has a limit of its own."""
+STOP_WAIT_SECONDS: Final = 4
+"""The longest wait for its end in one call: so what it has spent is known, although its end be not."""
 MAX_PAUSE_SECONDS: Final = 5.0
 """Between two tries of a call."""
 _PASSING = frozenset(
@@ -171,7 +173,7 @@ class RunDrive:
             # Before anything is sent to it: a session that its owner has deleted must not come again.
             await self._recorder.record(self._progress())
         session_id = self._session_id
-        await self._wait_end(session_id, await self._send(session_id))
+        await self._wait_end(session_id, await self._send(session_id), WAIT_SECONDS)
 
     async def _send(self, session_id: UUID) -> UUID:
         """Sends the message, where its turn is not known yet; returns the turn."""
@@ -201,11 +203,11 @@ class RunDrive:
         limit = min(MAX_TURN_TIMEOUT, max(content.run_timeout, timedelta(seconds=1)))
         return NewSession(content.name, options, content.labels, limit)
 
-    async def _wait_end(self, session_id: UUID, turn_id: UUID) -> None:
+    async def _wait_end(self, session_id: UUID, turn_id: UUID, seconds: int) -> None:
         while True:
             since = self._clock.monotonic()
             self._turn = await self._patiently(
-                lambda: self._sessions.wait_turn(self._owner, session_id, turn_id, WAIT_SECONDS)
+                lambda: self._sessions.wait_turn(self._owner, session_id, turn_id, seconds)
             )
             if self._turn.state is not TurnState.OPEN:
                 return
@@ -229,7 +231,7 @@ class RunDrive:
         turn_id = await self._send(session_id)
         request_id = self.claim.request_id("interrupt")
         await self._patiently(lambda: self._sessions.interrupt(self._owner, session_id, turn_id, request_id))
-        await self._wait_end(session_id, turn_id)
+        await self._wait_end(session_id, turn_id, STOP_WAIT_SECONDS)
 
     async def _patiently[T](self, call: Callable[[], Awaitable[T]]) -> T:
         """Makes a call again while trying again may help; it has a request id, or changes nothing."""

@@ -167,8 +167,9 @@ class RunWorker:
         """Ends a run that was taken over as often as may be; its turn is stopped if it is known, and told soon."""
         try:
             claim = await self._queue.give_up(run_id, self._holder)
-        except ServiceError:
-            raise
+        except ServiceError as error:
+            _log.warning("run not given up; the next look does it", run_id=str(run_id), reason=error.reason)
+            return
         except Exception:
             # The others are not kept from their end.
             BACKGROUND_FAILURES.labels("run").inc()
