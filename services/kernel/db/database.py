@@ -18,6 +18,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from services.kernel.db.failures import database_failure, is_stale
+from services.kernel.db.shares import Shares
 from services.kernel.identity.caller import Caller
 
 _TENANT: Final = sa.text(
@@ -91,6 +92,7 @@ class Database:
             )
 
         self._application = engine(application_url, pool_size, "application", tenant_lock_timeout_seconds)
+        self._shares = Shares(pool_size, pool_timeout_seconds)
         self._system = engine(system_url, system_pool_size, "system")
         self._dedicated = engine(system_url, dedicated_pool_size, "dedicated")
         self._relay = engine(system_url, 1, "relay")
@@ -101,23 +103,26 @@ class Database:
             engine(application_url, 1, "application probe"),
         )
 
-    def tenant(self, caller: Caller) -> AbstractAsyncContextManager[AsyncConnection]:
+    @asynccontextmanager
+    async def tenant(self, caller: Caller) -> AsyncIterator[AsyncConnection]:
         """One transaction that sees only the caller's rows: commit at the end, rollback on any error.
 
+        Of the connections an organization's calls have some at most: whatever they wait for, others get theirs.
         An OSError of the block itself passes as it is; one of the connection is told as below.
 
         Raises:
             ServiceError: UNAVAILABLE, DATABASE_UNAVAILABLE or DATABASE_BUSY.
         """
-        return self._transaction(
-            self._application,
-            _TENANT,
-            {
-                "organization_id": str(caller.organization_id),
-                "user_id": str(caller.user_id),
-                "role": caller.role.value,
-            },
-        )
+        values = {
+            "organization_id": str(caller.organization_id),
+            "user_id": str(caller.user_id),
+            "role": caller.role.value,
+        }
+        async with (
+            self._shares.one(caller.organization_id),
+            self._transaction(self._application, _TENANT, values) as connection,
+        ):
+            yield connection
 
     def system(self, *, idle_seconds: float | None = None) -> AbstractAsyncContextManager[AsyncConnection]:
         """One transaction of the system role, across all tenants; otherwise as `tenant`.

@@ -26,14 +26,14 @@ def database_failure(error: BaseException) -> ServiceError | None:
     written.
     """
     if isinstance(error, exc.TimeoutError):
-        return _busy()
+        return busy()
     cause = _cause(error)
     if isinstance(cause, PostgresError):
         code = str(getattr(cause, "sqlstate", None) or "")
         if code.startswith(_GONE_CLASSES) or code in _GONE_CODES:
             return _gone()
         if code in _BUSY_CODES:
-            return _busy()
+            return busy()
     if isinstance(error, exc.DBAPIError) and error.connection_invalidated:
         return _gone()
     # A refused or timed-out connect reaches us as it is, a connection closed under our feet as the driver's own error.
@@ -63,5 +63,6 @@ def _gone() -> ServiceError:
     )
 
 
-def _busy() -> ServiceError:
+def busy() -> ServiceError:
+    """Says that nothing was written, and that trying again may help."""
     return unavailable("DATABASE_BUSY", "the database is busy", retry_after_seconds=_RETRY_SECONDS)

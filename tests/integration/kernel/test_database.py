@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -206,6 +207,27 @@ async def test_a_call_waits_shortly_for_what_another_one_holds(postgres: Postgre
         # The system's work waits longer.
         async with database.system() as connection:
             assert await connection.scalar(sa.text("SHOW lock_timeout")) == "5s"
+    finally:
+        await database.close()
+
+
+async def test_no_organization_has_all_connections(postgres: Postgres) -> None:
+    database = a_database(postgres, pool_size=4, pool_timeout_seconds=0.1)
+    organization = uuid4()
+    try:
+        async with AsyncExitStack() as stack:
+            for _ in range(3):
+                await stack.enter_async_context(database.tenant(a_caller(organization_id=organization)))
+            with pytest.raises(ServiceError) as caught:
+                await visible(database, a_caller(organization_id=organization))
+            assert caught.value.reason == "DATABASE_BUSY"
+            waiting = [
+                asyncio.ensure_future(visible(database, a_caller(organization_id=organization)))
+                for _ in range(8)
+            ]
+            assert await visible(database, a_caller()) == set()
+            await asyncio.gather(*waiting, return_exceptions=True)
+        assert await visible(database, a_caller(organization_id=organization)) == set()
     finally:
         await database.close()
 
