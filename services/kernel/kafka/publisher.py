@@ -16,6 +16,7 @@ from aiokafka.errors import KafkaConnectionError, KafkaError
 from services.kernel.db.outbox import OutboxMessage, PublishError
 from services.kernel.kafka.admin import declare
 from services.kernel.kafka.headers import EVENT_ID, MESSAGE_TYPE, ORGANIZATION_ID
+from services.kernel.kafka.reach import why_unreachable
 from services.kernel.kafka.settings import Broker
 from services.kernel.kafka.topics import Topic
 
@@ -60,7 +61,9 @@ class KafkaPublisher:
             await producer.start()
         except (KafkaError, OSError) as error:
             await _stop(producer)
-            raise PublishError(f"no connection to the broker: {error!r}") from error
+            raise PublishError(
+                f"no connection to the broker: {await why_unreachable(self._broker)}"
+            ) from error
         except BaseException:
             await _stop(producer)
             raise

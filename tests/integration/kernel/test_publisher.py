@@ -1,4 +1,4 @@
-"""What becomes of a publisher whose broker goes away while it has something to send."""
+"""What becomes of a publisher whose broker goes away while it has something to send, or was never there."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from uuid import UUID
 import pytest
 
 from deploy.local.ports import free_port
-from services.kernel.db.outbox import OutboxMessage
+from services.kernel.db.outbox import OutboxMessage, PublishError
 from services.kernel.ids import new_id
 from services.kernel.kafka.publisher import KafkaPublisher
+from services.kernel.kafka.settings import Broker
 from tests.integration.kernel.tables import FACTS
 from tests.integration.kernel.test_stream_consumer import until
 from tests.kafka_broker import LocalBroker
@@ -53,6 +54,15 @@ async def with_its_broker_lost(broker: LocalBroker) -> set[UUID]:
 def waiting(publisher: KafkaPublisher) -> list[Any]:
     assert publisher._producer is not None
     return list(chain.from_iterable(publisher._producer._message_accumulator._batches.values()))
+
+
+async def test_a_broker_that_is_not_there_is_named_with_what_it_came_to() -> None:
+    port = free_port()
+    publisher = KafkaPublisher(Broker((f"127.0.0.1:{port}",)), [FACTS])
+    with pytest.raises(
+        PublishError, match=rf"no connection to the broker: 127\.0\.0\.1:{port}: .*Connect call failed"
+    ):
+        await publisher.open()
 
 
 def a_fact() -> OutboxMessage:
