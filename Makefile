@@ -9,7 +9,7 @@ PYTHON := .venv/bin/python
 UV_VERSION := 0.13.9
 ARGS ?=
 
-.PHONY: help run test chaos fires soak kafka lint fmt proto migrate bench env env-run
+.PHONY: help run test chaos fires proofs soak kafka lint fmt proto migrate bench env env-run
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 14
@@ -25,6 +25,9 @@ chaos: env ## ten minutes of faults at random; ARGS="--seed N --minutes M" for o
 
 fires: env ## schedules fire once while schedulers, workers and broker are killed; ARGS go to it
 	@$(PYTHON) -m tests.fires $(ARGS)
+
+proofs: env ## the three long proofs of schedules, one after another, and a summary
+	@$(PYTHON) -m tests.fires.proofs $(ARGS)
 
 soak: env ## many starts, turns and streams, and what is held after them; ARGS="starts turns loss" for some
 	@$(PYTHON) -m tests.soak $(ARGS)

@@ -28,7 +28,7 @@ def ended(event_id: UUID, run: EndedRun) -> bytes:
     fact.user_id = str(run.user_id)
     fact.schedule_id = _id(run.schedule_id)
     fact.state = run.state.value
-    fact.attempts = run.attempts
+    fact.attempt_count = run.attempts
     fact.session_id = _id(run.session_id)
     fact.usage.input_tokens = run.usage.input_tokens
     fact.usage.output_tokens = run.usage.output_tokens

@@ -21,11 +21,13 @@ import time
 from pathlib import Path
 
 from deploy.local.ports import free_port
+from tests.apache_kafka.certificates import Authority
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 CANNOT = 3
 _USER = "aiagent"
+_MECHANISM = "SCRAM-SHA-512"
 _START_SECONDS = 90.0
 _FETCH_SECONDS = 180.0
 _JAVA = 17
@@ -66,30 +68,37 @@ def _version(java: str) -> int:
 
 
 class ApacheKafka:
-    """One broker, which is its own controller, behind a user's name and password."""
+    """One broker, which is its own controller: behind TLS and a user's name and password, or a client's certificate."""
 
     def __init__(self, libraries: Path, directory: Path) -> None:
         self._classpath = f"{libraries}/*"
         self._directory = directory
         self._configuration = directory / "server.properties"
-        self.port, controller = free_port(), free_port()
+        self.port, self._certified, brokers, controller = (free_port() for _ in range(4))
         self.password = secrets.token_urlsafe(12)
         self.pid_file = directory / "pid"
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
-        login = "org.apache.kafka.common.security.plain.PlainLoginModule required"
+        authority = Authority(directory, "authority")
+        self._authority, self._client = authority.file, authority.issue("client")
+        self._another = Authority(directory, "another-authority").file
+        login = "org.apache.kafka.common.security.scram.ScramLoginModule required"
         self._configuration.write_text(
             f"""process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller}
-listeners=CLIENTS://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{controller}
+listeners=CLIENTS://127.0.0.1:{self.port},CERTIFIED://127.0.0.1:{self._certified},\\
+  BROKERS://127.0.0.1:{brokers},CONTROLLER://127.0.0.1:{controller}
 controller.listener.names=CONTROLLER
-inter.broker.listener.name=CLIENTS
-listener.security.protocol.map=CLIENTS:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT
-sasl.enabled.mechanisms=PLAIN
-sasl.mechanism.inter.broker.protocol=PLAIN
-listener.name.clients.plain.sasl.jaas.config={login} \\
-  username="broker" password="{self.password}" user_broker="{self.password}" user_{_USER}="{self.password}";
+inter.broker.listener.name=BROKERS
+listener.security.protocol.map=CLIENTS:SASL_SSL,CERTIFIED:SSL,BROKERS:PLAINTEXT,CONTROLLER:PLAINTEXT
+sasl.enabled.mechanisms={_MECHANISM}
+listener.name.clients.{_MECHANISM.lower()}.sasl.jaas.config={login};
+listener.name.certified.ssl.client.auth=required
+ssl.keystore.type=PEM
+ssl.keystore.location={authority.issue("broker")}
+ssl.truststore.type=PEM
+ssl.truststore.location={self._authority}
 log.dirs={directory}/data
 auto.create.topics.enable=false
 offsets.topic.replication.factor=1
@@ -103,14 +112,18 @@ group.initial.rebalance.delay.ms=0
 
     @property
     def variables(self) -> dict[str, str]:
-        """What a service is told of it."""
+        """What a service is told of it; `KAFKA_*` is for tests."""
         return {
             "AIAGENT_KAFKA_URL": f"kafka://127.0.0.1:{self.port}",
-            "AIAGENT_KAFKA_SECURITY": "SASL_PLAINTEXT",
-            "AIAGENT_KAFKA_SASL_MECHANISM": "PLAIN",
+            "AIAGENT_KAFKA_SECURITY": "SASL_SSL",
+            "AIAGENT_KAFKA_SASL_MECHANISM": _MECHANISM,
             "AIAGENT_KAFKA_SASL_USERNAME": _USER,
             "AIAGENT_KAFKA_SASL_PASSWORD": self.password,
+            "AIAGENT_KAFKA_CA_FILE": str(self._authority),
             "KAFKA_PID_FILE": str(self.pid_file),
+            "KAFKA_CERTIFIED_URL": f"kafka://127.0.0.1:{self._certified}",
+            "KAFKA_CERTIFICATE_FILE": str(self._client),
+            "KAFKA_ANOTHER_CA_FILE": str(self._another),
         }
 
     def start(self) -> None:
@@ -120,6 +133,7 @@ group.initial.rebalance.delay.ms=0
             [
                 *("java", "-cp", self._classpath, "kafka.tools.StorageTool", "format"),
                 *("-t", identity, "-c", str(self._configuration)),
+                *("--add-scram", f"{_MECHANISM}=[name={_USER},password={self.password}]"),
             ],
             check=True,
             capture_output=True,

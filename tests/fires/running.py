@@ -34,6 +34,7 @@ from .floor import Crew, Floor, floor
 
 _SETTLE_SECONDS = 120.0
 _ORGANIZATIONS = 10
+_AHEAD_SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,7 @@ async def run(plan: Plan) -> Outcome:
     chance = random.Random(plan.seed)  # not for secrets
     async with floor(folder, plan.crew, chance, plan.longest_turn_seconds) as up:
         first = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=3 + plan.schedules / 150)
-        made = await _make(up.database, plan, first, chance)
-        last = first + timedelta(seconds=plan.seconds)
+        made, last = await _make(up.database, plan, first, chance)
         kills = await _strike(up, plan, chance, last) if plan.pace else {}
         await asyncio.sleep(max(0.0, (last - datetime.now(UTC)).total_seconds()))
         settled = await _settle(up.database, plan.schedules)
@@ -91,8 +91,10 @@ async def run(plan: Plan) -> Outcome:
     return outcome
 
 
-async def _make(database: Database, plan: Plan, first: datetime, chance: random.Random) -> dict[UUID, str]:
-    """Makes the schedules; returns the prompt of each."""
+async def _make(
+    database: Database, plan: Plan, first: datetime, chance: random.Random
+) -> tuple[dict[UUID, str], datetime]:
+    """Makes the schedules; returns the prompt of each, and when the last of them fires."""
     store, renderer = TenantStore(database), TemplateProcesses()
     tasks, schedules = (
         Tasks(store, Uuid7Source(), renderer, KEEPER),
@@ -100,13 +102,18 @@ async def _make(database: Database, plan: Plan, first: datetime, chance: random.
     )
     owners = [a_caller() for _ in range(_ORGANIZATIONS)]
     made: dict[UUID, str] = {}
+    last = first
 
     async def one(number: int) -> None:
+        nonlocal last
         owner, prompt = owners[number % _ORGANIZATIONS], f"work {number}"
         task = await tasks.create(
             owner, content(prompt_template=prompt, run_timeout=timedelta(minutes=10)), ""
         )
         fire = first + timedelta(milliseconds=round(chance.uniform(0, plan.seconds) * 1000))
+        # A loaded machine makes the last ones when others fire already.
+        fire = max(fire, datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=_AHEAD_SECONDS))
+        last = max(last, fire)
         asked = ScheduleContent(
             name="",
             timing=Timing(interval=timedelta(days=1), anchor=fire, start_time=fire, end_time=fire),
@@ -122,7 +129,7 @@ async def _make(database: Database, plan: Plan, first: datetime, chance: random.
     for begin in range(0, plan.schedules, 8):
         await asyncio.gather(*map(one, range(begin, min(begin + 8, plan.schedules))))
     await renderer.close()
-    return made
+    return made, last
 
 
 async def _strike(up: Floor, plan: Plan, chance: random.Random, until: datetime) -> dict[str, int]:

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from typing import Final
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError
 
 from services.kernel.db.outbox import PublishError
+from services.kernel.kafka.reach import why_unreachable
 from services.kernel.kafka.settings import Broker
 from services.kernel.kafka.topics import Topic
 
@@ -38,6 +39,8 @@ async def declare(broker: Broker, topics: Iterable[Topic]) -> list[str]:
     try:
         await admin.start()
         answer = await admin.create_topics(wanted, timeout_ms=_ANSWER_MS)
+    except KafkaConnectionError as error:
+        raise PublishError(f"no connection to the broker: {await why_unreachable(broker)}") from error
     except (KafkaError, OSError) as error:
         raise PublishError(f"topics cannot be declared: {error!r}") from error
     finally:

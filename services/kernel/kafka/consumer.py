@@ -9,12 +9,14 @@ from typing import Any, Final
 
 import faust
 import structlog
+from aiokafka.errors import KafkaConnectionError
 from prometheus_client import Counter
 
 from services.kernel.clock import Clock
 from services.kernel.db.outbox import PublishError
 from services.kernel.kafka.admin import declare
 from services.kernel.kafka.app import HANDLE_SECONDS, Handler, StreamEvent, application
+from services.kernel.kafka.reach import why_unreachable
 from services.kernel.kafka.settings import Broker
 from services.kernel.kafka.topics import Topic
 from services.kernel.telemetry import registry
@@ -124,6 +126,10 @@ class StreamConsumer:
             async with asyncio.timeout(START_SECONDS):
                 await app.start()
             return await self._watch(app)
+        except KafkaConnectionError:
+            why = f"no connection to the broker: {await why_unreachable(self._broker)}"
+            _log.info("consumer waits for the broker", group=self._group, why=why)
+            return "failed"
         except Exception:
             _log.exception("consumer failed", group=self._group)
             return "failed"

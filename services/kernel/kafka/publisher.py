@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import chain
 from typing import Final
 from uuid import UUID
 
@@ -15,6 +16,7 @@ from aiokafka.errors import KafkaConnectionError, KafkaError
 from services.kernel.db.outbox import OutboxMessage, PublishError
 from services.kernel.kafka.admin import declare
 from services.kernel.kafka.headers import EVENT_ID, MESSAGE_TYPE, ORGANIZATION_ID
+from services.kernel.kafka.reach import why_unreachable
 from services.kernel.kafka.settings import Broker
 from services.kernel.kafka.topics import Topic
 
@@ -59,7 +61,9 @@ class KafkaPublisher:
             await producer.start()
         except (KafkaError, OSError) as error:
             await _stop(producer)
-            raise PublishError(f"no connection to the broker: {error!r}") from error
+            raise PublishError(
+                f"no connection to the broker: {await why_unreachable(self._broker)}"
+            ) from error
         except BaseException:
             await _stop(producer)
             raise
@@ -108,7 +112,14 @@ async def _stop(producer: AIOKafkaProducer) -> None:
         async with asyncio.timeout(_CLOSE_SECONDS):
             await producer.client.close()
             await producer._sender.close()
-    producer._message_accumulator.fail_all(KafkaConnectionError("closed"))
+    accumulator = producer._message_accumulator
+    left = [*accumulator._pending_batches, *chain.from_iterable(accumulator._batches.values())]
+    # Each takes itself out of these once it has failed, which one that was put back to be sent again is not among.
+    accumulator._pending_batches.update(left)
+    accumulator.fail_all(KafkaConnectionError("closed"))
+    for batch in left:
+        # It fails for whoever waits for room in the batch, too; where nobody does, its error would be printed.
+        batch._drain_waiter.exception()
     with suppress(KafkaError, OSError, TimeoutError):
         async with asyncio.timeout(_CLOSE_SECONDS):
             await producer.stop()

@@ -100,7 +100,14 @@ def backfill_not_found(backfill_id: UUID) -> ServiceError:
 
 def cursor_ahead(head: int) -> ServiceError:
     """INVALID_ARGUMENT: the cursor names a change that has not happened yet."""
-    return refuse((FieldViolation("cursor", f"is at most {head}, the run's last change", "CURSOR_AHEAD"),))
+    return ServiceError(
+        ErrorKind.INVALID_ARGUMENT,
+        reason="CURSOR_AHEAD",
+        domain=DOMAIN,
+        message=f"the cursor is ahead of the run's last change, which is {head}",
+        metadata={"head": str(head)},
+        violations=(FieldViolation(field="cursor", description=f"at most {head}", reason="CURSOR_AHEAD"),),
+    )
 
 
 def token_expired() -> ServiceError:

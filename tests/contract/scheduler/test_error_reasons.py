@@ -59,6 +59,9 @@ async def test_each_reason_arrives(databases: Copy, tmp_path: Path, monkeypatch:
         assert met["TASK_RUN_NOT_RETRYABLE"].metadata["state"] == "QUEUED"
         await meet(client.GetScheduleBackfill(pb.GetScheduleBackfillRequest(backfill_id=nowhere)))
         assert met["BACKFILL_NOT_FOUND"].metadata["backfill_id"] == nowhere
+        ahead = pb.WatchTaskRunRequest(task_run_id=waiting.id, cursor=1000)
+        await meet(client.WatchTaskRun(ahead))
+        assert int(met["CURSOR_AHEAD"].metadata["head"]) < ahead.cursor
         watch = pb.WatchTaskRunRequest(task_run_id=waiting.id)
         await meet(api.client(client.caller, lifetime=timedelta(seconds=1)).WatchTaskRun(watch))
         watching = [client.WatchTaskRun(watch) for _ in range(MAX_PER_USER)]
@@ -94,6 +97,7 @@ async def test_each_reason_arrives(databases: Copy, tmp_path: Path, monkeypatch:
         "TASK_RUN_ENDED": "FAILED_PRECONDITION",
         "TASK_RUN_NOT_RETRYABLE": "FAILED_PRECONDITION",
         "BACKFILL_NOT_FOUND": "NOT_FOUND",
+        "CURSOR_AHEAD": "INVALID_ARGUMENT",
         "TOKEN_EXPIRED": "UNAUTHENTICATED",
         "DRAINING": "UNAVAILABLE",
         "TOO_MANY_WATCHES": "RESOURCE_EXHAUSTED",
@@ -105,4 +109,5 @@ async def test_each_reason_arrives(databases: Copy, tmp_path: Path, monkeypatch:
     assert {reason for reason, error in met.items() if error.violations} == {
         "INVALID_REQUEST",
         "REQUEST_ID_REUSED",
+        "CURSOR_AHEAD",
     }

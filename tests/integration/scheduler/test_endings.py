@@ -179,7 +179,7 @@ async def test_an_end_is_told_once_with_what_the_run_has_used(place: Floor) -> N
     assert (fact.organization_id, ended.task_run_id, ended.task_id, ended.user_id) == tuple(
         str(getattr(shown.run, name)) for name in ("organization_id", "id", "task_id", "user_id")
     )
-    assert (ended.state, ended.attempts, ended.session_id, ended.schedule_id) == (
+    assert (ended.state, ended.attempt_count, ended.session_id, ended.schedule_id) == (
         "SUCCEEDED",
         1,
         str(session_id),

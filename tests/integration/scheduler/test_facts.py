@@ -95,7 +95,7 @@ async def test_an_ended_run_is_told_with_what_it_came_to(scheduler_database: Dat
     ended = fact.run_ended
     assert (ended.task_run_id, ended.task_id) == (str(failed.run_id), str(failed.task_id))
     assert (ended.user_id, ended.schedule_id) == (str(failed.user_id), str(failed.schedule_id))
-    assert (ended.state, ended.attempts, ended.session_id) == ("FAILED", 2, str(failed.session_id))
+    assert (ended.state, ended.attempt_count, ended.session_id) == ("FAILED", 2, str(failed.session_id))
     assert (ended.failure.reason, len(ended.failure.message)) == ("MODEL_ERROR", 4096)
     usage = ended.usage
     assert [usage.input_tokens, usage.output_tokens, usage.cache_read_tokens, usage.cache_write_tokens] == [

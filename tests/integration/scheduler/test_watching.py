@@ -117,7 +117,9 @@ async def test_a_stream_is_resumed_at_any_cursor(api: Serving, cursor: int) -> N
 async def test_a_cursor_of_what_has_not_happened_is_refused(api: Serving, cursor: int) -> None:
     client = api.client()
     run = await client.run()
-    assert await field_of(watch(client, run.id, cursor)) == "cursor"
+    error = await refusal(watch(client, run.id, cursor))
+    assert (error.kind.value, error.reason) == ("INVALID_ARGUMENT", "CURSOR_AHEAD")
+    assert [found.field for found in error.violations] == ["cursor"]
 
 
 @pytest.mark.parametrize(

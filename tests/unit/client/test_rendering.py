@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from aiagent.events.v1 import content_pb2, session_event_pb2
+from aiagent.scheduler.v1 import run_pb2
 from aiagent_client import SessionEvent, TextDelta
+from aiagent_client.cli.output import print_json
 from aiagent_client.cli.rendering import Renderer
 from aiagent_client.cli.text import in_workspace, main_argument, one_line, safe, size, summary_of
 from aiagent_client.cli.wrapping import WordWrap
@@ -190,3 +192,12 @@ def test_main_arguments_and_sizes() -> None:
     assert summary_of(content_pb2.Content(), 80) == "(no output)"
     assert size(0) == "0 B"
     assert in_workspace("cat /srv/workspaces/s-1/a/b.txt x", "s-1") == "cat a/b.txt x"
+
+
+def test_json_has_the_numbers_of_the_json_interface(capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_pb2.TaskRun(cost_usd=0.5)
+    run.variables.update({"limit": 20, "ratio": 0.25})
+    print_json(run, line=True)
+    shown = capsys.readouterr().out
+    assert '"variables": {"limit": 20, "ratio": 0.25}' in shown
+    assert '"cost_usd": 0.5' in shown

@@ -68,7 +68,9 @@ def test_each_reason_of_a_failed_turn_is_listed() -> None:
 
 
 def test_each_reason_of_a_run_is_listed() -> None:
-    assert listed()["Runs"] == written(rf"Final = {REASON}", "services/scheduler/domain/runs.py")
+    told = written(rf"Final = {REASON}", "services/scheduler/domain/runs.py")
+    told |= written(rf"Final = {REASON}", "services/scheduler/usecases/firing/prompts.py")
+    assert listed()["Runs"] == told
 
 
 def test_each_setting_is_listed() -> None:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from aiagent_client.cli.text import one_line, safe
+from aiagent_client.cli.text import one_line, plain_numbers, safe
 
 # A table that goes into a file or a pipe is not cut to a terminal's width.
 _PIPE_WIDTH = 240
@@ -39,8 +39,8 @@ def console_for(file: IO[str]) -> Console:
 
 def to_json(message: Message) -> dict[str, Any]:
     """Returns a message in the dialect of the JSON interface: names as in the contract, every field present."""
-    found: dict[str, Any] = MessageToDict(
-        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    found: dict[str, Any] = plain_numbers(
+        MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
     )
     return found
 

@@ -41,7 +41,7 @@ class TaskRunFact(_message.Message):
 
     @_builtins.property
     def run_ended(self) -> Global___TaskRunEndedFact:
-        """A run is over."""
+        """A run is over. Runs that were skipped never ran, and are not told."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ Global___TaskRunsQueuedFact: _TypeAlias = TaskRunsQueuedFact  # noqa: Y015
 
 @_typing.final
 class TaskRunEndedFact(_message.Message):
-    """A run reached its final state, and what it has used is known."""
+    """A run reached its final state, SKIPPED apart, and what it has used is known."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -95,7 +95,7 @@ class TaskRunEndedFact(_message.Message):
     SCHEDULE_ID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
-    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    ATTEMPT_COUNT_FIELD_NUMBER: _builtins.int
     SESSION_ID_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     COST_USD_FIELD_NUMBER: _builtins.int
@@ -111,7 +111,7 @@ class TaskRunEndedFact(_message.Message):
     """The schedule that made it, a UUID; empty for others."""
     state: _builtins.str
     """The final state, a name of aiagent.scheduler.v1.TaskRun.State."""
-    attempts: _builtins.int
+    attempt_count: _builtins.int
     """Attempts that were begun."""
     session_id: _builtins.str
     """The session of the last attempt, a UUID; empty when there was none."""
@@ -142,7 +142,7 @@ class TaskRunEndedFact(_message.Message):
         schedule_id: _builtins.str = ...,
         state: _builtins.str = ...,
         failure: _content_pb2.Failure | None = ...,
-        attempts: _builtins.int = ...,
+        attempt_count: _builtins.int = ...,
         session_id: _builtins.str = ...,
         usage: _content_pb2.Usage | None = ...,
         cost_usd: _builtins.float = ...,
@@ -151,7 +151,7 @@ class TaskRunEndedFact(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "failure", b"failure", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "cost_usd", b"cost_usd", "end_time", b"end_time", "failure", b"failure", "schedule_id", b"schedule_id", "session_id", b"session_id", "start_time", b"start_time", "state", b"state", "task_id", b"task_id", "task_run_id", b"task_run_id", "usage", b"usage", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "cost_usd", b"cost_usd", "end_time", b"end_time", "failure", b"failure", "schedule_id", b"schedule_id", "session_id", b"session_id", "start_time", b"start_time", "state", b"state", "task_id", b"task_id", "task_run_id", b"task_run_id", "usage", b"usage", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -70,7 +70,7 @@ class ErrorReason(_message.Message):
         Example: {"reason": "TASK_RUN_ENDED", "metadata": {"state": "SUCCEEDED"}}.
         """
         TASK_RUN_NOT_RETRYABLE: ErrorReason._Reason.ValueType  # 10
-        """The run is open, or has succeeded: there is nothing to do again.
+        """The run is open, has succeeded, or has no prompt, since that could not be rendered: there is nothing to do again.
         Example: {"reason": "TASK_RUN_NOT_RETRYABLE", "metadata": {"state": "RUNNING"}}.
         """
         BACKFILL_NOT_FOUND: ErrorReason._Reason.ValueType  # 11
@@ -88,6 +88,10 @@ class ErrorReason(_message.Message):
         TOO_MANY_WATCHES: ErrorReason._Reason.ValueType  # 14
         """The caller has as many of these streams open as one may have.
         Example: {"reason": "TOO_MANY_WATCHES", "metadata": {"limit": "100"}}.
+        """
+        CURSOR_AHEAD: ErrorReason._Reason.ValueType  # 15
+        """The cursor is ahead of the run's last change.
+        Example: {"reason": "CURSOR_AHEAD", "metadata": {"head": "12"}}.
         """
         WEBHOOK_DELIVERY_NOT_FOUND: ErrorReason._Reason.ValueType  # 20
         """There is no such delivery, or it is not the caller's; those that have ended go after 30 days.
@@ -144,7 +148,7 @@ class ErrorReason(_message.Message):
     Example: {"reason": "TASK_RUN_ENDED", "metadata": {"state": "SUCCEEDED"}}.
     """
     TASK_RUN_NOT_RETRYABLE: ErrorReason.Reason.ValueType  # 10
-    """The run is open, or has succeeded: there is nothing to do again.
+    """The run is open, has succeeded, or has no prompt, since that could not be rendered: there is nothing to do again.
     Example: {"reason": "TASK_RUN_NOT_RETRYABLE", "metadata": {"state": "RUNNING"}}.
     """
     BACKFILL_NOT_FOUND: ErrorReason.Reason.ValueType  # 11
@@ -162,6 +166,10 @@ class ErrorReason(_message.Message):
     TOO_MANY_WATCHES: ErrorReason.Reason.ValueType  # 14
     """The caller has as many of these streams open as one may have.
     Example: {"reason": "TOO_MANY_WATCHES", "metadata": {"limit": "100"}}.
+    """
+    CURSOR_AHEAD: ErrorReason.Reason.ValueType  # 15
+    """The cursor is ahead of the run's last change.
+    Example: {"reason": "CURSOR_AHEAD", "metadata": {"head": "12"}}.
     """
     WEBHOOK_DELIVERY_NOT_FOUND: ErrorReason.Reason.ValueType  # 20
     """There is no such delivery, or it is not the caller's; those that have ended go after 30 days.

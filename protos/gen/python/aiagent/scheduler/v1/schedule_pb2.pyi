@@ -70,7 +70,7 @@ class Schedule(_message.Message):
         CANCEL_OTHER: Schedule._OverlapPolicy.ValueType  # 4
         """Open runs are asked to end, and the new one waits for that."""
         TERMINATE_OTHER: Schedule._OverlapPolicy.ValueType  # 5
-        """Open runs are ended, and the new one does not wait for it."""
+        """Open runs are asked to end, and the new one does not wait for that."""
         ALLOW_ALL: Schedule._OverlapPolicy.ValueType  # 6
         """Runs go side by side."""
 
@@ -88,7 +88,7 @@ class Schedule(_message.Message):
     CANCEL_OTHER: Schedule.OverlapPolicy.ValueType  # 4
     """Open runs are asked to end, and the new one waits for that."""
     TERMINATE_OTHER: Schedule.OverlapPolicy.ValueType  # 5
-    """Open runs are ended, and the new one does not wait for it."""
+    """Open runs are asked to end, and the new one does not wait for that."""
     ALLOW_ALL: Schedule.OverlapPolicy.ValueType  # 6
     """Runs go side by side."""
 
@@ -130,7 +130,9 @@ class Schedule(_message.Message):
     state: Global___Schedule.State.ValueType
     """Where it stands."""
     note: _builtins.str
-    """What was said when it was last paused or resumed."""
+    """What was said when it was last paused or resumed. The scheduler says why it has paused it: a run has failed, or its next
+    fire cannot be found.
+    """
     missed_fires: _builtins.int
     """How many fires made no run because they were later than `catch_up_window`, since the schedule was created. Of a cron
     expression no more than 10,000 are counted for each time that the service was away.

@@ -351,8 +351,8 @@ class SchedulerServiceServicer:
         cursor: what was seen does not come again. Ends with UNAUTHENTICATED TOKEN_EXPIRED when the token expires, with
         UNAVAILABLE DRAINING where resuming is all that is needed, with NOT_FOUND TASK_RUN_NOT_FOUND when the run is removed.
 
-        Errors: NOT_FOUND with TASK_RUN_NOT_FOUND; RESOURCE_EXHAUSTED with TOO_MANY_WATCHES when the caller has too many of
-        these streams open.
+        Errors: NOT_FOUND with TASK_RUN_NOT_FOUND; INVALID_ARGUMENT with CURSOR_AHEAD when the cursor is ahead of the run's last
+        change; RESOURCE_EXHAUSTED with TOO_MANY_WATCHES when the caller has too many of these streams open.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -361,8 +361,9 @@ class SchedulerServiceServicer:
     def RetryTaskRun(self, request, context):
         """Does a run that ended without success again: a new run with the same prompt and settings, which begins at once.
 
-        Errors: NOT_FOUND with TASK_RUN_NOT_FOUND; FAILED_PRECONDITION with TASK_RUN_NOT_RETRYABLE while it is open, or when
-        it has succeeded; NOT_FOUND with TASK_NOT_FOUND when its task was deleted.
+        Errors: NOT_FOUND with TASK_RUN_NOT_FOUND; FAILED_PRECONDITION with TASK_RUN_NOT_RETRYABLE while it is open, when it
+        has succeeded, or when it has no prompt, since that could not be rendered; NOT_FOUND with TASK_NOT_FOUND when its task was
+        deleted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

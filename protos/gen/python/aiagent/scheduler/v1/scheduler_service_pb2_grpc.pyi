@@ -143,14 +143,15 @@ class SchedulerServiceStub:
     cursor: what was seen does not come again. Ends with UNAUTHENTICATED TOKEN_EXPIRED when the token expires, with
     UNAVAILABLE DRAINING where resuming is all that is needed, with NOT_FOUND TASK_RUN_NOT_FOUND when the run is removed.
 
-    Errors: NOT_FOUND with TASK_RUN_NOT_FOUND; RESOURCE_EXHAUSTED with TOO_MANY_WATCHES when the caller has too many of
-    these streams open.
+    Errors: NOT_FOUND with TASK_RUN_NOT_FOUND; INVALID_ARGUMENT with CURSOR_AHEAD when the cursor is ahead of the run's last
+    change; RESOURCE_EXHAUSTED with TOO_MANY_WATCHES when the caller has too many of these streams open.
     """
     RetryTaskRun: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.RetryTaskRunRequest, _run_pb2.TaskRun]
     """Does a run that ended without success again: a new run with the same prompt and settings, which begins at once.
 
-    Errors: NOT_FOUND with TASK_RUN_NOT_FOUND; FAILED_PRECONDITION with TASK_RUN_NOT_RETRYABLE while it is open, or when
-    it has succeeded; NOT_FOUND with TASK_NOT_FOUND when its task was deleted.
+    Errors: NOT_FOUND with TASK_RUN_NOT_FOUND; FAILED_PRECONDITION with TASK_RUN_NOT_RETRYABLE while it is open, when it
+    has succeeded, or when it has no prompt, since that could not be rendered; NOT_FOUND with TASK_NOT_FOUND when its task was
+    deleted.
     """
     CancelTaskRun: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.CancelTaskRunRequest, _run_pb2.TaskRun]
     """Ends a run: one that waits at once, one that has begun through its worker, which stops the agent first. Returns when
@@ -271,14 +272,15 @@ class SchedulerServiceAsyncStub(SchedulerServiceStub):
     cursor: what was seen does not come again. Ends with UNAUTHENTICATED TOKEN_EXPIRED when the token expires, with
     UNAVAILABLE DRAINING where resuming is all that is needed, with NOT_FOUND TASK_RUN_NOT_FOUND when the run is removed.
 
-    Errors: NOT_FOUND with TASK_RUN_NOT_FOUND; RESOURCE_EXHAUSTED with TOO_MANY_WATCHES when the caller has too many of
-    these streams open.
+    Errors: NOT_FOUND with TASK_RUN_NOT_FOUND; INVALID_ARGUMENT with CURSOR_AHEAD when the cursor is ahead of the run's last
+    change; RESOURCE_EXHAUSTED with TOO_MANY_WATCHES when the caller has too many of these streams open.
     """
     RetryTaskRun: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.RetryTaskRunRequest, _run_pb2.TaskRun]  # type: ignore[assignment]
     """Does a run that ended without success again: a new run with the same prompt and settings, which begins at once.
 
-    Errors: NOT_FOUND with TASK_RUN_NOT_FOUND; FAILED_PRECONDITION with TASK_RUN_NOT_RETRYABLE while it is open, or when
-    it has succeeded; NOT_FOUND with TASK_NOT_FOUND when its task was deleted.
+    Errors: NOT_FOUND with TASK_RUN_NOT_FOUND; FAILED_PRECONDITION with TASK_RUN_NOT_RETRYABLE while it is open, when it
+    has succeeded, or when it has no prompt, since that could not be rendered; NOT_FOUND with TASK_NOT_FOUND when its task was
+    deleted.
     """
     CancelTaskRun: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.CancelTaskRunRequest, _run_pb2.TaskRun]  # type: ignore[assignment]
     """Ends a run: one that waits at once, one that has begun through its worker, which stops the agent first. Returns when
@@ -522,8 +524,8 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
         cursor: what was seen does not come again. Ends with UNAUTHENTICATED TOKEN_EXPIRED when the token expires, with
         UNAVAILABLE DRAINING where resuming is all that is needed, with NOT_FOUND TASK_RUN_NOT_FOUND when the run is removed.
 
-        Errors: NOT_FOUND with TASK_RUN_NOT_FOUND; RESOURCE_EXHAUSTED with TOO_MANY_WATCHES when the caller has too many of
-        these streams open.
+        Errors: NOT_FOUND with TASK_RUN_NOT_FOUND; INVALID_ARGUMENT with CURSOR_AHEAD when the cursor is ahead of the run's last
+        change; RESOURCE_EXHAUSTED with TOO_MANY_WATCHES when the caller has too many of these streams open.
         """
 
     @_abc_1.abstractmethod
@@ -534,8 +536,9 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_run_pb2.TaskRun, _abc.Awaitable[_run_pb2.TaskRun]]:
         """Does a run that ended without success again: a new run with the same prompt and settings, which begins at once.
 
-        Errors: NOT_FOUND with TASK_RUN_NOT_FOUND; FAILED_PRECONDITION with TASK_RUN_NOT_RETRYABLE while it is open, or when
-        it has succeeded; NOT_FOUND with TASK_NOT_FOUND when its task was deleted.
+        Errors: NOT_FOUND with TASK_RUN_NOT_FOUND; FAILED_PRECONDITION with TASK_RUN_NOT_RETRYABLE while it is open, when it
+        has succeeded, or when it has no prompt, since that could not be rendered; NOT_FOUND with TASK_NOT_FOUND when its task was
+        deleted.
         """
 
     @_abc_1.abstractmethod
