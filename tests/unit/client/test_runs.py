@@ -88,6 +88,25 @@ async def test_runs_are_listed_shown_and_cancelled(server: ScriptedServer, comma
     assert (await command.run("tasks", "run-show", "no-such")).code == 1
 
 
+async def test_what_was_not_looked_through_may_be_there(server: ScriptedServer, command: CommandLine) -> None:
+    ids = [f"{number:08x}-0000-7000-8000-00000000000a" for number in range(0x1000, 0x1000 + 5001)]
+    server.runs = {key: TaskRun(id=key, state=TaskRun.QUEUED) for key in ids}
+    oldest = await command.run("tasks", "run-show", ids[0][:13])
+    assert oldest.code == 1
+    assert "is not among the newest 5,000" in oldest.err
+    assert "give the whole id" in oldest.err
+    newest = await command.run("tasks", "run-show", ids[-1][:13])
+    assert (newest.code, ids[-1] in newest.err, "give the whole id" in newest.err) == (2, True, True)
+    assert (await command.run("tasks", "run-show", ids[0])).code == 0
+    # Names are looked up among those alone that have them.
+    server.new_task(name="nightly", prompt_template="x")
+    for number in range(5001):
+        server.kept[f"{number}"] = Task(id=f"{number}", name="other")
+    assert (await command.run("tasks", "get", "nightly")).code == 0
+    del server.runs[ids[0]]
+    assert (await command.run("tasks", "run-show", ids[-1][:13])).code == 0
+
+
 @pytest.mark.parametrize(
     ("width", "titles"),
     [

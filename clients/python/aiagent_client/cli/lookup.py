@@ -18,8 +18,10 @@ from aiagent_client.cli.text import one_line
 from aiagent_client.client import Client
 
 _PART: Final = re.compile(r"[0-9a-fA-F-]{4,35}")
-# How many sessions, tasks or schedules, the newest first, are looked through for a part of an id or a name.
+# How many of a kind, the newest first, are looked through for a part of an id or a name.
 _SEARCHED: Final = 5_000
+# No name is longer.
+_MAX_NAME: Final = 200
 
 
 def is_id(text: str) -> bool:
@@ -40,7 +42,8 @@ async def session_id(client: Client, text: str) -> str:
         state = word(Session.State, session.state).plain
         return f"{one_line(session.name, 40)}  {state}, created {local_time(session.create_time)}".strip()
 
-    return await _find("session", text, client.sessions.list(page_size=1000), shown)
+    there = client.sessions.list(name_contains=_name(text), page_size=1000)
+    return await _find("session", text, there, shown)
 
 
 async def task_id(client: Client, text: str) -> str:
@@ -49,7 +52,7 @@ async def task_id(client: Client, text: str) -> str:
     def shown(task: Task) -> str:
         return f"{one_line(task.name, 40)}  created {local_time(task.create_time)}"
 
-    return await _find("task", text, client.tasks.list(page_size=1000), shown)
+    return await _find("task", text, client.tasks.list(name_contains=_name(text), page_size=1000), shown)
 
 
 async def schedule_id(client: Client, text: str) -> str:
@@ -97,15 +100,16 @@ async def _find[Kind: (Session, Task, Schedule, TaskRun, WebhookDelivery)](
         return text.lower()
     if not text:
         raise UsageError(f"name a {noun}")
+    what = f"{noun} {text!r}"
     found: dict[str, str] = {}
     seen = 0
     async for one in there:
+        if seen >= _SEARCHED:
+            return _only_for_certain(found, what)
         if _matches(one.id, text) or getattr(one, "name", None) == text:
             found[one.id] = show(one)
         seen += 1
-        if seen >= _SEARCHED:
-            break
-    return _only(found, f"{noun} {text!r}")
+    return _only(found, what)
 
 
 async def pending_request(client: Client, session: str, text: str) -> PermissionRequest:
@@ -125,8 +129,29 @@ async def pending_request(client: Client, session: str, text: str) -> Permission
     return requests[_only(matching, f"open question {text!r}" if text else "open question")]
 
 
+def _name(text: str) -> str:
+    """Returns what the names of those looked through have to contain; nothing if it may be a part of an id."""
+    text = text.strip()
+    return "" if is_id(text) or _PART.fullmatch(text) else text[:_MAX_NAME]
+
+
 def _matches(whole: str, part: str) -> bool:
     return bool(_PART.fullmatch(part)) and (whole.startswith(part.lower()) or whole.endswith(part.lower()))
+
+
+def _only_for_certain(found: dict[str, str], what: str) -> str:
+    """Returns nothing: older ones were not looked through, and may match as well. Raises as `_only`."""
+    newest = f"the newest {_SEARCHED:,}"
+    if not found:
+        raise FailedError(
+            f"{what} is not among {newest}, and no others are looked through: give the whole id"
+        )
+    if len(found) == 1:
+        (key,) = found
+        raise UsageError(
+            f"{what} is {key} among {newest}, but no others are looked through: give the whole id"
+        )
+    return _only(found, what)
 
 
 def _only(found: dict[str, str], what: str) -> str:
