@@ -46,6 +46,9 @@ class SchedulerSettings(KafkaSettings):
         ge=0,
         description="How many runs of one user go at once, whatever tasks they are of, in all workers; 0 for no limit.",
     )
+    scheduler_max_schedules_per_user: int = Field(
+        default=1000, ge=0, description="How many schedules a user may have; 0 for no limit."
+    )
     scheduler_run_retention_days: int = Field(
         default=90,
         ge=0,

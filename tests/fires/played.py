@@ -25,6 +25,7 @@ class PlayedSessions(session_service_pb2_grpc.SessionServiceServicer):
         self.fake.ends["work"] = None
         self._longest = longest_seconds
         self._chance = chance
+        self._begun: set[UUID] = set()
         self._ending: set[asyncio.Task[None]] = set()
 
     async def CreateSession(self, request: pb.CreateSessionRequest, context: Any) -> session_pb2.Session:
@@ -35,10 +36,11 @@ class PlayedSessions(session_service_pb2_grpc.SessionServiceServicer):
 
     async def SendMessage(self, request: pb.SendMessageRequest, context: Any) -> session_pb2.Turn:
         """Sends a message, and lets its turn end by and by."""
-        known = len(self.fake.prompts)
         session_id = UUID(request.session_id)
         turn_id = await self.fake.send_message(_NOBODY, session_id, request.message, request.request_id)
-        if len(self.fake.prompts) > known:
+        # Whoever calls may give up in between, and call again.
+        if turn_id not in self._begun:
+            self._begun.add(turn_id)
             seconds = self._chance.uniform(0, self._longest)
             task = asyncio.create_task(self._end(session_id, turn_id, seconds))
             self._ending.add(task)

@@ -130,7 +130,7 @@ async def build(settings: SchedulerSettings) -> SchedulerService:
     database.on_commit(RUNS_CHANGED, looks.wake)
     servicer = SchedulerServicer(
         Tasks(store, ids, templates, carrier.webhooks),
-        Schedules(store, ids, templates),
+        Schedules(store, ids, templates, most_of_user=settings.scheduler_max_schedules_per_user),
         Backfills(store, ids),
         Runs(store, ids, templates, carrier.worker),
         Watching(store, looks, clock),

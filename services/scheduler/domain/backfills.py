@@ -12,6 +12,8 @@ from services.scheduler.domain.overlap import OverlapPolicy
 
 MAX_FIRES: Final = 10_000
 """How many fires a backfill may make."""
+MAX_AT_WORK: Final = 10
+"""How many backfills of one owner make fires at once."""
 
 
 class BackfillState(StrEnum):

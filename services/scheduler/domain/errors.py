@@ -131,3 +131,23 @@ def too_many_watches(limit: int) -> ServiceError:
         metadata={"limit": str(limit)},
         retry_after_seconds=5.0,
     )
+
+
+def too_many_backfills(limit: int) -> ServiceError:
+    """RESOURCE_EXHAUSTED: as many of the owner's backfills are at work as one may have."""
+    return _error(
+        ErrorKind.RESOURCE_EXHAUSTED,
+        "TOO_MANY_BACKFILLS",
+        f"{limit} backfills are at work already; wait for one, or cancel one",
+        limit=str(limit),
+    )
+
+
+def too_many_schedules(limit: int) -> ServiceError:
+    """RESOURCE_EXHAUSTED: the owner has as many schedules as one may have."""
+    return _error(
+        ErrorKind.RESOURCE_EXHAUSTED,
+        "TOO_MANY_SCHEDULES",
+        f"there are {limit} schedules already, and no more may be",
+        limit=str(limit),
+    )

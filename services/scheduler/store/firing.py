@@ -19,7 +19,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.kernel.db.database import note
 from services.scheduler.domain.backfills import BackfillState
 from services.scheduler.domain.firing import FirePlan, OpenRun
-from services.scheduler.domain.overlap import SkipReason
 from services.scheduler.domain.runs import EndedRun, Failure, RunContent, Usage
 from services.scheduler.domain.schedules import ScheduleState
 from services.scheduler.domain.states import RunState
@@ -100,17 +99,6 @@ _ASK_END = (
         cancel_time=sa.func.coalesce(runs.c.cancel_time, _NOW), update_time=_NOW, version=runs.c.version + 1
     )
     .returning(runs.c.id, runs.c.state)
-)
-_SUPERSEDE = (
-    sa.update(runs)
-    .where(runs.c.id == sa.any_(sa.bindparam("ids", type_=ARRAY(runs.c.id.type))))
-    .values(
-        state=RunState.SKIPPED.value,
-        skip_reason=SkipReason.SUPERSEDED.value,
-        end_time=_NOW,
-        version=runs.c.version + 1,
-        update_time=_NOW,
-    )
 )
 # Nothing is there already but by a fault of ours, and then what is there counts.
 _INSERT_RUNS = insert(runs).on_conflict_do_nothing()
@@ -318,7 +306,7 @@ class FiringTransaction:
         supersede = [run_id for _, _, plan, _ in plans for run_id in plan.supersede]
         note(self._connection, notes.RUNS_CHANGED)
         if supersede:
-            await self._connection.execute(_SUPERSEDE, {"ids": supersede})
+            await endings.supersede(self._connection, supersede)
         if rows:
             await self._connection.execute(_INSERT_RUNS, rows)
         if cancel:

@@ -111,6 +111,11 @@ class TenantTransaction(TenantRuns, TenantBackfills, TenantWebhooks):
             query = query.where(tasks.c.name.icontains(wanted.name_contains, autoescape=True))
         return [task_of(row) for row in await self._connection.execute(query)]
 
+    async def count_schedules(self, user_id: UUID) -> int:
+        """How many schedules an owner has."""
+        query = sa.select(sa.func.count()).where(schedules.c.user_id == user_id)
+        return int((await self._connection.execute(query)).scalar_one())
+
     async def insert_schedule(self, new: NewSchedule) -> None:
         """Creates a schedule."""
         await self._connection.execute(

@@ -43,6 +43,13 @@ class TenantBackfills:
     _connection: AsyncConnection
     _caller: Caller
 
+    async def count_backfills(self, user_id: UUID) -> int:
+        """How many backfills of an owner's are at work."""
+        query = sa.select(sa.func.count()).where(
+            backfills.c.user_id == user_id, backfills.c.state == BackfillState.RUNNING.value
+        )
+        return int((await self._connection.execute(query)).scalar_one())
+
     async def insert_backfill(self, new: NewBackfill) -> None:
         """Makes a backfill, of which nothing is done yet."""
         await notes.schedules_changed(self._connection)

@@ -191,11 +191,15 @@ class TenantWebhooks:
         ]
 
     async def redeliver(self, delivery_id: UUID, new_id: UUID) -> None:
-        """Makes a delivery of what another one, which is locked, says; that one ends if it has not."""
+        """Makes a delivery of what another one, which is locked, says; all that wait with the same message end.
+
+        The task must be locked, too: of one message no two are made at once.
+        """
         columns = webhook_deliveries.c
+        run_id = sa.select(columns.run_id).where(columns.id == delivery_id).scalar_subquery()
         await self._connection.execute(
             sa.update(webhook_deliveries)
-            .where(columns.id == delivery_id, columns.state == DeliveryState.PENDING.value)
+            .where(columns.run_id == run_id, columns.state == DeliveryState.PENDING.value)
             .values(
                 state=DeliveryState.CANCELLED.value, end_time=_NOW, next_attempt_time=None, lease_holder=None
             )

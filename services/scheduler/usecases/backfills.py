@@ -11,8 +11,8 @@ from uuid import UUID
 from services.kernel.errors import FieldViolation
 from services.kernel.identity import Caller
 from services.kernel.ids import IdSource
-from services.scheduler.domain.backfills import MAX_FIRES, Backfill
-from services.scheduler.domain.errors import invalid_request
+from services.scheduler.domain.backfills import MAX_AT_WORK, MAX_FIRES, Backfill
+from services.scheduler.domain.errors import invalid_request, too_many_backfills
 from services.scheduler.domain.overlap import OverlapPolicy
 from services.scheduler.domain.schedules import Timing
 from services.scheduler.domain.violations import refuse
@@ -57,7 +57,7 @@ class Backfills:
         Raises:
             ServiceError: PERMISSION_DENIED with ROLE_NOT_ALLOWED; NOT_FOUND with SCHEDULE_NOT_FOUND; INVALID_ARGUMENT
                 with REQUEST_ID_REUSED, or with INVALID_REQUEST for a span that is none, lies in the future, or has no
-                fire (NEVER_FIRES) or more than `MAX_FIRES` (TOO_MANY).
+                fire (NEVER_FIRES) or more than `MAX_FIRES` (TOO_MANY); RESOURCE_EXHAUSTED with TOO_MANY_BACKFILLS.
         """
         require_writer(caller)
         counted = None
@@ -81,6 +81,8 @@ class Backfills:
                 _check_span(asked, await transaction.now())
                 if counted != schedule.content.timing:
                     raise _Uncounted(schedule.content.timing)
+                if await transaction.count_backfills(schedule.user_id) >= MAX_AT_WORK:
+                    raise too_many_backfills(MAX_AT_WORK)
                 await transaction.insert_backfill(
                     NewBackfill(
                         new_id,

@@ -115,6 +115,9 @@ class SchedulerTransaction(WebhookTransaction, Protocol):
     async def list_tasks(self, wanted: TaskFilter, before: UUID | None, limit: int) -> list[Task]:
         """Returns tasks, the newest first."""
 
+    async def count_schedules(self, user_id: UUID) -> int:
+        """How many schedules an owner has."""
+
     async def insert_schedule(self, new: NewSchedule) -> None:
         """Creates a schedule."""
 
@@ -151,6 +154,9 @@ class SchedulerTransaction(WebhookTransaction, Protocol):
 
     async def cancel_run(self, run_id: UUID, *, at_once: bool) -> None:
         """Asks for the end of a run that is locked; `at_once` for one that no worker has: it is over then."""
+
+    async def count_backfills(self, user_id: UUID) -> int:
+        """How many backfills of an owner's are at work."""
 
     async def insert_backfill(self, new: NewBackfill) -> None:
         """Makes a backfill, of which nothing is done yet."""

@@ -13,7 +13,7 @@ from uuid import UUID
 from services.kernel.identity import Caller
 from services.kernel.ids import IdSource
 from services.scheduler.domain.entities import Task
-from services.scheduler.domain.errors import etag_mismatch, invalid_request
+from services.scheduler.domain.errors import etag_mismatch, invalid_request, too_many_schedules
 from services.scheduler.domain.fires import RunLimit
 from services.scheduler.domain.schedules import (
     Schedule,
@@ -52,8 +52,18 @@ class UpdateSchedule:
 class Schedules:
     """The use cases."""
 
-    def __init__(self, store: SchedulerStore, ids: IdSource, renderer: Renderer) -> None:
-        """Args: store: the database; ids: names schedules; renderer: renders the prompt of their runs."""
+    def __init__(
+        self, store: SchedulerStore, ids: IdSource, renderer: Renderer, *, most_of_user: int = 0
+    ) -> None:
+        """Composes the use cases.
+
+        Args:
+            store: The database.
+            ids: Names schedules.
+            renderer: Renders the prompt of their runs.
+            most_of_user: How many a user may have; 0 for no limit.
+        """
+        self._most_of_user = most_of_user
         self._store = store
         self._ids = ids
         self._renderer = renderer
@@ -66,7 +76,7 @@ class Schedules:
         Raises:
             ServiceError: PERMISSION_DENIED with ROLE_NOT_ALLOWED; NOT_FOUND with TASK_NOT_FOUND; INVALID_ARGUMENT with
                 INVALID_REQUEST, also for a prompt that cannot be rendered with the variables (see `prompts.render`), or
-                REQUEST_ID_REUSED; UNAVAILABLE with RENDERER_UNAVAILABLE.
+                REQUEST_ID_REUSED; UNAVAILABLE with RENDERER_UNAVAILABLE; RESOURCE_EXHAUSTED with TOO_MANY_SCHEDULES.
         """
         require_writer(caller)
         schedule_id = self._ids.new_id()
@@ -78,6 +88,9 @@ class Schedules:
                     # Locked, so that it is neither changed nor deleted meanwhile.
                     task = await transaction.get_task(task_id, lock=True)
                     prompt = _prompt_of(task, rendered)
+                    most = self._most_of_user
+                    if most and await transaction.count_schedules(task.user_id) >= most:
+                        raise too_many_schedules(most)
                     now = await transaction.now()
                     content.timing.spec(now=now)
                     standing = standing_of(schedule_id, content, now)

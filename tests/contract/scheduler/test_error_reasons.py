@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
@@ -15,7 +15,9 @@ from aiagent.scheduler.v1 import error_reason_pb2
 from aiagent.scheduler.v1 import scheduler_service_pb2 as pb
 from aiagent.scheduler.v1 import webhook_service_pb2 as webhook_pb
 from services.kernel.errors import ServiceError
+from services.scheduler.domain.backfills import MAX_AT_WORK
 from services.scheduler.gateways import rendering
+from services.scheduler.store.tables import backfills
 from services.scheduler.store.webhook_tables import webhook_secrets
 from services.scheduler.usecases.watching import MAX_PER_USER
 from tests.databases import Copy
@@ -23,6 +25,8 @@ from tests.integration.scheduler.serving import serving
 from tests.integration.session.serving import refusal
 
 pytestmark = pytest.mark.contract
+LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
+MOST_SCHEDULES = 2
 REASONS = set(error_reason_pb2.ErrorReason.Reason.keys()) - {"REASON_UNSPECIFIED"}
 
 
@@ -34,7 +38,7 @@ async def test_each_reason_arrives(databases: Copy, tmp_path: Path, monkeypatch:
         assert error.domain == "scheduler.aiagent"
         met[error.reason] = error
 
-    async with serving(databases) as api:
+    async with serving(databases, scheduler_max_schedules_per_user=MOST_SCHEDULES) as api:
         client = api.client()
         task = await client.task(request_id="once")
         nowhere = str(uuid4())
@@ -68,6 +72,27 @@ async def test_each_reason_arrives(databases: Copy, tmp_path: Path, monkeypatch:
         await asyncio.gather(*(anext(aiter(stream)) for stream in watching))
         await meet(client.WatchTaskRun(watch))
         assert met["TOO_MANY_WATCHES"].metadata["limit"] == str(MAX_PER_USER)
+        schedule = await client.schedule(spec={"interval": {"seconds": 60}})
+        async with api.database.system() as connection:
+            row = {
+                "schedule_id": UUID(schedule.id),
+                "organization_id": client.caller.organization_id,
+                "user_id": client.caller.user_id,
+                "overlap_policy": "SKIP",
+                "state": "RUNNING",
+                **dict.fromkeys(("start_time", "end_time", "handled_until"), LONG_AGO),
+                # Not yet to be looked at.
+                "available_time": datetime.now(UTC) + timedelta(hours=1),
+            }
+            rows = [{**row, "id": uuid4()} for _ in range(MAX_AT_WORK)]
+            await connection.execute(sa.insert(backfills), rows)
+        span = {"start_time": LONG_AGO, "end_time": LONG_AGO + timedelta(hours=1)}
+        await meet(client.BackfillSchedule(pb.BackfillScheduleRequest(schedule_id=schedule.id, **span)))
+        assert met["TOO_MANY_BACKFILLS"].metadata["limit"] == str(MAX_AT_WORK)
+        for _ in range(MOST_SCHEDULES - 1):
+            await client.schedule(task.id)
+        await meet(client.schedule(task.id))
+        assert met["TOO_MANY_SCHEDULES"].metadata["limit"] == str(MOST_SCHEDULES)
         delivery = webhook_pb.GetWebhookDeliveryRequest(webhook_delivery_id=nowhere)
         await meet(client.GetWebhookDelivery(delivery))
         assert met["WEBHOOK_DELIVERY_NOT_FOUND"].metadata["webhook_delivery_id"] == nowhere
@@ -101,6 +126,8 @@ async def test_each_reason_arrives(databases: Copy, tmp_path: Path, monkeypatch:
         "TOKEN_EXPIRED": "UNAUTHENTICATED",
         "DRAINING": "UNAVAILABLE",
         "TOO_MANY_WATCHES": "RESOURCE_EXHAUSTED",
+        "TOO_MANY_BACKFILLS": "RESOURCE_EXHAUSTED",
+        "TOO_MANY_SCHEDULES": "RESOURCE_EXHAUSTED",
         "ROLE_NOT_ALLOWED": "PERMISSION_DENIED",
         "WEBHOOK_DELIVERY_NOT_FOUND": "NOT_FOUND",
         "WEBHOOK_NOT_SET": "FAILED_PRECONDITION",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from typing import Any
@@ -150,6 +151,18 @@ async def test_a_secret_of_another_key_is_rotated(databases: Copy) -> None:
         second = await client.RotateWebhookSecret(pb.RotateWebhookSecretRequest(task_id=task.id))
         assert second.secret != first.secret
         assert await client.GetWebhookSecret(read) == second
+
+
+async def test_of_one_message_no_two_deliveries_wait(api: Serving) -> None:
+    client = api.client()
+    await cancelled(client, await client.task(webhook=HOOK))
+    (first,) = await listed(client)
+    again = pb.RedeliverWebhookRequest(webhook_delivery_id=first.id)
+    await asyncio.gather(*(client.RedeliverWebhook(again) for _ in range(5)))
+    states = [delivery.state for delivery in await listed(client)]
+    assert len(states) == 6
+    assert states.count(webhook_pb2.WebhookDelivery.PENDING) == 1
+    assert states.count(webhook_pb2.WebhookDelivery.CANCELLED) == 5
 
 
 async def test_redelivery_needs_a_webhook(api: Serving) -> None:

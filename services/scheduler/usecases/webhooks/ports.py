@@ -99,7 +99,7 @@ class WebhookTransaction(Protocol):
         """Returns the attempts at a delivery, in their order."""
 
     async def redeliver(self, delivery_id: UUID, new_id: UUID) -> None:
-        """Makes a delivery of what another one, which is locked, says; that one ends if it has not."""
+        """Makes a delivery of what another one, which is locked, says; all that wait with the same message end."""
 
 
 class DeliveryQueue(Protocol):

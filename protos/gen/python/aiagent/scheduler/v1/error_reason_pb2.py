@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'aiagent/scheduler/v1/error_reason.proto\x12\x14\x61iagent.scheduler.v1\"\xc0\x03\n\x0b\x45rrorReason\"\xb0\x03\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x13\n\x0fINVALID_REQUEST\x10\x01\x12\x15\n\x11REQUEST_ID_REUSED\x10\x02\x12\x12\n\x0eTASK_NOT_FOUND\x10\x03\x12\x11\n\rETAG_MISMATCH\x10\x04\x12\x14\n\x10ROLE_NOT_ALLOWED\x10\x05\x12\x16\n\x12SCHEDULE_NOT_FOUND\x10\x06\x12\x18\n\x14RENDERER_UNAVAILABLE\x10\x07\x12\x16\n\x12TASK_RUN_NOT_FOUND\x10\x08\x12\x12\n\x0eTASK_RUN_ENDED\x10\t\x12\x1a\n\x16TASK_RUN_NOT_RETRYABLE\x10\n\x12\x16\n\x12\x42\x41\x43KFILL_NOT_FOUND\x10\x0b\x12\x11\n\rTOKEN_EXPIRED\x10\x0c\x12\x0c\n\x08\x44RAINING\x10\r\x12\x14\n\x10TOO_MANY_WATCHES\x10\x0e\x12\x10\n\x0c\x43URSOR_AHEAD\x10\x0f\x12\x1e\n\x1aWEBHOOK_DELIVERY_NOT_FOUND\x10\x14\x12\x13\n\x0fWEBHOOK_NOT_SET\x10\x15\x12\x15\n\x11SECRET_UNREADABLE\x10\x16\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'aiagent/scheduler/v1/error_reason.proto\x12\x14\x61iagent.scheduler.v1\"\xf0\x03\n\x0b\x45rrorReason\"\xe0\x03\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x13\n\x0fINVALID_REQUEST\x10\x01\x12\x15\n\x11REQUEST_ID_REUSED\x10\x02\x12\x12\n\x0eTASK_NOT_FOUND\x10\x03\x12\x11\n\rETAG_MISMATCH\x10\x04\x12\x14\n\x10ROLE_NOT_ALLOWED\x10\x05\x12\x16\n\x12SCHEDULE_NOT_FOUND\x10\x06\x12\x18\n\x14RENDERER_UNAVAILABLE\x10\x07\x12\x16\n\x12TASK_RUN_NOT_FOUND\x10\x08\x12\x12\n\x0eTASK_RUN_ENDED\x10\t\x12\x1a\n\x16TASK_RUN_NOT_RETRYABLE\x10\n\x12\x16\n\x12\x42\x41\x43KFILL_NOT_FOUND\x10\x0b\x12\x11\n\rTOKEN_EXPIRED\x10\x0c\x12\x0c\n\x08\x44RAINING\x10\r\x12\x14\n\x10TOO_MANY_WATCHES\x10\x0e\x12\x10\n\x0c\x43URSOR_AHEAD\x10\x0f\x12\x16\n\x12TOO_MANY_BACKFILLS\x10\x10\x12\x16\n\x12TOO_MANY_SCHEDULES\x10\x11\x12\x1e\n\x1aWEBHOOK_DELIVERY_NOT_FOUND\x10\x14\x12\x13\n\x0fWEBHOOK_NOT_SET\x10\x15\x12\x15\n\x11SECRET_UNREADABLE\x10\x16\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,7 +32,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'aiagent.scheduler.v1.error_
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ERRORREASON']._serialized_start=66
-  _globals['_ERRORREASON']._serialized_end=514
+  _globals['_ERRORREASON']._serialized_end=562
   _globals['_ERRORREASON_REASON']._serialized_start=82
-  _globals['_ERRORREASON_REASON']._serialized_end=514
+  _globals['_ERRORREASON_REASON']._serialized_end=562
 # @@protoc_insertion_point(module_scope)

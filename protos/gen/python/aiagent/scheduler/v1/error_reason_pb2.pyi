@@ -93,6 +93,14 @@ class ErrorReason(_message.Message):
         """The cursor is ahead of the run's last change.
         Example: {"reason": "CURSOR_AHEAD", "metadata": {"head": "12"}}.
         """
+        TOO_MANY_BACKFILLS: ErrorReason._Reason.ValueType  # 16
+        """As many of the caller's backfills are at work as one may have; wait for one, or cancel one.
+        Example: {"reason": "TOO_MANY_BACKFILLS", "metadata": {"limit": "10"}}.
+        """
+        TOO_MANY_SCHEDULES: ErrorReason._Reason.ValueType  # 17
+        """The owner has as many schedules as one may have.
+        Example: {"reason": "TOO_MANY_SCHEDULES", "metadata": {"limit": "1000"}}.
+        """
         WEBHOOK_DELIVERY_NOT_FOUND: ErrorReason._Reason.ValueType  # 20
         """There is no such delivery, or it is not the caller's; those that have ended go after 30 days.
         Example: {"reason": "WEBHOOK_DELIVERY_NOT_FOUND", "metadata": {"webhook_delivery_id": "0198…"}}.
@@ -170,6 +178,14 @@ class ErrorReason(_message.Message):
     CURSOR_AHEAD: ErrorReason.Reason.ValueType  # 15
     """The cursor is ahead of the run's last change.
     Example: {"reason": "CURSOR_AHEAD", "metadata": {"head": "12"}}.
+    """
+    TOO_MANY_BACKFILLS: ErrorReason.Reason.ValueType  # 16
+    """As many of the caller's backfills are at work as one may have; wait for one, or cancel one.
+    Example: {"reason": "TOO_MANY_BACKFILLS", "metadata": {"limit": "10"}}.
+    """
+    TOO_MANY_SCHEDULES: ErrorReason.Reason.ValueType  # 17
+    """The owner has as many schedules as one may have.
+    Example: {"reason": "TOO_MANY_SCHEDULES", "metadata": {"limit": "1000"}}.
     """
     WEBHOOK_DELIVERY_NOT_FOUND: ErrorReason.Reason.ValueType  # 20
     """There is no such delivery, or it is not the caller's; those that have ended go after 30 days.

@@ -212,7 +212,7 @@ class SchedulerServiceServicer:
     def CreateSchedule(self, request, context):
         """Creates a schedule of a task.
 
-        Errors: NOT_FOUND with TASK_NOT_FOUND.
+        Errors: NOT_FOUND with TASK_NOT_FOUND; RESOURCE_EXHAUSTED with TOO_MANY_SCHEDULES.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -286,7 +286,8 @@ class SchedulerServiceServicer:
         background. A fire makes a run of its own in each backfill, whether it was made before or not. A schedule that is
         paused is filled all the same.
 
-        Errors: NOT_FOUND with SCHEDULE_NOT_FOUND; INVALID_ARGUMENT when the span has no fire, or more than 10,000.
+        Errors: NOT_FOUND with SCHEDULE_NOT_FOUND; INVALID_ARGUMENT when the span has no fire, or more than 10,000;
+        RESOURCE_EXHAUSTED with TOO_MANY_BACKFILLS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

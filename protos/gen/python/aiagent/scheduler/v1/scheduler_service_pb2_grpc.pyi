@@ -66,7 +66,7 @@ class SchedulerServiceStub:
     CreateSchedule: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.CreateScheduleRequest, _schedule_pb2.Schedule]
     """Creates a schedule of a task.
 
-    Errors: NOT_FOUND with TASK_NOT_FOUND.
+    Errors: NOT_FOUND with TASK_NOT_FOUND; RESOURCE_EXHAUSTED with TOO_MANY_SCHEDULES.
     """
     GetSchedule: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.GetScheduleRequest, _schedule_pb2.Schedule]
     """Returns a schedule.
@@ -107,7 +107,8 @@ class SchedulerServiceStub:
     background. A fire makes a run of its own in each backfill, whether it was made before or not. A schedule that is
     paused is filled all the same.
 
-    Errors: NOT_FOUND with SCHEDULE_NOT_FOUND; INVALID_ARGUMENT when the span has no fire, or more than 10,000.
+    Errors: NOT_FOUND with SCHEDULE_NOT_FOUND; INVALID_ARGUMENT when the span has no fire, or more than 10,000;
+    RESOURCE_EXHAUSTED with TOO_MANY_BACKFILLS.
     """
     GetScheduleBackfill: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.GetScheduleBackfillRequest, _schedule_pb2.ScheduleBackfill]
     """Returns a backfill.
@@ -195,7 +196,7 @@ class SchedulerServiceAsyncStub(SchedulerServiceStub):
     CreateSchedule: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.CreateScheduleRequest, _schedule_pb2.Schedule]  # type: ignore[assignment]
     """Creates a schedule of a task.
 
-    Errors: NOT_FOUND with TASK_NOT_FOUND.
+    Errors: NOT_FOUND with TASK_NOT_FOUND; RESOURCE_EXHAUSTED with TOO_MANY_SCHEDULES.
     """
     GetSchedule: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.GetScheduleRequest, _schedule_pb2.Schedule]  # type: ignore[assignment]
     """Returns a schedule.
@@ -236,7 +237,8 @@ class SchedulerServiceAsyncStub(SchedulerServiceStub):
     background. A fire makes a run of its own in each backfill, whether it was made before or not. A schedule that is
     paused is filled all the same.
 
-    Errors: NOT_FOUND with SCHEDULE_NOT_FOUND; INVALID_ARGUMENT when the span has no fire, or more than 10,000.
+    Errors: NOT_FOUND with SCHEDULE_NOT_FOUND; INVALID_ARGUMENT when the span has no fire, or more than 10,000;
+    RESOURCE_EXHAUSTED with TOO_MANY_BACKFILLS.
     """
     GetScheduleBackfill: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.GetScheduleBackfillRequest, _schedule_pb2.ScheduleBackfill]  # type: ignore[assignment]
     """Returns a backfill.
@@ -357,7 +359,7 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_schedule_pb2.Schedule, _abc.Awaitable[_schedule_pb2.Schedule]]:
         """Creates a schedule of a task.
 
-        Errors: NOT_FOUND with TASK_NOT_FOUND.
+        Errors: NOT_FOUND with TASK_NOT_FOUND; RESOURCE_EXHAUSTED with TOO_MANY_SCHEDULES.
         """
 
     @_abc_1.abstractmethod
@@ -446,7 +448,8 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
         background. A fire makes a run of its own in each backfill, whether it was made before or not. A schedule that is
         paused is filled all the same.
 
-        Errors: NOT_FOUND with SCHEDULE_NOT_FOUND; INVALID_ARGUMENT when the span has no fire, or more than 10,000.
+        Errors: NOT_FOUND with SCHEDULE_NOT_FOUND; INVALID_ARGUMENT when the span has no fire, or more than 10,000;
+        RESOURCE_EXHAUSTED with TOO_MANY_BACKFILLS.
         """
 
     @_abc_1.abstractmethod
