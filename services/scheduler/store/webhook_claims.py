@@ -33,7 +33,7 @@ SILENCE: Final = timedelta(seconds=1)
 """How long nothing may be heard of a sender whose transaction has rows or the lock of all senders."""
 _LONGER_THAN_SILENCE: Final = 1.5
 _ENDED_AT_ONCE: Final = 1000
-_SPARE: Final = 8
+_SPARE: Final = 4
 _NOW = sa.func.clock_timestamp()
 
 # Senders claim one after another: two that count at the same time would both find a receiver's last place free. One
