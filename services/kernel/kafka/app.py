@@ -87,7 +87,7 @@ def application(
             its own, which commits nothing. Brokers forget such a group when its member is gone (0084).
     """
     session = LOCAL_SESSION_SECONDS if broker.local else SESSION_SECONDS
-    app = faust.App(
+    app = _App(
         f"{group}-{new_id()}" if broadcast else group,
         broker=[f"kafka://{server}" for server in broker.servers],
         broker_credentials=_credentials(broker),
@@ -161,6 +161,13 @@ def _credentials(broker: Broker) -> Any:
             mechanism=broker.sasl_mechanism,
         )
     return faust.SSLCredentials(broker.tls) if broker.tls is not None else None
+
+
+class _App(faust.App):
+    """An application that keeps nothing on the disk: there are no tables, and no directory is made for them."""
+
+    def _create_directories(self) -> None:
+        pass
 
 
 class _Worker(WorkerThread):

@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from uuid import UUID
 
 import psutil
@@ -107,7 +108,10 @@ def listening(of: psutil.Process) -> set[int]:
     return {each.laddr.port for each in of.net_connections("tcp") if each.status == psutil.CONN_LISTEN}
 
 
-async def test_every_event_is_handled_also_after_one_that_fails(broker: LocalBroker) -> None:
+async def test_every_event_is_handled_also_after_one_that_fails(
+    broker: LocalBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     heard = Heard()
     heard.fails_with = lambda event: RuntimeError("of a handler") if event.key == "key-3" else None
     failures = told("aiagent_stream_failures_total", topic=FACTS.name)
@@ -127,6 +131,7 @@ async def test_every_event_is_handled_also_after_one_that_fails(broker: LocalBro
     assert after.ids == set(more)
     [event] = [event for event in heard.events if event.id == late[0]]
     assert (event.message, event.key, event.value) == (FACTS.message, "key-0", b"fact")
+    assert list(tmp_path.iterdir()) == [], "nothing is left where the process runs"
 
 
 async def test_a_broker_that_lost_everything_is_found_again(
