@@ -125,7 +125,7 @@ _TAKE = sa.text(
             WHERE r.organization_id = o.organization_id AND {MAY_BE_TAKEN}
             ORDER BY r.priority DESC, r.available_time, r.id LIMIT :places
         ) AS w
-        JOIN scheduler.tasks AS t ON t.id = w.task_id
+        JOIN scheduler.tasks AS t ON t.id = w.task_id AND t.delete_time IS NULL
         LEFT JOIN of_organizations ON of_organizations.organization_id = o.organization_id
         LEFT JOIN of_tasks ON of_tasks.task_id = w.task_id
         LEFT JOIN of_users ON of_users.user_id = w.user_id

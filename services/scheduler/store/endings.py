@@ -53,6 +53,9 @@ _NOTHING_USED: Final = Usage()
 _IDS: Final = ARRAY(sa.UUID())
 _TEXTS: Final = ARRAY(sa.Text())
 
+AT_ONCE: Final = 500
+"""How many runs that wait end in one transaction, when their task is deleted."""
+
 _LOCK_SCHEDULES = sa.text(
     """
     SELECT s.id FROM scheduler.schedules AS s
@@ -138,6 +141,14 @@ _SUPERSEDE = sa.text(
     WHERE r.id = ANY(:ids) AND r.state = 'PENDING' RETURNING r.id
     """
 ).bindparams(sa.bindparam("ids", type_=_IDS))
+
+_OF_DELETED = sa.text(
+    f"""
+    SELECT r.id FROM scheduler.tasks AS t JOIN scheduler.runs AS r ON r.task_id = t.id
+    WHERE t.delete_time IS NOT NULL AND r.end_time IS NULL AND r.state IN ('QUEUED', 'PENDING')
+    LIMIT {AT_ONCE} FOR NO KEY UPDATE OF r SKIP LOCKED
+    """  # noqa: S608  nothing of it comes from outside
+)
 
 _FORGOTTEN = sa.text(
     """
@@ -293,6 +304,20 @@ async def promote_held_back(connection: AsyncConnection, schedule_ids: Iterable[
     for organization_id, count in queued.items():
         await facts.add_queued(connection, organization_id, count)
     return queued.total()
+
+
+async def end_of_deleted_tasks(connection: AsyncConnection) -> int:
+    """Ends runs that wait and whose task was deleted, a bounded number; returns how many.
+
+    Their schedules are gone with the task, so there are none to lock. Those that somebody holds are left for the next
+    look.
+
+    Args:
+        connection: A system transaction.
+    """
+    found = list((await connection.execute(_OF_DELETED)).scalars())
+    await end(connection, [Ending(run_id, RunState.CANCELLED) for run_id in found])
+    return len(found)
 
 
 async def promote_forgotten(connection: AsyncConnection) -> int:

@@ -177,6 +177,12 @@ class RunQueries:
             note(connection, RUNS_CHANGED)
             return await claims.give_up(connection, run_id, holder)
 
+    async def end_of_deleted_tasks(self) -> int:
+        """Ends runs that wait and whose task was deleted."""
+        async with self._database.system() as connection:
+            note(connection, RUNS_CHANGED)
+            return await endings.end_of_deleted_tasks(connection)
+
     async def promote_forgotten(self) -> int:
         """Queues runs that are held back behind nothing."""
         async with self._database.system() as connection:

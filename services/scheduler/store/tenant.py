@@ -15,8 +15,8 @@ from services.kernel.identity import Caller
 from services.scheduler.domain.entities import Task, TaskContent
 from services.scheduler.domain.errors import schedule_not_found, task_not_found
 from services.scheduler.domain.schedules import Schedule, ScheduleContent, Standing
-from services.scheduler.domain.states import FINAL_RUN_STATES, RunState
-from services.scheduler.store import notes
+from services.scheduler.domain.states import RunState
+from services.scheduler.store import endings, notes
 from services.scheduler.store.rows import prompt_columns, schedule_columns, schedule_of, task_columns, task_of
 from services.scheduler.store.tables import idempotency_keys, runs, schedules, tasks
 from services.scheduler.store.tenant_backfills import TenantBackfills
@@ -83,12 +83,13 @@ class TenantTransaction(TenantRuns, TenantBackfills, TenantWebhooks):
     async def mark_task_deleted(self, task_id: UUID) -> None:
         """Makes a task invisible, removes its schedules and cancels its runs; its other rows are removed later.
 
-        Locks, behind the task, its schedules and its open runs; those that are over are not touched, however many. As
-        none of them stays held back, none is let go.
+        Locks, behind the task, its schedules and its open runs; those that are over are not touched, however many. Of
+        those that wait a bounded number ends here, and the rest in the background: no worker takes them any more.
         """
-        of_task = schedules.c.task_id == task_id
+        of_task, mine = schedules.c.task_id == task_id, runs.c.task_id == task_id
         await self._connection.execute(_LOCKED_SCHEDULES.where(of_task))
-        await self.cancel_runs(runs.c.task_id == task_id, set(RunState) - FINAL_RUN_STATES)
+        await self.cancel_runs(mine, [RunState.RUNNING])
+        await self.cancel_runs(mine, [RunState.QUEUED, RunState.PENDING], limit=endings.AT_ONCE)
         await self._connection.execute(sa.delete(schedules).where(of_task))
         await self._connection.execute(sa.update(tasks).where(tasks.c.id == task_id).values(delete_time=_NOW))
 

@@ -124,16 +124,19 @@ class TenantRuns:
         if at_once:
             await endings.end(self._connection, [Ending(run_id, RunState.CANCELLED)])
 
-    async def cancel_runs(self, of: sa.ColumnElement[bool], among: Collection[RunState]) -> None:
+    async def cancel_runs(
+        self, of: sa.ColumnElement[bool], among: Collection[RunState], *, limit: int | None = None
+    ) -> None:
         """Asks for the end of open runs, and ends those that wait; their schedules must be locked.
 
         Args:
             of: Which runs.
             among: The states in which they are to end; one that is RUNNING is left to its worker, which hears of it.
+            limit: How many at most; None for all.
         """
         note(self._connection, RUNS_CHANGED)
         wanted = runs.c.state.in_([state.value for state in among])
-        found = (await self._connection.execute(_LOCKED_OPEN.where(of, wanted))).all()
+        found = (await self._connection.execute(_LOCKED_OPEN.where(of, wanted).limit(limit))).all()
         states = {row.id: RunState(row.state) for row in found}
         ids = sa.bindparam("ids", list(states), type_=ARRAY(sa.UUID()))
         await self._connection.execute(_ASK_END.where(runs.c.id == sa.any_(ids)))

@@ -17,6 +17,7 @@ from services.scheduler.domain.runs import CANCELLED, UNREADABLE, Failure, Lease
 from services.scheduler.domain.states import RunState
 from services.scheduler.store import claims
 from services.scheduler.store.rows import retry_policy_column
+from services.scheduler.store.tables import runs
 
 from .working import AT_ONCE, Floor, floor
 
@@ -237,3 +238,32 @@ async def test_the_next_attempt_knows_what_was_spent(place: Floor) -> None:
     (again,) = await place.queue().take("w", 1)
     assert again.spent_usd == 0.25
     assert claim.request_id("session") != again.request_id("session")
+
+
+async def test_the_many_runs_of_a_deleted_task_end_a_bounded_number_at_once(place: Floor) -> None:
+    caller = a_caller()
+    made = await place.run(caller)
+    names = ", ".join(f'"{column.name}"' for column in runs.c if column.name != "id")
+    async with place.database.system() as connection:
+        await connection.execute(
+            sa.text(
+                f"INSERT INTO scheduler.runs (id, {names})"
+                f" SELECT gen_random_uuid(), {names} FROM scheduler.runs, generate_series(1, 1199) WHERE id = :id"
+            ),
+            {"id": made.run.id},
+        )
+    await place.tasks.delete(caller, made.run.task_id, "", "")
+
+    async def waiting() -> int:
+        async with place.database.system() as connection:
+            query = sa.select(sa.func.count()).where(runs.c.state == "QUEUED")
+            return int((await connection.execute(query)).scalar_one())
+
+    assert await waiting() == 700
+    assert await place.queue().take("w", 10) == [], "no worker takes what is left"
+    # A worker's looks end the rest, without waiting for the next one.
+    worker = await place.worker(look_seconds=0.5)
+    async with asyncio.timeout(10):
+        while await waiting():
+            await asyncio.sleep(0.01)
+    assert worker.under_way == 0

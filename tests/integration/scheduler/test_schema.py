@@ -19,6 +19,7 @@ from services.kernel.db import Database
 from services.scheduler import store
 from services.scheduler.domain.retries import RetryPolicy
 from services.scheduler.store import (
+    claimable,
     claims,
     endings,
     facts,
@@ -35,7 +36,7 @@ from tests.integration.session.test_schema import OF_TENANT, functions, of_owner
 from .serving import Serving
 
 pytestmark = pytest.mark.integration
-OF_THE_SYSTEM = (system_queries, claims, endings, facts, firing, purging, webhook_claims, webhooks)
+OF_THE_SYSTEM = (system_queries, claimable, claims, endings, facts, firing, purging, webhook_claims, webhooks)
 OWNERS = dict.fromkeys(
     (
         "tasks", "schedules", "backfills", "runs", "run_attempts", "webhook_secrets", "webhook_deliveries",
@@ -56,20 +57,31 @@ def test_the_queries_across_tenants() -> None:
         "WatchQueries": {"versions"},
         "WaitingQueries": {"oldest_seconds", "was_told"},
         "FireQueries": {"begin", "seconds_to_fire", "seconds_to_backfill", "stale", "keep"},
-        "RunQueries": {"claim", "renew", "record", "release", "hopeless", "give_up", "promote_forgotten"},
+        "RunQueries": {
+            "claim",
+            "renew",
+            "record",
+            "release",
+            "hopeless",
+            "give_up",
+            "promote_forgotten",
+            "end_of_deleted_tasks",
+        },
         "WebhookQueries": {"claim", "finish", "release", "outlook"},
     }
     # What they hand a connection that sees all tenants to.
     assert {module.__name__.rpartition(".")[2]: functions(module) for module in OF_THE_SYSTEM} == {
         "system_queries": set(),
-        "claims": {"claim", "renew", "record", "release"},
+        "claimable": {"oldest_seconds"},
+        "claims": {"claim", "renew", "record", "release", "hopeless", "give_up"},
         "endings": {
-            "lock_schedules", "end", "supersede", "settle", "promote_held_back", "promote_forgotten", "ended_of",
+            "lock_schedules", "lock_free_schedules", "end", "supersede", "settle", "promote_held_back",
+            "promote_forgotten", "end_of_deleted_tasks", "ended_of",
         },
         "facts": {"add_queued", "add_ended"},
         "firing": {"seconds_to_fire", "seconds_to_backfill", "stale_prompts", "keep_prompt"},
         "purging": {"deleted_tasks", "old_runs"},
-        "webhook_claims": {"claim", "finish", "release", "outlook", "purge"},
+        "webhook_claims": {"claim", "end_hopeless", "finish", "release", "outlook", "purge"},
         "webhooks": {"enqueue", "secrets_of"},
     }  # fmt: skip
     assert functions(firing.FiringTransaction) == {

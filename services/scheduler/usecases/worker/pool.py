@@ -151,6 +151,10 @@ class RunWorker:
         if self._clock.monotonic() - self._looked >= self._look_seconds:
             self._looked = self._clock.monotonic()
             await self._queue.promote_forgotten()
+            if await self._queue.end_of_deleted_tasks():
+                # There may be more; others get to work in between.
+                self._looked -= self._look_seconds
+                self._next_look_seconds = REST_SECONDS
             for run_id in await self._queue.hopeless():
                 await self._give_up(run_id)
         while (free := self._free) > 0:
@@ -160,7 +164,7 @@ class RunWorker:
             if not found.runs:
                 self._rests_until = self._clock.monotonic() + REST_SECONDS
                 if found.next_seconds is not None:
-                    self._next_look_seconds = min(self._look_seconds, found.next_seconds)
+                    self._next_look_seconds = min(self._next_look_seconds, found.next_seconds)
                 return
 
     async def _give_up(self, run_id: UUID) -> None:

@@ -100,6 +100,9 @@ class RunQueue(Protocol):
     async def give_up(self, run_id: UUID, holder: str) -> Claim | None:
         """Ends such a run; returns it with its turn, or None where it is no such run any more."""
 
+    async def end_of_deleted_tasks(self) -> int:
+        """Ends runs that wait and whose task was deleted, a bounded number; returns how many."""
+
     async def promote_forgotten(self) -> int:
         """Queues runs that are held back behind nothing; returns how many."""
 
