@@ -7,34 +7,31 @@ transaction. Whoever locks schedules and runs locks the schedules first, and of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Final
 from uuid import UUID
 
 import sqlalchemy as sa
-import structlog
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.scheduler.domain.retries import RetryPolicy
-from services.scheduler.domain.runs import UNREADABLE, Claim, RunContent
+from services.scheduler.domain.runs import Claim
 from services.scheduler.domain.states import RunState
 from services.scheduler.store import endings
 from services.scheduler.store.endings import Ending
-from services.scheduler.store.run_rows import TOKENS, claim_of
+from services.scheduler.store.run_rows import TOKENS, claims_of
 from services.scheduler.store.tables import runs
 from services.scheduler.usecases.worker.ports import NOT_YET, Claimed, Progress, Recorded, Renewal
-
-_log = structlog.get_logger(__name__)
 
 LEASE_LIFE: Final = timedelta(seconds=5)
 """How long a lease lives without being renewed."""
 MOST_IDLE: Final = timedelta(seconds=1)
 """How long a worker may keep all others from claiming while it stands still: PostgreSQL ends its connection then."""
+_SPARE: Final = 20
+"""How many runs of an organization are looked at beyond those that could be taken, where all of these are locked."""
 _MOST_WAIT: Final = "2s"
 """How long to wait until others have claimed: longer than one that stands still has."""
-_NOTHING: Final = RunContent("", "", {}, {}, {}, 0, timedelta(), RetryPolicy(), 0.0)
 _NOW = sa.func.clock_timestamp()
 _PARAMETERS = (
     sa.bindparam("life", type_=sa.Interval),
@@ -72,8 +69,10 @@ _TAKE_OVER = sa.text(
 ).bindparams(*_PARAMETERS)
 
 # The organizations that have something queued are found by one step into the index for each (a loose index scan), and
-# of each no more is looked at than could be taken. A run's place is counted behind those that its organization has
-# under way: of equal priority, whoever has least gets the next.
+# of each no more is looked at than could be taken, but where that brings nothing (`_SPARE`). A run's place is counted
+# behind those that its organization has under way: of equal priority, whoever has least gets the next. Rows are locked
+# one by one in that order until there are enough: one that somebody else has locked takes nobody's place, and those for
+# which task or user have a place only then come last. So the limits are counted once more among those that were had.
 _TAKE = sa.text(
     f"""
     WITH RECURSIVE organizations AS (
@@ -96,12 +95,11 @@ _TAKE = sa.text(
         SELECT t.id FROM of_tasks AS u JOIN scheduler.tasks AS t ON t.id = u.task_id
         WHERE t.max_concurrent_runs > 0 AND u.number >= t.max_concurrent_runs
     ), waiting AS (
-        SELECT w.*, t.max_concurrent_runs, coalesce(of_organizations.number, 0) + row_number() OVER (
+        SELECT w.*, coalesce(of_organizations.number, 0) + row_number() OVER (
                 PARTITION BY o.organization_id ORDER BY w.priority DESC, w.available_time, w.id) AS place,
-            coalesce(of_tasks.number, 0) + row_number() OVER (
-                PARTITION BY w.task_id ORDER BY w.priority DESC, w.available_time, w.id) AS of_task,
-            coalesce(of_users.number, 0) + row_number() OVER (
-                PARTITION BY w.user_id ORDER BY w.priority DESC, w.available_time, w.id) AS of_user
+            CASE WHEN t.max_concurrent_runs > 0 THEN t.max_concurrent_runs - coalesce(of_tasks.number, 0) END
+                AS task_places,
+            CASE WHEN :per_user > 0 THEN :per_user - coalesce(of_users.number, 0) END AS user_places
         FROM organizations AS o
         CROSS JOIN LATERAL (
             SELECT r.id, r.user_id, r.task_id, r.priority, r.available_time FROM scheduler.runs AS r
@@ -109,19 +107,34 @@ _TAKE = sa.text(
                 AND r.available_time <= clock_timestamp()
                 AND r.task_id NOT IN (SELECT id FROM full_tasks)
                 AND r.user_id NOT IN (SELECT user_id FROM of_users WHERE number >= :per_user)
-            ORDER BY r.priority DESC, r.available_time, r.id LIMIT :places
+            ORDER BY r.priority DESC, r.available_time, r.id LIMIT :places + :spare
         ) AS w
         JOIN scheduler.tasks AS t ON t.id = w.task_id
         LEFT JOIN of_organizations ON of_organizations.organization_id = o.organization_id
         LEFT JOIN of_tasks ON of_tasks.task_id = w.task_id
         LEFT JOIN of_users ON of_users.user_id = w.user_id
+    ), ranked AS (
+        SELECT *, (task_places IS NULL OR task_places >= row_number() OVER (
+                PARTITION BY task_id ORDER BY priority DESC, available_time, id))
+            AND (user_places IS NULL OR user_places >= row_number() OVER (
+                PARTITION BY user_id ORDER BY priority DESC, available_time, id)) AS within
+        FROM waiting
+    ), best AS (
+        SELECT *, row_number() OVER (ORDER BY within DESC, priority DESC, place, available_time, id) AS nth
+        FROM ranked ORDER BY nth LIMIT 2 * :places + 10 * :spare
+    ), locked AS (
+        SELECT r.id FROM scheduler.runs AS r JOIN best ON best.id = r.id
+        WHERE r.state = 'QUEUED' AND r.id = ANY(ARRAY(SELECT id FROM best))
+        ORDER BY best.nth LIMIT :places FOR UPDATE OF r SKIP LOCKED
     ), chosen AS (
-        SELECT r.id FROM scheduler.runs AS r
-        WHERE r.state = 'QUEUED' AND r.id = ANY(ARRAY(
-            SELECT id FROM waiting WHERE (max_concurrent_runs = 0 OR of_task <= max_concurrent_runs)
-                AND (:per_user = 0 OR of_user <= :per_user)
-            ORDER BY priority DESC, place, available_time, id LIMIT :places))
-        FOR UPDATE SKIP LOCKED
+        SELECT id FROM (
+            SELECT w.id, w.task_places, w.user_places, row_number() OVER (
+                    PARTITION BY w.task_id ORDER BY w.priority DESC, w.available_time, w.id) AS of_task,
+                row_number() OVER (
+                    PARTITION BY w.user_id ORDER BY w.priority DESC, w.available_time, w.id) AS of_user
+            FROM best AS w WHERE w.id IN (SELECT id FROM locked)
+        ) AS had
+        WHERE (task_places IS NULL OR of_task <= task_places) AND (user_places IS NULL OR of_user <= user_places)
     ), taken AS (
         UPDATE scheduler.runs AS r
         SET state = 'RUNNING', attempt = r.attempt + 1, epoch = r.epoch + 1, lease_holder = :holder,
@@ -135,19 +148,25 @@ _TAKE = sa.text(
     SELECT r.*, CAST(NULL AS uuid) AS attempt_session_id, CAST(NULL AS uuid) AS attempt_turn_id, {_SECONDS_LEFT}
     FROM taken AS r
     """  # noqa: S608  nothing of it comes from outside
-).bindparams(*_PARAMETERS, sa.bindparam("per_user", type_=sa.Integer))
+).bindparams(*_PARAMETERS, *(sa.bindparam(name, type_=sa.Integer) for name in ("per_user", "spare")))
 
 # Since the transaction began: what became claimable after that may not have been seen, and counts as claimable at once.
 _NEXT = sa.text(
     """
-    SELECT extract(epoch FROM min(available_time) - clock_timestamp()) FROM scheduler.runs
-    WHERE state = 'QUEUED' AND available_time > transaction_timestamp()
+    SELECT extract(epoch FROM min(available_time) - clock_timestamp()) AS seconds,
+        EXISTS (SELECT FROM scheduler.runs WHERE state = 'QUEUED' AND available_time <= clock_timestamp()) AS waits
+    FROM scheduler.runs WHERE state = 'QUEUED' AND available_time > transaction_timestamp()
     """
 )
 
 _IDS: Final = ARRAY(sa.UUID())
 _NUMBERS: Final = ARRAY(sa.BigInteger())
 _TEXTS: Final = ARRAY(sa.Text())
+_FENCES: Final = (
+    sa.bindparam("ids", type_=_IDS),
+    sa.bindparam("epochs", type_=_NUMBERS),
+    sa.bindparam("holders", type_=_TEXTS),
+)
 
 _LOCK_HELD = sa.text(
     """
@@ -158,12 +177,7 @@ _LOCK_HELD = sa.text(
         ON r.id = w.id AND r.epoch = w.epoch AND r.lease_holder = w.holder AND r.state = 'RUNNING'
     ORDER BY r.id FOR NO KEY UPDATE OF r SKIP LOCKED
     """
-).bindparams(
-    sa.bindparam("ids", type_=_IDS),
-    sa.bindparam("epochs", type_=_NUMBERS),
-    sa.bindparam("holders", type_=_TEXTS),
-    sa.bindparam("pauses", type_=ARRAY(sa.Interval())),
-)
+).bindparams(*_FENCES, sa.bindparam("pauses", type_=ARRAY(sa.Interval())))
 
 _STILL_HELD = sa.text(
     """
@@ -171,11 +185,7 @@ _STILL_HELD = sa.text(
     JOIN scheduler.runs AS r
         ON r.id = w.id AND r.epoch = w.epoch AND r.lease_holder = w.holder AND r.state = 'RUNNING'
     """
-).bindparams(
-    sa.bindparam("ids", type_=_IDS),
-    sa.bindparam("epochs", type_=_NUMBERS),
-    sa.bindparam("holders", type_=_TEXTS),
-)
+).bindparams(*_FENCES)
 
 _NOTE = sa.text(
     """
@@ -242,11 +252,7 @@ _RELEASE = sa.text(
     )
     UPDATE scheduler.runs SET lease_expire_time = clock_timestamp() WHERE id IN (SELECT id FROM held)
     """
-).bindparams(
-    sa.bindparam("ids", type_=_IDS),
-    sa.bindparam("epochs", type_=_NUMBERS),
-    sa.bindparam("holders", type_=_TEXTS),
-)
+).bindparams(*_FENCES)
 
 
 async def claim(
@@ -257,7 +263,7 @@ async def claim(
     per_user: int = 0,
     life: timedelta = LEASE_LIFE,
     most_idle: timedelta = MOST_IDLE,
-) -> tuple[Claimed, list[Progress]]:
+) -> tuple[Claimed, list[Claim]]:
     """Takes runs whose worker died; if there are none those that wait, by priority, fair between organizations.
 
     Not both at once: what is taken over waits for no other worker's claim. Dying before the commit leaves all as it
@@ -273,35 +279,25 @@ async def claim(
 
     Returns:
         What was claimed; fewer than `limit` may be had although more wait, where tasks or users have no more places.
-        And the ends of those runs among them that cannot be read, to be recorded once the claim is committed: of a
-        process that dies before that the leases run out, and whoever takes the runs over ends them.
+        And the runs among them that cannot be read, to be ended once the claim is committed: of a process that dies
+        before that the leases run out, and whoever takes the runs over ends them.
     """
     values: dict[str, Any] = {"holder": holder, "places": limit, "life": life}
     rows = await connection.execute(_TAKE_OVER, values)
-    found, unreadable = _read(rows, taken_over=True)
+    found, unreadable = claims_of(rows, taken_over=True)
     if found or unreadable:
         return Claimed(found, None if found else 0.0), unreadable
     await connection.execute(_ONE_AT_A_TIME, {"most_idle": f"{most_idle / timedelta(milliseconds=1):.0f}"})
-    rows = await connection.execute(_TAKE, values | {"per_user": per_user})
-    found, unreadable = _read(rows, taken_over=False)
-    if found or unreadable:
-        return Claimed(found, None if found else 0.0), unreadable
-    seconds = (await connection.execute(_NEXT)).scalar_one()
-    return Claimed([], None if seconds is None else max(0.0, float(seconds))), []
-
-
-def _read(rows: Iterable[Any], *, taken_over: bool) -> tuple[list[Claim], list[Progress]]:
-    """Reads rows that were claimed, each by itself: one that another version wrote stops no other."""
-    found: list[Claim] = []
-    unreadable: list[Progress] = []
-    for row in rows:
-        try:
-            found.append(claim_of(row, taken_over=taken_over))
-        except Exception:
-            _log.exception("run not understood; it is ended", run_id=str(row.id))
-            claim = claim_of(row, taken_over=taken_over, content=_NOTHING)
-            unreadable.append(Progress(claim, claim.session_id, claim.turn_id, UNREADABLE))
-    return found, unreadable
+    values |= {"per_user": per_user, "spare": 0}
+    found, unreadable = claims_of(await connection.execute(_TAKE, values), taken_over=False)
+    if not found and not unreadable:
+        outlook = (await connection.execute(_NEXT)).one()
+        if outlook.waits:
+            rows = await connection.execute(_TAKE, values | {"spare": _SPARE})
+            found, unreadable = claims_of(rows, taken_over=False)
+        if not found and not unreadable:
+            return Claimed([], None if outlook.seconds is None else max(0.0, float(outlook.seconds))), []
+    return Claimed(found, None if found else 0.0), unreadable
 
 
 async def renew(connection: AsyncConnection, held: Sequence[Claim], life: timedelta = LEASE_LIFE) -> Renewal:

@@ -15,7 +15,7 @@ from services.kernel.db import Database
 from services.kernel.db.database import note
 from services.kernel.db.idempotency import purge_expired
 from services.kernel.errors import ServiceError
-from services.scheduler.domain.runs import Claim, Failure
+from services.scheduler.domain.runs import UNREADABLE, Claim, Failure
 from services.scheduler.domain.states import RunState
 from services.scheduler.domain.webhooks import DeliveryState
 from services.scheduler.store import claims, endings, firing, webhook_claims
@@ -175,7 +175,8 @@ class RunQueries:
                 note(connection, RUNS_CHANGED)
         if unreadable:
             try:
-                await self.record(unreadable)
+                steps = [Progress(run, run.session_id, run.turn_id, UNREADABLE) for run in unreadable]
+                await self.record(steps)
             except ServiceError as error:
                 # The others are this worker's by now.
                 _log.warning("what cannot be read has not ended; its lease runs out", reason=error.reason)
