@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.scheduler.domain.runs import Claim
 from services.scheduler.domain.states import RunState
-from services.scheduler.store import endings
+from services.scheduler.store import endings, facts
 from services.scheduler.store.endings import Ending
 from services.scheduler.store.run_rows import TOKENS, claims_of
 from services.scheduler.store.tables import runs
@@ -238,7 +238,7 @@ _QUEUE_AGAIN = sa.text(
         cache_write_tokens = r.cache_write_tokens + a.cache_write_tokens, cost_usd = r.cost_usd + a.cost_usd,
         lease_holder = NULL, lease_expire_time = NULL, update_time = clock_timestamp(), version = r.version + 1
     FROM unnest(:ids, :pauses) AS w(id, pause), scheduler.run_attempts AS a
-    WHERE r.id = w.id AND a.run_id = r.id AND a.number = r.attempt
+    WHERE r.id = w.id AND a.run_id = r.id AND a.number = r.attempt RETURNING r.organization_id
     """
 ).bindparams(sa.bindparam("ids", type_=_IDS), sa.bindparam("pauses", type_=ARRAY(sa.Interval())))
 
@@ -251,6 +251,7 @@ _RELEASE = sa.text(
         ORDER BY r.id FOR NO KEY UPDATE OF r
     )
     UPDATE scheduler.runs SET lease_expire_time = clock_timestamp() WHERE id IN (SELECT id FROM held)
+    RETURNING organization_id
     """
 ).bindparams(*_FENCES)
 
@@ -379,14 +380,17 @@ async def record(connection: AsyncConnection, steps: Sequence[Progress]) -> list
         await connection.execute(_END_ATTEMPTS, _known(over) | _outcomes(over))
     if again:
         ids, pauses = zip(*again, strict=True)
-        await connection.execute(_QUEUE_AGAIN, {"ids": ids, "pauses": pauses})
+        queued = await connection.execute(_QUEUE_AGAIN, {"ids": ids, "pauses": pauses})
+        # Before the pause is over too: whoever finds nothing is told until when to sleep.
+        await facts.add_queued_of_each(connection, queued.scalars())
     await endings.end(connection, ended)
     return [states.get((step.claim.run_id, step.claim.epoch)) for step in steps]
 
 
 async def release(connection: AsyncConnection, held: Sequence[Claim]) -> None:
-    """Gives leases back, so that another worker goes on at once; those that are lost already are left alone."""
-    await connection.execute(_RELEASE, _fences(held))
+    """Gives leases back, and tells of it, so that another worker goes on at once; those that are lost stay."""
+    released = await connection.execute(_RELEASE, _fences(held))
+    await facts.add_queued_of_each(connection, released.scalars())
 
 
 def _fences(claims: Sequence[Claim]) -> dict[str, list[Any]]:

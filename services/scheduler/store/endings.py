@@ -18,7 +18,7 @@ schedule, which belongs to the same person.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -252,10 +252,9 @@ async def promote_held_back(connection: AsyncConnection, schedule_ids: Iterable[
     ids = [run for schedule_id, runs in held_back.items() for run in promote(open_runs[schedule_id], runs)]
     if not ids:
         return 0
-    queued = Counter((await connection.execute(_PROMOTE, {"ids": ids})).scalars())
-    for organization_id, count in queued.items():
-        await facts.add_queued(connection, organization_id, count)
-    return queued.total()
+    return await facts.add_queued_of_each(
+        connection, (await connection.execute(_PROMOTE, {"ids": ids})).scalars()
+    )
 
 
 async def promote_forgotten(connection: AsyncConnection) -> int:
