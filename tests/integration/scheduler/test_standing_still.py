@@ -7,13 +7,16 @@ from collections.abc import AsyncIterator
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.kernel.db import Database
 from services.scheduler.domain.states import RunState
 from services.scheduler.store.tables import runs, schedules
+from services.scheduler.usecases.tasks import UpdateTask
 from services.scheduler.usecases.worker.ports import NOT_YET, Progress
+from tests.databases import Copy
 
-from .test_endings import SUCCEEDED, claims, planned
+from .test_endings import SUCCEEDED, Planned, claims, planned
 from .working import Floor, floor
 
 pytestmark = pytest.mark.integration
@@ -73,3 +76,38 @@ async def test_a_worker_waits_with_the_end_of_what_is_locked(place: Floor) -> No
                 await asyncio.sleep(0.01)
     async with place.database.system() as connection:
         assert set((await connection.execute(sa.select(runs.c.epoch))).scalars()) == {1}
+
+
+async def test_a_task_that_changes_locks_its_schedules_in_their_order(place: Floor, databases: Copy) -> None:
+    """As whoever else locks several: it waits for the first one with none in hand, however they lie in the table."""
+    first = await planned(place)
+    others = [Planned(place, first.caller, first.task_id) for _ in range(2)]
+    row = (await first.row())._asdict()
+    async with place.database.system() as connection:
+        for other in others:
+            await connection.execute(sa.insert(schedules).values(row | {"id": other.id}))
+        # It lies behind the others now.
+        await connection.execute(sa.update(schedules).where(schedules.c.id == first.id).values(name="moved"))
+    # Known to be few, they are read as they lie.
+    admin = await databases.server.connect(databases.name)
+    await admin.execute("ANALYZE scheduler.schedules")
+    await admin.close()
+    async with place.database.system() as connection:
+        await connection.execute(
+            sa.select(schedules.c.id).where(schedules.c.id == first.id).with_for_update()
+        )
+        change = place.tasks.update(first.caller, UpdateTask(first.task_id, {"name": "n"}, "", ""))
+        changing = asyncio.create_task(change)
+        async with asyncio.timeout(10):
+            while not await number_waiting(connection):
+                await asyncio.sleep(0.005)
+        ids = [other.id for other in others]
+        query = sa.select(schedules.c.id).where(schedules.c.id.in_(ids)).with_for_update(nowait=True)
+        assert len((await connection.execute(query)).all()) == 2
+    assert (await changing).content.name == "n"
+
+
+async def number_waiting(connection: AsyncConnection) -> int:
+    """How many wait for this transaction."""
+    query = "SELECT count(*) FROM pg_locks WHERE NOT granted AND transactionid = CAST(pg_current_xact_id() AS xid)"
+    return int((await connection.execute(sa.text(query))).scalar_one())
