@@ -116,7 +116,7 @@ async def test_an_end_that_is_rolled_back_is_not_told_of(hall: Hall) -> None:
 
     async def fail() -> None:
         async with hall.floor.database.system() as connection:
-            (claim,) = (await claims.claim(connection, "w", 1)).runs
+            (claim,) = (await claims.claim(connection, "w", 1))[0].runs
             await claims.record(connection, [Progress(claim, outcome=Outcome(RunState.SUCCEEDED))])
             raise RuntimeError
 
