@@ -1,6 +1,6 @@
 """The one place through which runs that were open end, and what follows from it, in the transaction that ends them.
 
-Who ends runs: a worker (`claims.record`), CancelTaskRun, DeleteSchedule and DeleteTask of what waits, a tick. Each
+Who ends runs: a worker (`recording.record`), CancelTaskRun, DeleteSchedule and DeleteTask of what waits, a tick. Each
 
 1. locks the schedules of the runs, in the order of their ids (`lock_schedules`), where a tick, a cancel or another end
    waits its turn: without it a fire could be held back behind a run that is ending, and nobody would let it go. A
@@ -300,10 +300,9 @@ async def promote_held_back(connection: AsyncConnection, schedule_ids: Iterable[
     ids = [run for schedule_id, runs in held_back.items() for run in promote(open_runs[schedule_id], runs)]
     if not ids:
         return 0
-    queued = Counter((await connection.execute(_PROMOTE, {"ids": ids})).scalars())
-    for organization_id, count in queued.items():
-        await facts.add_queued(connection, organization_id, count)
-    return queued.total()
+    return await facts.add_queued_of_each(
+        connection, (await connection.execute(_PROMOTE, {"ids": ids})).scalars()
+    )
 
 
 async def end_of_deleted_tasks(connection: AsyncConnection) -> int:

@@ -7,7 +7,8 @@ service. What is told of queued runs only wakes: who misses it finds the runs by
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Final
 from uuid import UUID
 
@@ -21,7 +22,7 @@ from services.scheduler import codec
 from services.scheduler.domain.runs import EndedRun
 from services.scheduler.store.tables import outbox
 
-__all__ = ["OUTBOX", "RUNS_QUEUED", "TASK_RUNS", "EndedRun", "add_ended", "add_queued"]
+__all__ = ["OUTBOX", "RUNS_QUEUED", "TASK_RUNS", "EndedRun", "add_ended", "add_queued", "add_queued_of_each"]
 
 TASK_RUNS: Final = Topic("runs", "aiagent.events.v1.TaskRunFact")
 OUTBOX: Final = Outbox(outbox)
@@ -45,6 +46,22 @@ async def add_queued(connection: AsyncConnection, organization_id: UUID, count: 
     message = NewOutboxMessage(event_id, organization_id, TASK_RUNS.name, str(organization_id), payload)
     await _WRITER.add_all(connection, [message])
     note(connection, RUNS_QUEUED)
+
+
+async def add_queued_of_each(connection: AsyncConnection, organization_ids: Iterable[UUID]) -> int:
+    """Does so for runs of several organizations.
+
+    Args:
+        connection: The transaction that queued them, or gave their leases back.
+        organization_ids: For each run its tenant.
+
+    Returns:
+        How many runs these are.
+    """
+    queued = Counter(organization_ids)
+    for organization_id in sorted(queued):
+        await add_queued(connection, organization_id, queued[organization_id])
+    return queued.total()
 
 
 async def add_ended(connection: AsyncConnection, ended: Sequence[EndedRun]) -> None:

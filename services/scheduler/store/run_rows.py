@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any, Final
 
 import sqlalchemy as sa
+import structlog
 
 from services.scheduler.domain.overlap import SkipReason
+from services.scheduler.domain.retries import RetryPolicy
 from services.scheduler.domain.runs import (
     Claim,
     Failure,
@@ -19,12 +23,16 @@ from services.scheduler.domain.states import RunState
 from services.scheduler.store.rows import retry_policy_column, retry_policy_of
 from services.scheduler.store.tables import runs
 
+_log = structlog.get_logger(__name__)
 UNREAD_CONTENT: Final = (
     sa.literal("").label("prompt"),
     sa.literal({}, runs.c.variables.type).label("variables"),
 )
 """In place of what is large of a run's content, for whoever does not need it."""
+
 TOKENS: Final = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
+
+_UNKNOWN: Final = RunContent("", "", {}, {}, {}, 0, timedelta(), RetryPolicy(), 0.0)
 
 
 def run_of(row: Any) -> Run:
@@ -99,6 +107,23 @@ def claim_of(row: Any, *, taken_over: bool, content: RunContent | None = None) -
         # A clock is set back now and then.
         start_delay_seconds=max(0.0, (row.start_time - row.due_time).total_seconds()) if first else None,
     )
+
+
+def claims_of(rows: Iterable[Any], *, taken_over: bool) -> tuple[list[Claim], list[Claim]]:
+    """Reads rows of `runs` that were claimed, each by itself: one that another version wrote stops no other.
+
+    Returns:
+        Those that can be read, and the others, of whose content nothing is known.
+    """
+    found: list[Claim] = []
+    unreadable: list[Claim] = []
+    for row in rows:
+        try:
+            found.append(claim_of(row, taken_over=taken_over))
+        except Exception:
+            _log.exception("run not understood; it is ended", run_id=str(row.id))
+            unreadable.append(claim_of(row, taken_over=taken_over, content=_UNKNOWN))
+    return found, unreadable
 
 
 def content_of(row: Any) -> RunContent:

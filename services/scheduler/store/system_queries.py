@@ -17,9 +17,9 @@ from services.kernel.db.database import note
 from services.kernel.db.idempotency import purge_expired
 from services.kernel.errors import ServiceError
 from services.kernel.supervision import BACKGROUND_FAILURES
-from services.scheduler.domain.runs import Claim, Failure
+from services.scheduler.domain.runs import UNREADABLE, Claim, Failure
 from services.scheduler.domain.webhooks import DeliveryState
-from services.scheduler.store import claimable, claims, endings, firing, purging, webhook_claims
+from services.scheduler.store import claimable, claims, endings, firing, purging, recording, webhook_claims
 from services.scheduler.store.facts import OUTBOX, TASK_RUNS
 from services.scheduler.store.notes import RUNS_CHANGED
 from services.scheduler.store.tables import idempotency_keys, outbox, runs
@@ -144,7 +144,8 @@ class RunQueries:
                 note(connection, RUNS_CHANGED)
         if unreadable:
             try:
-                await self.record(unreadable)
+                steps = [Progress(run, run.session_id, run.turn_id, UNREADABLE) for run in unreadable]
+                await self.record(steps)
             except ServiceError as error:
                 # The others are this worker's by now.
                 _log.warning("what cannot be read has not ended; its lease runs out", reason=error.reason)
@@ -159,7 +160,7 @@ class RunQueries:
         """Records how far attempts have come."""
         async with self._database.system() as connection:
             note(connection, RUNS_CHANGED)
-            return await claims.record(connection, steps)
+            return await recording.record(connection, steps)
 
     async def release(self, held: Sequence[Claim]) -> None:
         """Gives leases back."""

@@ -35,7 +35,9 @@ _SCHEDULE_BY_ID = sa.select(schedules).where(
     schedules.c.id == sa.bindparam("schedule_id", type_=schedules.c.id.type)
 )
 _LOCKED_SCHEDULE_BY_ID = _SCHEDULE_BY_ID.with_for_update()
-_LOCKED_SCHEDULES = sa.select(schedules.c.id).order_by(schedules.c.id).with_for_update()
+_SCHEDULES_IN_ORDER = sa.select(schedules.c.id).order_by(schedules.c.id)
+_LOCKED_SCHEDULES = _SCHEDULES_IN_ORDER.with_for_update()
+_LOCKED_TO_CHANGE = _SCHEDULES_IN_ORDER.with_for_update(key_share=True)
 
 
 class TenantTransaction(TenantRuns, TenantBackfills, TenantWebhooks):
@@ -69,15 +71,18 @@ class TenantTransaction(TenantRuns, TenantBackfills, TenantWebhooks):
         )
 
     async def update_task(self, task_id: UUID, content: TaskContent) -> None:
-        """Changes a task, and with it its version; the prompts of its schedules are rendered anew before they fire."""
+        """Changes a task, and with it its version; the prompts of its schedules are rendered anew before they fire.
+
+        Locks, behind the task, its schedules in the order of their ids, as ends of runs do.
+        """
         await self._connection.execute(
             sa.update(tasks)
             .where(tasks.c.id == task_id)
             .values(**task_columns(content), version=tasks.c.version + 1, update_time=_NOW)
         )
-        await self._connection.execute(
-            sa.update(schedules).where(schedules.c.task_id == task_id).values(prompt_stale=True)
-        )
+        of_task = schedules.c.task_id == task_id
+        await self._connection.execute(_LOCKED_TO_CHANGE.where(of_task))
+        await self._connection.execute(sa.update(schedules).where(of_task).values(prompt_stale=True))
         await notes.schedules_changed(self._connection)
 
     async def mark_task_deleted(self, task_id: UUID) -> None:

@@ -129,6 +129,8 @@ class TenantRuns:
     ) -> None:
         """Asks for the end of open runs, and ends those that wait; their schedules must be locked.
 
+        Workers are told of those that go on waiting: while they are locked here nobody finds them.
+
         Args:
             of: Which runs.
             among: The states in which they are to end; one that is RUNNING is left to its worker, which hears of it.
@@ -142,3 +144,5 @@ class TenantRuns:
         await self._connection.execute(_ASK_END.where(runs.c.id == sa.any_(ids)))
         over = [run_id for run_id, state in states.items() if state is not RunState.RUNNING]
         await endings.end(self._connection, [Ending(run_id, RunState.CANCELLED) for run_id in over])
+        hidden = sum(row.state == RunState.QUEUED.value and row.id not in states for row in found)
+        await facts.add_queued(self._connection, self._caller.organization_id, hidden)

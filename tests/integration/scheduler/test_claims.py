@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
@@ -190,6 +190,19 @@ async def test_what_cannot_be_read_ends_and_stops_no_other(place: Floor) -> None
         found = await place.read(run)
         assert (found.run.state, found.run.failure) == (RunState.FAILED, UNREADABLE.failure)
         assert [attempt.failure for attempt in found.attempts] == [UNREADABLE.failure]
+
+
+@pytest.mark.parametrize("changes", [{}, {"max_concurrent_runs": 1}])
+@pytest.mark.parametrize("mine", [True, False])
+async def test_what_is_locked_keeps_no_place(place: Floor, changes: dict[str, int], mine: bool) -> None:
+    """Neither of others nor, where there is nothing else, of its own task."""
+    first, *rest = await many(place, 1 + 2 * mine, **changes)
+    rest += [] if mine else await many(place, 1)
+    async with place.database.relay_system() as connection:
+        await connection.execute(sa.select(runs.c.id).where(runs.c.id == UUID(first)).with_for_update())
+        (claim,) = await place.queue(per_user=1).take("w", 1)
+        assert str(claim.run_id) == rest[0]
+    assert len(await place.queue(per_user=1).take("w", 5)) == (0 if mine else 1)
 
 
 @pytest.mark.parametrize("successor", ["second", "first"])

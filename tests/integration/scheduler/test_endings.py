@@ -21,8 +21,8 @@ from services.kernel.testing import a_caller
 from services.scheduler.domain.retries import RetryPolicy
 from services.scheduler.domain.runs import CANCELLED, Claim, Failure, Outcome, Usage
 from services.scheduler.domain.states import RunState
-from services.scheduler.store import claims as records
 from services.scheduler.store import endings
+from services.scheduler.store import recording as records
 from services.scheduler.store.facts import RUNS_QUEUED
 from services.scheduler.store.rows import retry_policy_column
 from services.scheduler.store.tables import backfills, outbox, runs, schedules
@@ -157,6 +157,12 @@ async def facts(place: Floor) -> list[TaskRunFact]:
     return found
 
 
+async def queued(place: Floor) -> list[tuple[UUID, int]]:
+    """For whom workers were told of runs, and of how many."""
+    found = [fact for fact in await facts(place) if fact.HasField("runs_queued")]
+    return [(UUID(fact.organization_id), fact.runs_queued.run_count) for fact in found]
+
+
 async def ends(place: Floor) -> list[TaskRunFact]:
     """What was told of ends."""
     return [fact for fact in await facts(place) if fact.HasField("run_ended")]
@@ -193,11 +199,28 @@ async def test_an_end_is_told_once_with_what_the_run_has_used(place: Floor) -> N
     )
 
 
-async def test_a_retry_is_no_end(place: Floor) -> None:
+async def test_a_retry_is_no_end_and_workers_are_told(place: Floor) -> None:
     await place.run()
     (claim,) = await claims(place, 1)
-    await place.queue().end(claim, FAILED, timedelta())
+    before = await queued(place)
+    await place.queue().end(claim, FAILED, timedelta(seconds=30))
     assert await ends(place) == []
+    assert await queued(place) == [*before, (claim.organization_id, 1)]
+
+
+async def test_workers_are_told_of_leases_that_are_given_back(place: Floor) -> None:
+    caller = a_caller()
+    made = [await place.run(caller), await place.run(caller), await place.run(), await place.run()]
+    found = {claim.run_id: claim for claim in await claims(place, 4)}
+    await place.expire(made[3])
+    assert len(await place.queue().take("another", 1)) == 1
+    before, woken = await queued(place), asyncio.Event()
+    place.database.on_commit(RUNS_QUEUED, woken.set)
+    await place.queue().release(list(found.values()))
+    assert woken.is_set()
+    told = (await queued(place))[len(before) :]
+    assert sorted(told) == sorted([(caller.organization_id, 2), (made[2].run.organization_id, 1)])
+    assert len(await place.queue().take("w", 5)) == 3
 
 
 async def test_many_ends_go_together(place: Floor) -> None:
@@ -226,10 +249,7 @@ async def test_the_next_starts_when_one_is_over(place: Floor, policy: str) -> No
     await place.queue().end(claim, SUCCEEDED, None)
     assert woken.is_set()
     assert await schedule.states() == ["SUCCEEDED", "QUEUED", "PENDING"]
-    told = [fact for fact in await facts(place) if fact.HasField("runs_queued")]
-    assert [(fact.organization_id, fact.runs_queued.run_count) for fact in told] == [
-        (str(schedule.caller.organization_id), 1)
-    ]
+    assert await queued(place) == [(schedule.caller.organization_id, 1)]
     (claim,) = await claims(place, 1)
     await place.queue().end(claim, FAILED, None)
     assert await schedule.states() == ["SUCCEEDED", "FAILED", "QUEUED"]
@@ -300,56 +320,6 @@ async def test_an_end_waits_for_whoever_has_the_schedule(place: Floor) -> None:
     assert await schedule.states() == ["SUCCEEDED", "QUEUED"]
 
 
-async def test_what_is_locked_keeps_nothing_else_from_its_end(place: Floor) -> None:
-    """Whoever stands still with two schedules and a run keeps their runs alone, and none of them counts as lost."""
-    held = [await planned(place) for _ in range(2)]
-    for schedule in held:
-        await schedule.run("QUEUED")
-    free = await planned(place)
-    runs_ = [await free.run("QUEUED"), (await place.run()).run.id, (locked := await place.run()).run.id]
-    found = {claim.run_id: claim for claim in await claims(place, 5)}
-    lost = found[runs_[0]]
-    await place.expire(await place.runs.get(free.caller, lost.run_id))
-    (found[lost.run_id],) = await place.queue().take("another", 1)
-    steps = [Progress(claim, outcome=SUCCEEDED) for claim in [*found.values(), lost]]
-    async with place.database.relay_system() as connection:
-        ids = [schedule.id for schedule in held]
-        await connection.execute(sa.select(schedules.c.id).where(schedules.c.id.in_(ids)).with_for_update())
-        await connection.execute(sa.select(runs.c.id).where(runs.c.id == locked.run.id).with_for_update())
-        async with asyncio.timeout(2):
-            states = await place.queue().record(steps)
-        written = [
-            state for state, step in zip(states, steps, strict=True) if step.claim.run_id in set(runs_[:2])
-        ]
-        assert written == [RunState.SUCCEEDED, RunState.SUCCEEDED, None]
-        assert states.count(NOT_YET) == 3
-    assert set(await place.queue().record(steps)) == {RunState.SUCCEEDED, None}
-
-
-async def test_a_worker_waits_with_the_end_of_what_is_locked(place: Floor) -> None:
-    held = [await planned(place) for _ in range(3)]
-    async with place.database.relay_system() as connection:
-        for schedule in held:
-            await schedule.run("QUEUED")
-        ids = [schedule.id for schedule in held]
-        await connection.execute(sa.select(schedules.c.id).where(schedules.c.id.in_(ids)).with_for_update())
-        worker = await place.worker(8, lease_seconds=0.5)
-        async with asyncio.timeout(4):
-            free = await place.ended(await place.run())
-        assert free.run.state is RunState.SUCCEEDED
-        # Longer than a lease: nobody takes over what its worker has still.
-        async with asyncio.timeout(4):
-            while len(place.sessions.sessions) < 4:
-                await asyncio.sleep(0.01)
-        assert worker.under_way == 3
-    for schedule in held:
-        async with asyncio.timeout(10):
-            while await schedule.states() != ["SUCCEEDED"]:
-                await asyncio.sleep(0.01)
-    async with place.database.system() as connection:
-        assert set((await connection.execute(sa.select(runs.c.epoch))).scalars()) == {1}
-
-
 async def test_a_cancel_of_what_waits_lets_the_next_start(place: Floor) -> None:
     schedule = await planned(place)
     first = await schedule.run("QUEUED")
@@ -357,9 +327,9 @@ async def test_a_cancel_of_what_waits_lets_the_next_start(place: Floor) -> None:
     shown = await place.runs.cancel(schedule.caller, first, "")
     assert (shown.run.state, shown.run.cancel_requested) == (RunState.CANCELLED, True)
     assert await schedule.states() == ["CANCELLED", "QUEUED"]
-    ended, queued = await facts(place)
+    ended, _ = await facts(place)
     assert (ended.run_ended.task_run_id, ended.run_ended.state) == (str(first), "CANCELLED")
-    assert queued.runs_queued.run_count == 1
+    assert await queued(place) == [(schedule.caller.organization_id, 1)]
 
 
 async def test_deleting_a_task_ends_what_waits_and_starts_nothing(place: Floor) -> None:
@@ -382,7 +352,9 @@ async def test_deleting_a_schedule_ends_what_it_holds_back_alone(place: Floor) -
     use_cases = Schedules(TenantStore(place.database), Uuid7Source(), place.renderer)
     await use_cases.delete(schedule.caller, schedule.id, "", "")
     assert await schedule.states() == ["RUNNING", "QUEUED", "CANCELLED"]
-    (fact,) = await facts(place)
+    fact, _ = await facts(place)
+    # Nobody could have found it meanwhile.
+    assert await queued(place) == [(schedule.caller.organization_id, 1)]
     assert (fact.run_ended.state, fact.run_ended.schedule_id) == ("CANCELLED", str(schedule.id))
     assert (await place.queue().renew([under_way])).cancelled == frozenset()
 

@@ -25,6 +25,7 @@ from services.scheduler.store import (
     facts,
     firing,
     purging,
+    recording,
     system_queries,
     webhook_claims,
     webhooks,
@@ -36,7 +37,18 @@ from tests.integration.session.test_schema import OF_TENANT, functions, of_owner
 from .serving import Serving
 
 pytestmark = pytest.mark.integration
-OF_THE_SYSTEM = (system_queries, claimable, claims, endings, facts, firing, purging, webhook_claims, webhooks)
+OF_THE_SYSTEM = (
+    system_queries,
+    claimable,
+    claims,
+    recording,
+    endings,
+    facts,
+    firing,
+    purging,
+    webhook_claims,
+    webhooks,
+)
 OWNERS = dict.fromkeys(
     (
         "tasks", "schedules", "backfills", "runs", "run_attempts", "webhook_secrets", "webhook_deliveries",
@@ -73,7 +85,8 @@ def test_the_queries_across_tenants() -> None:
     assert {module.__name__.rpartition(".")[2]: functions(module) for module in OF_THE_SYSTEM} == {
         "system_queries": set(),
         "claimable": {"oldest_seconds"},
-        "claims": {"claim", "renew", "record", "release", "hopeless", "give_up"},
+        "claims": {"claim", "renew", "release", "hopeless", "give_up"},
+        "recording": {"record", "fences"},
         "endings": {
             "lock_schedules", "lock_free_schedules", "end", "supersede", "settle", "promote_held_back",
             "promote_forgotten", "end_of_deleted_tasks", "ended_of",

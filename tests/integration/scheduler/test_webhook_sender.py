@@ -15,7 +15,7 @@ from services.scheduler.api import run_mapping
 from services.scheduler.domain.runs import Outcome
 from services.scheduler.domain.states import RunState
 from services.scheduler.domain.webhooks import PER_RECEIVER, DeliveryState, Webhook, secret_bytes, signature
-from services.scheduler.store import claims
+from services.scheduler.store import claims, recording
 from services.scheduler.store.system_queries import WebhookQueries
 from services.scheduler.store.webhooks import WEBHOOKS
 from services.scheduler.usecases.tasks import UpdateTask
@@ -103,8 +103,8 @@ async def test_an_end_that_is_rolled_back_is_not_told_of(hall: Hall) -> None:
 
     async def fail() -> None:
         async with hall.floor.database.system() as connection:
-            (claim,) = (await claims.claim(connection, "w", 1)).runs
-            await claims.record(connection, [Progress(claim, outcome=Outcome(RunState.SUCCEEDED))])
+            (claim,) = (await claims.claim(connection, "w", 1))[0].runs
+            await recording.record(connection, [Progress(claim, outcome=Outcome(RunState.SUCCEEDED))])
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
