@@ -42,7 +42,7 @@ class SchedulerSettings(KafkaSettings):
         description="How many runs of tasks this process carries at once; 0 for none, where workers do it.",
     )
     scheduler_max_runs_per_user: int = Field(
-        default=0,
+        default=5,
         ge=0,
         description="How many runs of one user go at once, whatever tasks they are of, in all workers; 0 for no limit.",
     )

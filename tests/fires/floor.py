@@ -125,6 +125,8 @@ async def floor(
         told = {
             "AIAGENT_AUTH_TARGETS": f"127.0.0.1:{played.port}",
             "AIAGENT_SESSION_TARGETS": f"127.0.0.1:{played.port}",
+            # The schedules are those of a few users, and each fire is to be carried out at once.
+            "AIAGENT_SCHEDULER_MAX_RUNS_PER_USER": "0",
             **(crew.kafka or {}),
         }
         processes = {}

@@ -94,6 +94,8 @@ class ExecutorServicer(executor_service_pb2_grpc.ExecutorServiceServicer):
             isolation=pb.GetExecutorResponse.Isolation.Value(self._isolation),
             idle_session_ids=[str(session_id) for session_id in idle],
             draining=self._turns.draining,
+            max_background_clients=self._turns.max_background_clients,
+            background_clients=self._turns.background_clients,
         )
 
 
@@ -131,6 +133,7 @@ def _turn(request: pb.RunTurnRequest) -> TurnRequest:
             for call in request.finished_calls
         ),
         request_id=current_request_id(),
+        background=request.background,
     )
 
 

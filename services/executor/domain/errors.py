@@ -53,6 +53,18 @@ def executor_full(limit: int) -> ServiceError:
     )
 
 
+def background_full(limit: int, most: int) -> ServiceError:
+    """RESOURCE_EXHAUSTED: `most` of the `limit` places are taken by background turns, which may have no more."""
+    return ServiceError(
+        ErrorKind.RESOURCE_EXHAUSTED,
+        reason="EXECUTOR_FULL",
+        domain=DOMAIN,
+        message=f"{most} background turns are at work; the other places are kept for interactive ones",
+        metadata={"max_live_clients": str(limit), "max_background_clients": str(most)},
+        retry_after_seconds=1.0,
+    )
+
+
 def draining() -> ServiceError:
     """UNAVAILABLE: the executor is shutting down."""
     return _error(ErrorKind.UNAVAILABLE, "DRAINING", "the executor is shutting down")

@@ -32,6 +32,7 @@ class TurnRequest:
     transcript_token: str = ""
     finished_calls: tuple[tuple[str, str, str, str], ...] = ()
     request_id: str = ""
+    background: bool = False
 
     @property
     def attempt_pass(self) -> AttemptPass:

@@ -15,6 +15,7 @@ from prometheus_client import Counter
 
 from services.executor.domain import errors
 from services.executor.domain.items import AttemptEnded, Decision, Outcome
+from services.executor.domain.places import background_places
 from services.executor.usecases.attempt import Attempt
 from services.executor.usecases.ports import Agent, AgentDied, AgentFactory, TurnRequest
 from services.kernel.clock import Clock
@@ -87,6 +88,7 @@ class Turns:
         self.incarnation = incarnation
         self._clock = clock
         self.max_live_clients = max_live_clients
+        self.max_background_clients = background_places(max_live_clients)
         self._idle_seconds = idle_seconds
         self._live: dict[UUID, _Live] = {}
         self._leaving: dict[asyncio.Task[None], UUID] = {}
@@ -157,6 +159,8 @@ class Turns:
 
     def _place(self, request: TurnRequest) -> tuple[_Live, bool]:
         """Finds a place for the turn's agent; returns it, and whether its agent goes on."""
+        if request.background and self.background_clients >= self.max_background_clients:
+            raise errors.background_full(self.max_live_clients, self.max_background_clients)
         live = self._live.get(request.session_id)
         if live is not None:
             if live.attempt is not None:
@@ -254,6 +258,12 @@ class Turns:
                 await attempt.emit(AttemptEnded(Outcome.INTERRUPTED))
                 del self._attempts[key]
         await self._factory.forget(session_id)
+
+    @property
+    def background_clients(self) -> int:
+        """How many agents are in a turn of a session in the background."""
+        attempts = (live.attempt for live in self._live.values())
+        return sum(attempt.request.background for attempt in attempts if attempt is not None)
 
     @property
     def draining(self) -> bool:

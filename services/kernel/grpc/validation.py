@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, Final
 
 import protovalidate
 from google.protobuf.message import Message
 
-from services.kernel.errors import FieldViolation, invalid_argument
+from services.kernel.errors import FieldViolation, ServiceError, invalid_argument
+from services.kernel.grpc.structures import oversize
 
 _REASON: Final = re.compile(r"[^A-Z0-9]+")
 _MAX_KEY: Final = 64
@@ -47,6 +49,10 @@ class RequestValidator:
         """Raises ServiceError INVALID_ARGUMENT, INVALID_REQUEST, with every violated field."""
         if not isinstance(request, Message):
             return
+        too_large = oversize(request)
+        if too_large is not None:
+            # Before the rules of the contract, which look at every part.
+            raise self._refusal([too_large])
         found = self._engine.collect_violations(request)
         if not found:
             return
@@ -58,8 +64,11 @@ class RequestValidator:
             )
             for violation in found
         ]
+        raise self._refusal(violations)
+
+    def _refusal(self, violations: Sequence[FieldViolation]) -> ServiceError:
         first = violations[0]
-        raise invalid_argument(
+        return invalid_argument(
             "INVALID_REQUEST",
             f"{first.field}: {first.description}" if first.field else first.description,
             domain=self._domain,

@@ -100,6 +100,7 @@ class DrivenSession:
     cli_session_id: UUID | None
     deleted: bool
     last_executor_id: str | None = None
+    background: bool = False
 
     @property
     def budget_left_usd(self) -> float | None:

@@ -185,11 +185,18 @@ class AttemptPlan:
     possibly_run: tuple[tuple[str, str], ...]
     transcript_position: int = 0
     finished_calls: tuple[FinishedCall, ...] = ()
+    background: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ExecutorInfo:
-    """An executor, as it described itself."""
+    """An executor, as it described itself.
+
+    Attributes:
+        max_background_clients: How many turns of sessions in the background it takes at once; 0 for one that makes no
+            difference.
+        background_clients: How many it has.
+    """
 
     executor_id: str
     target: str
@@ -200,3 +207,10 @@ class ExecutorInfo:
     offline_model: bool
     idle_session_ids: frozenset[UUID]
     draining: bool = False
+    max_background_clients: int = 0
+    background_clients: int = 0
+
+    def takes(self, background: bool) -> bool:
+        """Whether a turn of this kind may have a place, if one is free: some are not for sessions in the background."""
+        most = self.max_background_clients
+        return not (background and most and self.background_clients >= most)

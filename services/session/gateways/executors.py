@@ -130,6 +130,8 @@ class ExecutorGateway:
             offline_model=info.offline_model,
             idle_session_ids=frozenset(UUID(value) for value in info.idle_session_ids),
             draining=info.draining,
+            max_background_clients=info.max_background_clients,
+            background_clients=info.background_clients,
         )
 
     def _stub(self, target: str) -> executor_service_pb2_grpc.ExecutorServiceAsyncStub:
@@ -174,6 +176,7 @@ class ExecutorGateway:
                 pb.PossiblyRun(tool_name=name, input_json=text) for name, text in plan.possibly_run
             ],
             transcript_position=plan.transcript_position,
+            background=plan.background,
             transcript_token=self._tokens.sign(AttemptName(key.session_id, key.turn_id, key.attempt)),
             finished_calls=[
                 pb.FinishedCall(

@@ -20,7 +20,7 @@ from services.kernel.db import Database
 from services.kernel.db.idempotency import purge_expired
 from services.session.domain.driving import DrivenSession, DrivenTurn, Work
 from services.session.domain.entities import Lease, Usage
-from services.session.domain.states import SessionState, TurnState
+from services.session.domain.states import SessionMode, SessionState, TurnState
 from services.session.store import leases
 from services.session.store.columns import content_of
 from services.session.store.event_log import lock_head_fenced
@@ -268,6 +268,7 @@ def _driven_session(row: Row[Any]) -> DrivenSession:
         cli_session_id=row.cli_session_id,
         deleted=row.delete_time is not None,
         last_executor_id=row.last_executor_id,
+        background=row.mode == SessionMode.BACKGROUND,
     )
 
 

@@ -30,6 +30,8 @@ def variables(databases: Copy, broker: Mapping[str, str]) -> dict[str, str]:
         "AIAGENT_SERVICE_KEY": private_key_to_text(generate_private_key()),
         "AIAGENT_SESSION_TARGETS": "127.0.0.1:9",
         "AIAGENT_DRAIN_SECONDS": "1",
+        # Runs that have begun stay under way here.
+        "AIAGENT_SCHEDULER_MAX_RUNS_PER_USER": "0",
         "AIAGENT_SCHEDULER_ENCRYPTION_KEY": an_encryption_key(),
         **broker,
     }

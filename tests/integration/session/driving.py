@@ -116,6 +116,7 @@ class World:
         """Creates a session."""
         session_id, organization_id, user_id = new_id(), new_id(), new_id()
         turn_timeout = options.pop("turn_timeout", timedelta(hours=1))
+        mode = options.pop("mode", "INTERACTIVE")
         permission_timeout = options.pop("permission_timeout", timedelta(hours=1))
         async with self.database.system() as connection:
             await connection.execute(
@@ -124,7 +125,7 @@ class World:
                     organization_id=organization_id,
                     user_id=user_id,
                     name="test",
-                    mode="INTERACTIVE",
+                    mode=mode,
                     state="CREATED",
                     sdk_options=options,
                     labels={},

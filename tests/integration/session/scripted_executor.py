@@ -134,6 +134,7 @@ class ScriptedExecutor(executor_service_pb2_grpc.ExecutorServiceServicer):
         self.forgotten: list[str] = []
         self.break_after: int | None = None
         self.full = False
+        self.max_background_clients = self.background_clients = 0
         self.draining = False
         self.request_ids: dict[str, set[str]] = {}
         self.described = 0
@@ -245,6 +246,8 @@ class ScriptedExecutor(executor_service_pb2_grpc.ExecutorServiceServicer):
             incarnation=self.incarnation,
             max_live_clients=8,
             busy_clients=0,
+            max_background_clients=self.max_background_clients,
+            background_clients=self.background_clients,
             offline_model=True,
             draining=self.draining,
         )

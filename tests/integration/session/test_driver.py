@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 
 import pytest
@@ -38,6 +39,25 @@ async def wait_to_be_stopped(attempt: Attempt) -> None:
     attempt.say("this takes long")
     await attempt.interrupted.wait()
     attempt.end("PARKED" if attempt.parked else "INTERRUPTED")
+
+
+async def test_a_turn_in_the_background_waits_while_what_is_free_is_kept_for_others(session_database):
+    async with world(session_database, ScriptedExecutor(greet)) as it:
+        it.executor.max_background_clients = it.executor.background_clients = 6
+        background, interactive = await it.session(mode="BACKGROUND"), await it.session()
+        held_up, others = await it.send(background), await it.send(interactive)
+        pool = await it.pool()
+        pool.wake(background)
+        while not it.executor.described:
+            await asyncio.sleep(0.01)
+        pool.wake(interactive)
+        assert (await it.ended(others)).state == "SUCCEEDED"
+        (queued,) = await it.rows(tables.turns, background)
+        assert (queued.state, queued.attempt) == ("QUEUED", 0)
+        it.executor.background_clients = 5
+        pool.wake(background)
+        assert (await it.ended(held_up)).state == "SUCCEEDED"
+        assert [run.request.background for run in it.executor.runs] == [False, True]
 
 
 async def test_a_turn_runs_from_message_to_result(session_database):

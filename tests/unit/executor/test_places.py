@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from services.executor.domain.items import Outcome
+from services.executor.domain.places import background_places
 from services.executor.usecases.turns import STARTS_AT_ONCE
 from services.kernel.errors import ServiceError
 
@@ -26,6 +27,34 @@ async def test_with_every_place_at_work_the_next_turn_is_told_to_wait(bench: Ben
     bench.turns.interrupt(bench.fence(running[0].request), park=False)
     assert (await bench.to_end(running[0])).outcome is Outcome.INTERRUPTED
     assert bench.begin()
+
+
+async def test_a_place_is_kept_from_the_background(bench: Bench):
+    bench.agents.plays = [work_for_ever]
+    hanging = bench.begin(a_request(background=True))
+    with pytest.raises(ServiceError) as error:
+        bench.begin(a_request(background=True))
+    assert refused(error) == "EXECUTOR_FULL"
+    assert error.value.metadata == {"max_live_clients": "2", "max_background_clients": "1"}
+    assert bench.begin(), "an interactive turn was kept out"
+    bench.turns.interrupt(bench.fence(hanging.request), park=False)
+    await bench.to_end(hanging)
+    assert bench.begin(a_request(background=True))
+
+
+async def test_interactive_turns_may_have_every_place(bench: Bench):
+    bench.agents.plays = [work_for_ever]
+    for _ in range(PLACES):
+        bench.begin()
+    with pytest.raises(ServiceError):
+        bench.begin()
+
+
+@pytest.mark.parametrize(
+    ("places", "background"), [(1, 1), (2, 1), (3, 2), (4, 3), (7, 6), (8, 6), (20, 15), (1000, 750)]
+)
+def test_a_quarter_of_the_places_is_kept(places: int, background: int):
+    assert background_places(places) == background
 
 
 async def test_the_agent_that_has_been_idle_longest_makes_room(bench: Bench):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from uuid import UUID, uuid4
 
 import pytest
@@ -26,6 +27,12 @@ def executor(
     draining: bool = False,
 ) -> ExecutorInfo:
     return ExecutorInfo(name, f"{name}:1", uuid4(), room, live, busy, False, frozenset(idle), draining)
+
+
+def kept(name: str, background: int, *, busy: int | None = None, idle: tuple[UUID, ...] = ()) -> ExecutorInfo:
+    """One with eight places, of which six may be taken by sessions in the background."""
+    info = executor(name, background if busy is None else busy, room=8, idle=idle)
+    return replace(info, max_background_clients=6, background_clients=background)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +59,29 @@ def test_the_executor_with_the_client_then_the_least_loaded(executors, last, los
     assert (found.executor_id if found else None) == chosen
 
 
+@pytest.mark.parametrize(
+    ("executors", "chosen"),
+    [
+        ([kept("a", 5)], "a"),
+        ([kept("a", 6)], None),
+        ([kept("a", 6), kept("b", 5, busy=7)], "b"),
+        # Turns at a screen hold them up only where they take all places.
+        ([kept("a", 1, busy=7)], "a"),
+        ([kept("a", 0, busy=8)], None),
+        ([kept("a", 6, idle=(SESSION,)), kept("b", 5)], "b"),
+        ([executor("a", 3)], "a"),
+    ],
+)
+def test_sessions_in_the_background_leave_some_places_free(executors, chosen):
+    found = choose_executor(executors, SESSION, None, background=True)
+    assert (found.executor_id if found else None) == chosen
+
+
+def test_interactive_sessions_may_have_every_place():
+    assert choose_executor([kept("a", 6, busy=7)], SESSION, None) is not None
+    assert choose_executor([kept("a", 6, busy=8)], SESSION, None) is None
+
+
 class Waiting:
     """Drivers of one replica that find no place."""
 
@@ -61,14 +91,14 @@ class Waiting:
         self.woken: list[asyncio.Event] = []
         self.looks: list[str] = []
 
-    def driver(self, name: str) -> asyncio.Task[None]:
+    def driver(self, name: str, *, background: bool = False) -> asyncio.Task[None]:
         search, woken = Search(self.room, self.clock), asyncio.Event()
         self.woken.append(woken)
 
         async def look_for_ever() -> None:
             while True:
                 woken.clear()
-                await search.wait(woken)
+                await search.wait(woken, background=background)
                 self.looks.append(name)
 
         return asyncio.create_task(look_for_ever())
@@ -118,3 +148,14 @@ async def test_a_command_is_heard_by_one_that_waits_for_a_place():
     waiting.woken[0].set()
     await waiting.until(lambda: waiting.looks == ["a"])
     driver.cancel()
+
+
+async def test_the_background_does_not_stand_before_those_who_may_have_the_place():
+    waiting = Waiting()
+    drivers = [waiting.driver(name, background=True) for name in "ab"] + [waiting.driver("c")]
+    await waiting.clock.wait_for_sleepers(3)
+    waiting.room.freed()
+    await waiting.until(lambda: len(waiting.looks) == 2)
+    assert sorted(waiting.looks) == ["a", "c"]
+    for driver in drivers:
+        driver.cancel()

@@ -180,12 +180,11 @@ class SessionDriver:
         executors = await self._ports.executors.list_executors()
         chosen = self._search.choose(executors, session, turn)
         if chosen is None:
-            await self._search.wait(self._woken)
+            await self._search.wait(self._woken, background=session.background)
             return
         plan, attempt = await self._plan(session, turn, chosen, now)
         self.attempt = attempt
-        stream = self._ports.executors.run(attempt.key, self.lease.epoch, plan)
-        await self._follow(attempt, stream)
+        await self._follow(attempt, self._ports.executors.run(attempt.key, self.lease.epoch, plan))
 
     async def _plan(
         self, session: DrivenSession, turn: DrivenTurn, chosen: ExecutorInfo, now: datetime
@@ -253,6 +252,7 @@ class SessionDriver:
             ),
             possibly_run=tuple([(name, await read(session.id, text)) for name, text in possibly_run]),
             transcript_position=position,
+            background=session.background,
             finished_calls=tuple(
                 [
                     FinishedCall(
@@ -335,7 +335,7 @@ class SessionDriver:
             raise LeaseLost(f"the executor has seen a higher epoch than {self.lease.epoch}")
         if error.reason in NO_ROOM and turn.state is TurnState.STARTING and turn.applied_offset == 0:
             await self._unplace(session, turn)
-            await self._search.wait(self._woken)
+            await self._search.wait(self._woken, background=session.background)
             return
         if error.reason == AHEAD:
             await self._outwait(turn, key)

@@ -81,6 +81,7 @@ class RunTurnRequest(_message.Message):
     TRANSCRIPT_POSITION_FIELD_NUMBER: _builtins.int
     TRANSCRIPT_TOKEN_FIELD_NUMBER: _builtins.int
     FINISHED_CALLS_FIELD_NUMBER: _builtins.int
+    BACKGROUND_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """The user's message."""
     prompt_id: _builtins.str
@@ -101,6 +102,8 @@ class RunTurnRequest(_message.Message):
     """
     transcript_token: _builtins.str
     """What the attempt shows TranscriptService."""
+    background: _builtins.bool
+    """True for a turn of a session in the background: it takes none of the places that are kept for the others."""
     @_builtins.property
     def fence(self) -> Global___Fence:
         """The attempt."""
@@ -144,10 +147,11 @@ class RunTurnRequest(_message.Message):
         transcript_position: _builtins.int = ...,
         transcript_token: _builtins.str = ...,
         finished_calls: _abc.Iterable[Global___FinishedCall] | None = ...,
+        background: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence", "options", b"options", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_usd", b"budget_usd", "cli_session_id", b"cli_session_id", "earlier_decisions", b"earlier_decisions", "fence", b"fence", "finished_calls", b"finished_calls", "options", b"options", "organization_id", b"organization_id", "possibly_run", b"possibly_run", "prompt", b"prompt", "prompt_id", b"prompt_id", "timeout", b"timeout", "transcript_position", b"transcript_position", "transcript_token", b"transcript_token", "workspace", b"workspace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["background", b"background", "budget_usd", b"budget_usd", "cli_session_id", b"cli_session_id", "earlier_decisions", b"earlier_decisions", "fence", b"fence", "finished_calls", b"finished_calls", "options", b"options", "organization_id", b"organization_id", "possibly_run", b"possibly_run", "prompt", b"prompt", "prompt_id", b"prompt_id", "timeout", b"timeout", "transcript_position", b"transcript_position", "transcript_token", b"transcript_token", "workspace", b"workspace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -619,6 +623,8 @@ class GetExecutorResponse(_message.Message):
     ISOLATION_FIELD_NUMBER: _builtins.int
     IDLE_SESSION_IDS_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    MAX_BACKGROUND_CLIENTS_FIELD_NUMBER: _builtins.int
+    BACKGROUND_CLIENTS_FIELD_NUMBER: _builtins.int
     executor_id: _builtins.str
     """The executor's name: stable over restarts."""
     incarnation: _builtins.str
@@ -635,6 +641,12 @@ class GetExecutorResponse(_message.Message):
     """How agents are isolated."""
     draining: _builtins.bool
     """True when it takes no more turns because it is shutting down."""
+    max_background_clients: _builtins.int
+    """How many turns of sessions in the background it takes at once: fewer than `max_live_clients`, where that is more than
+    one. 0 for an executor that makes no difference.
+    """
+    background_clients: _builtins.int
+    """How many agents are in a turn of a session in the background."""
     @_builtins.property
     def idle_session_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Sessions with a live, idle client here."""
@@ -651,10 +663,12 @@ class GetExecutorResponse(_message.Message):
         isolation: Global___GetExecutorResponse.Isolation.ValueType = ...,
         idle_session_ids: _abc.Iterable[_builtins.str] | None = ...,
         draining: _builtins.bool = ...,
+        max_background_clients: _builtins.int = ...,
+        background_clients: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_clients", b"busy_clients", "draining", b"draining", "executor_id", b"executor_id", "idle_session_ids", b"idle_session_ids", "incarnation", b"incarnation", "isolation", b"isolation", "live_clients", b"live_clients", "max_live_clients", b"max_live_clients", "offline_model", b"offline_model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["background_clients", b"background_clients", "busy_clients", b"busy_clients", "draining", b"draining", "executor_id", b"executor_id", "idle_session_ids", b"idle_session_ids", "incarnation", b"incarnation", "isolation", b"isolation", "live_clients", b"live_clients", "max_background_clients", b"max_background_clients", "max_live_clients", b"max_live_clients", "offline_model", b"offline_model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

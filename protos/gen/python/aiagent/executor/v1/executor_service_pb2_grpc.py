@@ -96,7 +96,8 @@ class ExecutorServiceServicer:
         the attempt goes on meanwhile, until its buffer is full or no heartbeat came for 15 s. Naming an attempt that
         already runs attaches to it.
 
-        Errors: RESOURCE_EXHAUSTED with EXECUTOR_FULL; UNAVAILABLE with DRAINING; FAILED_PRECONDITION with ATTEMPT_BARRED.
+        Errors: RESOURCE_EXHAUSTED with EXECUTOR_FULL, for a turn in the background too where the places that are free are
+        kept for others; UNAVAILABLE with DRAINING; FAILED_PRECONDITION with ATTEMPT_BARRED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -44,7 +44,8 @@ class ExecutorServiceStub:
     the attempt goes on meanwhile, until its buffer is full or no heartbeat came for 15 s. Naming an attempt that
     already runs attaches to it.
 
-    Errors: RESOURCE_EXHAUSTED with EXECUTOR_FULL; UNAVAILABLE with DRAINING; FAILED_PRECONDITION with ATTEMPT_BARRED.
+    Errors: RESOURCE_EXHAUSTED with EXECUTOR_FULL, for a turn in the background too where the places that are free are
+    kept for others; UNAVAILABLE with DRAINING; FAILED_PRECONDITION with ATTEMPT_BARRED.
     """
     AttachTurn: _grpc.UnaryStreamMultiCallable[_executor_service_pb2.AttachTurnRequest, _executor_service_pb2.AttachTurnResponse]
     """Takes up the items of an attempt after an offset. An attempt the executor does not know is barred for good, so
@@ -93,7 +94,8 @@ class ExecutorServiceAsyncStub(ExecutorServiceStub):
     the attempt goes on meanwhile, until its buffer is full or no heartbeat came for 15 s. Naming an attempt that
     already runs attaches to it.
 
-    Errors: RESOURCE_EXHAUSTED with EXECUTOR_FULL; UNAVAILABLE with DRAINING; FAILED_PRECONDITION with ATTEMPT_BARRED.
+    Errors: RESOURCE_EXHAUSTED with EXECUTOR_FULL, for a turn in the background too where the places that are free are
+    kept for others; UNAVAILABLE with DRAINING; FAILED_PRECONDITION with ATTEMPT_BARRED.
     """
     AttachTurn: _aio.UnaryStreamMultiCallable[_executor_service_pb2.AttachTurnRequest, _executor_service_pb2.AttachTurnResponse]  # type: ignore[assignment]
     """Takes up the items of an attempt after an offset. An attempt the executor does not know is barred for good, so
@@ -145,7 +147,8 @@ class ExecutorServiceServicer(metaclass=_abc_1.ABCMeta):
         the attempt goes on meanwhile, until its buffer is full or no heartbeat came for 15 s. Naming an attempt that
         already runs attaches to it.
 
-        Errors: RESOURCE_EXHAUSTED with EXECUTOR_FULL; UNAVAILABLE with DRAINING; FAILED_PRECONDITION with ATTEMPT_BARRED.
+        Errors: RESOURCE_EXHAUSTED with EXECUTOR_FULL, for a turn in the background too where the places that are free are
+        kept for others; UNAVAILABLE with DRAINING; FAILED_PRECONDITION with ATTEMPT_BARRED.
         """
 
     @_abc_1.abstractmethod
