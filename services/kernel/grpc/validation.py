@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import protovalidate
-from google.protobuf.descriptor import Descriptor, EnumDescriptor
+from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.message import Message
 
 from services.kernel.errors import FieldViolation, invalid_argument
@@ -110,7 +110,7 @@ def _description(violation: protovalidate.Violation, request: Message) -> str:
 
 def _enum_of(violation: protovalidate.ViolationPb, request: Message) -> EnumDescriptor | None:
     """The kind of the violated field, if it is an enum."""
-    within: Descriptor | None = request.DESCRIPTOR
+    within: Any = request.DESCRIPTOR
     kind = None
     for element in violation.field.elements if violation.field is not None else ():
         field = within.fields_by_name.get(element.field_name) if within is not None else None

@@ -40,10 +40,19 @@ def test_states_and_numbers_are_whole_at_any_width(width: int) -> None:
     )
 
 
-def test_beginnings_of_ids_tell_them_apart() -> None:
-    same_time = [(ONE,), (ONE.replace("7000", "7001"),)]
-    lines = fitted([Column("ID", "id")], same_time, 20).plain.splitlines()
-    assert lines[2:] == [ONE[:18], "01a221ba-52ab-7001"]
+@pytest.mark.parametrize(
+    ("ids", "shown"),
+    [
+        ([ONE, OTHER, ""], [ONE[:13], OTHER[:13], ""]),
+        ([ONE, ONE], [ONE[:13]] * 2),
+        # Made at once, as the runs of a backfill are.
+        ([ONE, ONE[:-1] + "b"], ["00000000000a", "00000000000b"]),
+        ([ONE, ONE.replace("7000", "7001")], [ONE, ONE.replace("7000", "7001")]),
+    ],
+)
+def test_parts_of_ids_tell_them_apart(ids: list[str], shown: list[str]) -> None:
+    lines = fitted([Column("ID", "id")], [(key,) for key in ids], 20).plain.split("\n")
+    assert lines[2:] == shown
 
 
 def test_wide_characters_are_counted_as_they_are_shown() -> None:

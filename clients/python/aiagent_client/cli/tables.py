@@ -13,8 +13,9 @@ from aiagent_client.cli.text import safe
 
 _GAP: Final = 3
 _SHORTEST_TEXT: Final = 12
-# Beginnings of an id, of which the shortest is shown by which those of a table differ: the first is the time alone.
-_BEGINNINGS: Final = (13, 18, 23)
+# Parts by which an id is shown, and named in commands: the first by which those of a table differ. The beginning is the
+# time, which many that are made at once have in common; such ones differ in their ends.
+_PARTS: Final = (slice(None, 13), slice(-12, None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +24,8 @@ class Column:
 
     Attributes:
         title: Its heading.
-        kind: An `id` is shown by its beginning where there is no room, which commands take as well; a `text` is then
-            cut, but not to less than a few characters; all else is shown whole.
+        kind: An `id` is shown by its beginning, or its end, where there is no room, which commands take as well; a
+            `text` is then cut, but not to less than a few characters; all else is shown whole.
         right: Whether it is flush right, as numbers are.
         spare: Where there is still no room it is left out, the highest first; never if 0.
     """
@@ -39,6 +40,7 @@ class Column:
 class _Fitted:
     column: Column
     cells: list[Text]
+    short: list[Text]
     least: int
     most: int
     width: int = 0
@@ -60,16 +62,19 @@ def fitted(columns: Sequence[Column], rows: Sequence[Sequence[Text | str]], widt
     room = max(0, room)
     for one in shown:
         one.width = one.least
-    # What is left over goes to texts before ids, and to those in front: half an id is as useful as a whole one.
+    # What is left over goes to texts before ids, and to those in front: a part of an id is as useful as all of it.
     for one in sorted(shown, key=lambda one: one.column.kind == "id"):
         more = one.most - one.least
-        # There is nothing between the beginning of an id and all of it.
+        # There is nothing between a part of an id and all of it.
         given = min(more, room) if one.column.kind == "text" or more <= room else 0
         one.width += given
         room -= given
     heading = _line([(one, Text(one.column.title, "bold")) for one in shown])
     rule = Text("─" * (sum(one.width for one in shown) + _GAP * (len(shown) - 1)))
-    lines = [_line([(one, one.cells[place]) for one in shown]) for place in range(len(rows))]
+    lines = [
+        _line([(one, (one.cells if one.width == one.most else one.short)[place]) for one in shown])
+        for place in range(len(rows))
+    ]
     return Text("\n").join([heading, rule, *lines])
 
 
@@ -80,21 +85,21 @@ def _cell(cell: Text | str) -> Text:
 def _measured(column: Column, cells: list[Text]) -> _Fitted:
     title = cell_len(column.title)
     most = max([title, *[cell.cell_len for cell in cells]])
-    least = most
+    if column.kind == "whole":
+        return _Fitted(column, cells, cells, most, most)
     if column.kind == "text":
-        least = max(title, min(most, _SHORTEST_TEXT))
-    elif column.kind == "id":
-        ids = {cell.plain for cell in cells}
-        least = next((size for size in _BEGINNINGS if len({key[:size] for key in ids}) == len(ids)), most)
-    return _Fitted(column, cells, min(least, most), most)
+        return _Fitted(column, cells, cells, max(title, min(most, _SHORTEST_TEXT)), most)
+    ids = {cell.plain for cell in cells}
+    part = next((part for part in _PARTS if len({key[part] for key in ids}) == len(ids)), slice(None))
+    short = [cell[part] for cell in cells]
+    return _Fitted(column, cells, short, max([title, *[cell.cell_len for cell in short]]), most)
 
 
 def _line(cells: Sequence[tuple[_Fitted, Text]]) -> Text:
     padded = []
     for fit, cell in cells:
         text = cell.copy()
-        # The beginning of an id is all that is pasted into the next command: no mark follows it.
-        text.truncate(fit.width, overflow="crop" if fit.column.kind == "id" else "ellipsis")
+        text.truncate(fit.width, overflow="ellipsis")
         missing = fit.width - text.cell_len
         if fit.column.right:
             text.pad_left(missing)
