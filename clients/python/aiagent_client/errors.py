@@ -32,6 +32,14 @@ class InvalidTokenError(ClientError, ValueError):
     """What was given or stored as an access token holds characters that no token has, and no header may carry."""
 
 
+class InvalidValueError(ClientError, ValueError):
+    """What was given as a variable's value cannot be sent; `field` is its path, as in `variables.repository`."""
+
+    def __init__(self, field: str, description: str) -> None:
+        super().__init__(f"{field}: {description}")
+        self.field = field
+
+
 class ArchiveError(ClientError):
     """A directory cannot be packed, or an archive cannot be extracted safely."""
 
@@ -83,8 +91,9 @@ class ApiError(ClientError):
 
     def __str__(self) -> str:
         name = self.reason or self.code.name
-        parts = [f"{violation.field}: {violation.description}" for violation in self.field_violations]
-        return f"{name}: {'; '.join([self.message, *parts])}"
+        found = [f"{violation.field}: {violation.description}" for violation in self.field_violations]
+        # Of most the first is the message.
+        return f"{name}: {'; '.join([self.message, *[one for one in found if one != self.message]])}"
 
 
 class InvalidArgumentError(ApiError):

@@ -6,14 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from google.protobuf import json_format
-
 from aiagent.scheduler.v1 import scheduler_service_pb2 as pb
 from aiagent.scheduler.v1 import scheduler_service_pb2_grpc
 from aiagent.scheduler.v1.run_pb2 import TaskRun
 from aiagent_client.connection import Connection, Metadata
 from aiagent_client.errors import ApiError
 from aiagent_client.resuming import SILENCE_SECONDS, ResumingStream
+from aiagent_client.values import struct_of
 
 if TYPE_CHECKING:
     from aiagent.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceAsyncStub
@@ -87,10 +86,12 @@ class Runs:
     ) -> TaskRun:
         """Runs a task now, with values of its variables by name: anything that JSON can hold.
 
-        Raises InvalidArgumentError, whose field violations name what is missing, unknown or of another type.
+        Raises InvalidArgumentError, whose field violations name what is missing, unknown or of another type, and
+        InvalidValueError for what cannot be sent.
         """
-        request = pb.RunTaskRequest(task_id=task_id, request_id=request_id)
-        json_format.ParseDict(dict(variables or {}), request.variables)
+        request = pb.RunTaskRequest(
+            task_id=task_id, variables=struct_of(variables or {}, "variables"), request_id=request_id
+        )
         return await self._connection.call(self._stub.RunTask, request)
 
     async def get(self, task_run_id: str) -> TaskRun:

@@ -12,6 +12,7 @@ from aiagent.scheduler.v1 import scheduler_service_pb2 as pb
 from aiagent.scheduler.v1 import scheduler_service_pb2_grpc
 from aiagent.scheduler.v1.schedule_pb2 import Schedule, ScheduleBackfill, ScheduleFire, ScheduleSpec
 from aiagent_client.connection import Connection
+from aiagent_client.values import struct_of
 
 if TYPE_CHECKING:
     from aiagent.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceAsyncStub
@@ -41,7 +42,10 @@ class Schedules:
         remaining_runs: int | None = None,
         request_id: str = "",
     ) -> Schedule:
-        """Creates a schedule of a task; `variables` are JSON values by name."""
+        """Creates a schedule of a task; `variables` are JSON values by name.
+
+        Raises InvalidValueError for a value that cannot be sent, as `update`.
+        """
         request = pb.CreateScheduleRequest(
             task_id=task_id,
             name=name,
@@ -50,7 +54,7 @@ class Schedules:
             pause_on_failure=pause_on_failure,
             request_id=request_id,
         )
-        request.variables.update(variables or {})
+        request.variables.CopyFrom(struct_of(variables or {}, "variables"))
         if remaining_runs is not None:
             request.remaining_runs = remaining_runs
         if catch_up_window is not None:
@@ -109,7 +113,7 @@ class Schedules:
             request.spec.CopyFrom(spec)
         if variables is not None:
             request.update_mask.paths.append("variables")
-            request.variables.update(variables)
+            request.variables.CopyFrom(struct_of(variables, "variables"))
         if catch_up_window is not None:
             request.update_mask.paths.append("catch_up_window")
             request.catch_up_window.FromTimedelta(catch_up_window)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import protovalidate
+from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.message import Message
 
 from services.kernel.errors import FieldViolation, ServiceError, invalid_argument
@@ -59,10 +60,10 @@ class RequestValidator:
         violations = [
             FieldViolation(
                 field=field_path(violation.proto),
-                description=_description(violation),
+                description=_description(violation, request),
                 reason=_REASON.sub("_", violation.proto.rule_id.upper()).strip("_"),
             )
-            for violation in found
+            for violation in _one_for_each_fault(found)
         ]
         raise self._refusal(violations)
 
@@ -81,10 +82,52 @@ def description_of_pattern(pattern: str) -> str | None:
     return _WORDS.get(pattern)
 
 
-def _description(violation: protovalidate.Violation) -> str:
-    if violation.proto.rule_id == "string.pattern":
-        return description_of_pattern(str(violation.rule_value)) or "has a form that is not allowed"
+def _one_for_each_fault(found: Sequence[protovalidate.Violation]) -> list[protovalidate.Violation]:
+    """What breaks a pattern because it is empty breaks a least length as well: the pattern's words say it all."""
+    formless = {
+        field_path(violation.proto) for violation in found if violation.proto.rule_id == "string.pattern"
+    }
+    return [
+        violation
+        for violation in found
+        if violation.proto.rule_id != "string.min_len" or field_path(violation.proto) not in formless
+    ]
+
+
+def _description(violation: protovalidate.Violation, request: Message) -> str:
+    rule, value = violation.proto.rule_id, violation.rule_value
+    match rule:
+        case "string.pattern":
+            return description_of_pattern(str(value)) or "has a form that is not allowed"
+        case "string.min_len" if value == 1:
+            return "must not be empty"
+        case "string.not_contains" if value == "\0":
+            return "must have no NUL"
+    enum = _enum_of(violation.proto, request) if rule.startswith("enum.") else None
+    if enum is not None:
+        names = enum.values_by_number
+        match rule:
+            case "enum.in":
+                return "must be one of " + ", ".join(names[number].name for number in value)
+            case "enum.not_in":
+                return "must not be " + ", ".join(names[number].name for number in value)
+            case "enum.defined_only":
+                return "must be one of " + ", ".join(names[number].name for number in sorted(names) if number)
     return violation.proto.message
+
+
+def _enum_of(violation: protovalidate.ViolationPb, request: Message) -> EnumDescriptor | None:
+    """The kind of the violated field, if it is an enum."""
+    within: Any = request.DESCRIPTOR
+    kind = None
+    for element in violation.field.elements if violation.field is not None else ():
+        field = within.fields_by_name.get(element.field_name) if within is not None else None
+        if field is not None and field.message_type is not None and field.message_type.GetOptions().map_entry:
+            field = field.message_type.fields_by_name["value"]
+        if field is None:
+            return None
+        within, kind = field.message_type, field.enum_type
+    return kind
 
 
 def field_path(violation: protovalidate.ViolationPb) -> str:

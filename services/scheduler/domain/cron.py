@@ -157,8 +157,14 @@ class CronExpression:
 @lru_cache(maxsize=4096)
 def _read(text: str) -> CronExpression:
     words = _ALIASES.get(text.strip().lower(), text.lower()).split()
-    if text.strip().startswith("@") and len(words) == 1:
-        raise CronError("SYNTAX", f"must be one of {', '.join(_ALIASES)}, or fields")
+    if words and words[0].startswith("@"):
+        # Go's cron has `@every 1h`.
+        hint = (
+            ": equal distances are not written as an expression, give an interval"
+            if "every" in words[0]
+            else ""
+        )
+        raise CronError("SYNTAX", f"must be one of {', '.join(_ALIASES)}, or fields{hint}")
     if len(words) not in (5, 6):
         raise CronError("SYNTAX", f"must have five fields, or six with seconds first, not {len(words)}")
     second = words.pop(0) if len(words) == 6 else "0"
@@ -210,7 +216,9 @@ def _value(text: str, item: str, field: _Field) -> int:
     if value is None and text.isdigit():
         value = 0 if field is _WEEKDAY and int(text) == 7 else int(text)
     if value is None or not field.first <= value <= field.last:
-        raise CronError("SYNTAX", f"has {text!r} in {item!r}, which is no {field.name}")
+        meant = next((name for name in field.names if text.startswith(name)), None)
+        hint = f"; {meant} is meant, perhaps" if meant else ""
+        raise CronError("SYNTAX", f"has {text!r} in {item!r}, which is no {field.name}{hint}")
     return value
 
 

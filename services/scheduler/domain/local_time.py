@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from difflib import get_close_matches
 from functools import lru_cache
 from importlib import resources
 from typing import Final
@@ -21,6 +22,8 @@ _SAMPLE = timedelta(days=2)
 _SECOND = timedelta(seconds=1)
 _LONGEST_OVERLAP = timedelta(days=2)
 _LAST_YEAR: Final = 9998
+# No name is longer: what is, is not compared with them.
+_MAX_NAME: Final = 64
 
 
 class ZoneError(ValueError):
@@ -66,8 +69,8 @@ def check_zone(name: str) -> None:
     """
     names = _names()
     if name not in names.values():
-        meant = names.get(name.casefold())
-        hint = f"; {meant} is meant, perhaps" if meant else ""
+        likely = get_close_matches(name.casefold(), names, n=1, cutoff=0.8) if len(name) <= _MAX_NAME else []
+        hint = f"; {names[likely[0]]} is meant, perhaps" if likely else ""
         raise ZoneError(f"must be a time zone of the IANA database, such as Europe/Berlin{hint}")
 
 

@@ -25,16 +25,19 @@ import signal
 import sys
 import textwrap  # noqa: F401  as above
 from collections import OrderedDict
-from types import CodeType
+from collections.abc import Iterator, Mapping, Sequence, Set, ValuesView
+from types import CodeType, NoneType
 from typing import Any, BinaryIO
 
 import jinja2.debug  # noqa: F401  as above
-from jinja2 import StrictUndefined, Template, TemplateSyntaxError, UndefinedError, nodes
+from jinja2 import StrictUndefined, Template, TemplateSyntaxError, Undefined, UndefinedError, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MESSAGE_CHARACTERS = 300
+# With an undefined value, which says itself what it is, and markup, groups and dictionary views, which filters make.
+_PRINTABLE = (str, int, float, NoneType, Mapping, Sequence, Set, ValuesView, Undefined)
 _ELSEWHERE = (nodes.Extends, nodes.FromImport, nodes.Import, nodes.Include)
 MAX_COMPILED = 256
 """How many compiled templates are kept."""
@@ -45,6 +48,10 @@ _OUT_OF_TIME = b'{"fault": "TOO_COSTLY", "message": "the template takes more tim
 _OUT_OF_MEMORY = b'{"fault": "TOO_COSTLY", "message": "the template takes more memory than it is given"}'
 
 
+class NoText(Exception):
+    """A template prints what has no text."""
+
+
 class TooLong(Exception):
     """A template renders to more than it may."""
 
@@ -52,11 +59,20 @@ class TooLong(Exception):
 def build_environment() -> ImmutableSandboxedEnvironment:
     """Returns what templates are read in: only what comes to the same each time, and nothing to load others with."""
     environment = ImmutableSandboxedEnvironment(
-        undefined=StrictUndefined, keep_trailing_newline=True, cache_size=0
+        undefined=StrictUndefined, keep_trailing_newline=True, cache_size=0, finalize=_printable
     )
     for table, name in ((environment.globals, "lipsum"), (environment.filters, "random")):
         del table[name]
     return environment
+
+
+def _printable(value: Any) -> Any:
+    """Returns what a template prints. Raises NoText for what has no text, but an address in memory."""
+    if isinstance(value, Iterator):
+        raise NoText("what is printed is no text: a list is meant, perhaps (|list)")
+    if not isinstance(value, _PRINTABLE):
+        raise NoText("what is printed is no text, number, boolean, list or mapping: a call is meant, perhaps")
+    return value
 
 
 def serve(requests: BinaryIO, answers: BinaryIO, limits: dict[str, Any]) -> None:
@@ -192,6 +208,8 @@ def _told(error: Exception) -> bytes:
     match error:
         case TooLong():
             return _fault("TOO_LONG", "the template renders to more characters than a prompt may have")
+        case NoText():
+            return _fault("FAILED", str(error), line)
         case SecurityError():
             return _fault("FORBIDDEN", str(error), line)
         case UndefinedError():

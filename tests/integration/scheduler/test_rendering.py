@@ -52,6 +52,12 @@ async def test_values_are_put_in(renderer: TemplateProcesses) -> None:
     assert await renderer.render(template, values | {"items": []}) == "Dear Ada,\n"
 
 
+async def test_whatever_has_a_text_is_printed(renderer: TemplateProcesses) -> None:
+    template = "{{ x }} {{ none }} {{ true }} {{ 1.5 }} {{ {'a': 1}.items() }} {{ range(2) }} {{ '<'|e }} {{ [1]|groupby(0) }}"
+    wanted = "['a'] None True 1.5 dict_items([('a', 1)]) range(0, 2) &lt; [(Undefined, [1])]"
+    assert await renderer.render(template, {"x": ["a"]}) == wanted
+
+
 async def test_a_template_without_tags_renders_as_it_would_with_some(renderer: TemplateProcesses) -> None:
     text = "a }} b\r\nc %} d\re\n\n"
     assert await renderer.render(text, {}) == (await renderer.render("{{ '' }}" + text, {}))
@@ -71,6 +77,9 @@ async def test_a_template_without_tags_renders_as_it_would_with_some(renderer: T
         ("{% if nobody %}{% endif %}", TemplateFault.UNDEFINED, "nobody"),
         ("a\nb\n{{ 1/0 }}", TemplateFault.FAILED, "line 3: ZeroDivisionError"),
         ("{{ 'a' + 1 }}", TemplateFault.FAILED, "TypeError"),
+        # What has no text but an address in memory.
+        ("a\n{{ 'a'|map('upper') }}", TemplateFault.FAILED, "line 2: what is printed is no text: a list is meant"),
+        ("{{ 'a'.upper }}", TemplateFault.FAILED, "a call is meant"),
         # What takes too much time: only the kernel stops some of these.
         ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", TemplateFault.TOO_COSTLY, "time"),
         ("{{ 9 ** (9 ** 9) }}", TemplateFault.TOO_COSTLY, "time"),

@@ -211,3 +211,19 @@ async def test_control_c_leaves_the_run_alone(server: ScriptedServer, command: C
     finally:
         await terminal.close()
     assert "CancelTaskRun" not in server.calls
+
+
+async def test_control_c_leaves_a_run_that_is_waited_for(
+    server: ScriptedServer, command: CommandLine
+) -> None:
+    server.new_task(name="nightly", prompt_template="x")
+    server.run_ends = TaskRun(state=TaskRun.RUNNING)
+    terminal = await command.open("tasks", "run", "nightly", "--wait")
+    try:
+        await terminal.until("running")
+        assert await terminal.leave() == 130
+        (run_id,) = server.runs
+        assert f"left; the run goes on. `ai-agent tasks watch {run_id}`" in terminal.shown.replace("\n", "")
+    finally:
+        await terminal.close()
+    assert "CancelTaskRun" not in server.calls

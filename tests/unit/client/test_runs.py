@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import grpc
 import pytest
 from google.protobuf.json_format import MessageToDict
 
 from aiagent.scheduler.v1.task_pb2 import Task, TaskVariable
-from aiagent_client import Client, NotFoundError, TaskRun, TaskRunAttempt
+from aiagent_client import (
+    Client,
+    ClientError,
+    FieldViolation,
+    InvalidArgumentError,
+    InvalidValueError,
+    NotFoundError,
+    ScheduleSpec,
+    TaskRun,
+    TaskRunAttempt,
+)
 from tests.unit.client.scripted_server import ScriptedServer
 from tests.unit.client.terminal import CommandLine
 
@@ -110,9 +121,10 @@ async def test_what_was_not_looked_through_may_be_there(server: ScriptedServer, 
 @pytest.mark.parametrize(
     ("width", "titles"),
     [
-        (80, ["ID", "STATE", "COST", "CREATED"]),
-        (100, ["ID", "STATE", "ATTEMPT", "COST", "CREATED"]),
-        (110, ["ID", "STATE", "ATTEMPT", "COST", "CREATED", "FIRE"]),
+        (40, ["ID", "STATE", "COST"]),
+        (60, ["ID", "STATE", "COST", "CREATED"]),
+        (80, ["ID", "STATE", "ATTEMPT", "COST", "CREATED"]),
+        (90, ["ID", "STATE", "ATTEMPT", "COST", "CREATED", "FIRE"]),
         (145, ["ID", "STATE", "ATTEMPT", "COST", "CREATED", "FIRE", "TASK"]),
     ],
 )
@@ -128,7 +140,7 @@ async def test_a_list_of_runs_fits_its_terminal(
     heading, _, row = done.out.splitlines()
     assert heading.split() == titles
     assert max(len(line) for line in done.out.splitlines()) <= width
-    assert "2026-03-29" in row
+    assert row.split()[:2] == [run.id if width > 90 else run.id[:13], "succeeded"]
 
 
 async def test_the_client_pages_and_waits(server: ScriptedServer, client: Client) -> None:
@@ -141,3 +153,35 @@ async def test_the_client_pages_and_waits(server: ScriptedServer, client: Client
     assert (await client.runs.wait(made[0].id, look_seconds=0)).state == TaskRun.TIMED_OUT
     with pytest.raises(NotFoundError):
         await client.runs.get("0198c7a0-5d1e-7c3a-9f00-3b1d2e4f5a6b")
+
+
+@pytest.mark.parametrize("value", ["\ud800", object(), {"a": {1, 2}}, {1: "x"}, b"x"])
+async def test_a_value_that_cannot_be_sent_is_named(
+    server: ScriptedServer, client: Client, value: object
+) -> None:
+    task = review(server)
+    spec = ScheduleSpec(cron_expression="@daily")
+    for call in (
+        client.runs.start(task.id, {"limit": 1, "repository": value}),
+        client.schedules.create(task.id, spec, variables={"repository": value}),
+        client.schedules.update(task.id, variables={"repository": value}),
+    ):
+        with pytest.raises(ClientError, match=r"^variables\.repository: ") as refused:
+            await call
+        assert isinstance(refused.value, InvalidValueError)
+        assert refused.value.field == "variables.repository"
+    assert not server.runs
+
+
+async def test_an_error_names_a_fault_once() -> None:
+    found = FieldViolation("variables.repository", "is missing", "REQUIRED")
+    more = FieldViolation("variables.limit", "must be an integer", "TYPE")
+    error = InvalidArgumentError(
+        "variables.repository: is missing",
+        code=grpc.StatusCode.INVALID_ARGUMENT,
+        reason="INVALID_REQUEST",
+        field_violations=(found, more),
+    )
+    assert str(error) == (
+        "INVALID_REQUEST: variables.repository: is missing; variables.limit: must be an integer"
+    )

@@ -9,6 +9,11 @@ import pytest
 from google.protobuf import descriptor_pb2
 from google.protobuf.message import Message
 
+from aiagent.scheduler.v1.scheduler_service_pb2 import (
+    CreateTaskRequest,
+    ListSchedulesRequest,
+    ListTaskRunsRequest,
+)
 from aiagent.session.v1 import session_service_pb2
 from buf.validate import validate_pb2
 from services.kernel.errors import ServiceError
@@ -57,3 +62,27 @@ def test_no_expression_is_shown() -> None:
         assert "letters" in text
         assert "[" not in text
         assert "regex" not in text
+
+
+@pytest.mark.parametrize(
+    ("request_", "described"),
+    [
+        (
+            CreateTaskRequest(name="n", prompt_template="x", webhook={"url": "https://a.b", "states": [1]}),
+            {"webhook.states[0]": "must be one of SUCCEEDED, FAILED, CANCELLED, TIMED_OUT"},
+        ),
+        (ListTaskRunsRequest(states=[0]), {"states[0]": "must not be STATE_UNSPECIFIED"}),
+        (
+            ListSchedulesRequest(states=[1, 77]),  # type: ignore[list-item]  # a number of a newer contract
+            {"states[1]": "must be one of ACTIVE, PAUSED, ENDED"},
+        ),
+        (CreateTaskRequest(name="", prompt_template="a\0"), {
+            "name": "must not be blank",
+            "prompt_template": "must have no NUL",
+        }),
+    ],
+)  # fmt: skip
+def test_a_fault_is_said_once_and_without_numbers(request_: Message, described: dict[str, str]) -> None:
+    with pytest.raises(ServiceError) as refused:
+        RequestValidator("scheduler.aiagent").check(request_)
+    assert [(one.field, one.description) for one in refused.value.violations] == list(described.items())

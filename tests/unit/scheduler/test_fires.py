@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from services.kernel.errors import ServiceError
 from services.scheduler.domain.fires import IntervalTimes, RunLimit, ScheduleSpec
+from services.scheduler.domain.local_time import ZoneError, check_zone
 from services.scheduler.domain.specs import read_spec
 
 pytestmark = pytest.mark.unit
@@ -199,3 +200,13 @@ def test_what_is_refused(asked: dict[str, Any], wanted: list[tuple[str, str]]) -
 def test_a_zone_in_other_letters_is_refused_with_its_spelling() -> None:
     with pytest.raises(ServiceError, match="Europe/Berlin is meant"):
         read_spec(cron_expression="@daily", time_zone="europe/berlin")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("Europe/Berln", "Europe/Berlin"), ("asia/calcuta", "Asia/Calcutta"), ("Nowhere", ""), ("x" * 64, "")],
+)
+def test_a_zone_that_is_none_is_told_the_likely_one(name: str, meant: str) -> None:
+    with pytest.raises(ZoneError) as refused:
+        check_zone(name)
+    assert str(refused.value).endswith(f"; {meant} is meant, perhaps" if meant else "such as Europe/Berlin")

@@ -77,7 +77,7 @@ def backfills(context: typer.Context, schedule: ScheduleArgument, output: Output
         if not found and not invocation.as_json:
             invocation.notes.print("no backfills", style="dim")
             return
-        invocation.result(found, lambda: schedule_views.rows_of_backfills(found))
+        invocation.result(found, lambda: schedule_views.rows_of_backfills(found, invocation.out.width))
 
     invocation.run(work)
 

@@ -18,7 +18,7 @@ from aiagent_client.cli.failures import LEFT, UsageError, report
 from aiagent_client.cli.output import console_for, print_json
 from aiagent_client.cli.settings import Settings
 from aiagent_client.client import Client
-from aiagent_client.errors import ClientError, InvalidTokenError, InvalidUrlError
+from aiagent_client.errors import ClientError, InvalidTokenError, InvalidUrlError, InvalidValueError
 
 Output = Annotated[
     OutputFormat | None,
@@ -118,7 +118,7 @@ class Invocation:
         """Prints the block's errors, and exits with the code that belongs to them."""
         try:
             yield
-        except InvalidUrlError as error:
+        except (InvalidUrlError, InvalidValueError) as error:
             raise typer.Exit(report(UsageError(str(error)), "", as_json=self.as_json)) from error
         except InvalidTokenError as error:
             source = (

@@ -14,7 +14,8 @@ from rich.text import Text
 
 from aiagent.events.v1.content_pb2 import Failure
 from aiagent.scheduler.v1.run_pb2 import TaskRun, TaskRunAttempt
-from aiagent_client.cli.output import facts, local_time, plain, table, when, word
+from aiagent_client.cli.output import facts, local_time, plain, when, word
+from aiagent_client.cli.tables import Column, fitted
 from aiagent_client.cli.text import count_of, duration, money, one_line, plain_numbers, safe
 from aiagent_client.runs import FINAL_RUN_STATES
 
@@ -22,33 +23,22 @@ _WAITS = {
     TaskRun.PENDING: "held back by its schedule",
     TaskRun.QUEUED: "waits for a worker",
 }
-# Of the columns that are always there, and of the others, the most wanted first, with what is between them.
-_ROW_WIDTH = 77
-_OPTIONAL_WIDTHS = {"ATTEMPT": 10, "FIRE": 19, "TASK": 39}
 _STATE_WIDTH = max(len(name) for name, number in TaskRun.State.items() if number)
 
 
-def rows_of(found: Sequence[TaskRun], width: int) -> Any:
+def rows_of(found: Sequence[TaskRun], width: int) -> Text:
     """Returns runs as a table; what does not fit into the width is left out."""
-    shown = {"ID", "STATE", "COST", "CREATED"}
-    left = width - _ROW_WIDTH
-    for name, needed in _OPTIONAL_WIDTHS.items():
-        if left >= needed and (name != "FIRE" or any(run.HasField("fire_time") for run in found)):
-            shown.add(name)
-            left -= needed
-    cells: dict[str, tuple[dict[str, Any], Callable[[TaskRun], Text | str]]] = {
-        "ID": ({"no_wrap": True, "min_width": 36}, lambda run: run.id),
-        "STATE": ({"no_wrap": True}, lambda run: word(TaskRun.State, run.state)),
-        "ATTEMPT": ({"justify": "right"}, lambda run: str(run.attempt)),
-        "COST": ({"justify": "right"}, lambda run: money(run.cost_usd)),
-        "CREATED": ({"no_wrap": True}, lambda run: when(run.create_time)),
-        "FIRE": ({"no_wrap": True}, lambda run: local_time(run.fire_time)),
-        "TASK": ({"no_wrap": True}, lambda run: run.task_id),
+    of_schedules = any(run.HasField("fire_time") for run in found)
+    cells: dict[Column, Callable[[TaskRun], Text | str]] = {
+        Column("ID", "id"): lambda run: run.id,
+        Column("STATE"): lambda run: word(TaskRun.State, run.state),
+        Column("ATTEMPT", right=True, spare=2): lambda run: str(run.attempt),
+        Column("COST", right=True): lambda run: money(run.cost_usd),
+        Column("CREATED", spare=1): lambda run: when(run.create_time),
+        **({Column("FIRE", spare=3): lambda run: local_time(run.fire_time)} if of_schedules else {}),
+        Column("TASK", "id", spare=4): lambda run: run.task_id,
     }
-    return table(
-        [(name, options) for name, (options, _) in cells.items() if name in shown],
-        [[cell(run) for name, (_, cell) in cells.items() if name in shown] for run in found],
-    )
+    return fitted(list(cells), [[cell(run) for cell in cells.values()] for run in found], width)
 
 
 def facts_of(run: TaskRun) -> Any:

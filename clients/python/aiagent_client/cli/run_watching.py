@@ -45,9 +45,14 @@ async def follow(invocation: Invocation, client: Client, run_id: str) -> None:
                 if answer := answer_of(run):
                     invocation.out.print(Text(answer), soft_wrap=True)
     except asyncio.CancelledError:
-        notes.print(
-            f"left; the run goes on. `ai-agent tasks watch {run_id}` shows it", style="yellow", soft_wrap=True
-        )
+        say_left(invocation, run_id)
         raise
     if state != TaskRun.SUCCEEDED:
         raise FailedError
+
+
+def say_left(invocation: Invocation, run_id: str) -> None:
+    """Says what becomes of a run that is no longer looked at."""
+    invocation.notes.print(
+        f"left; the run goes on. `ai-agent tasks watch {run_id}` shows it", style="yellow", soft_wrap=True
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated
 
 import typer
@@ -14,7 +15,7 @@ from aiagent_client.cli.choices import RunStateName, number_of
 from aiagent_client.cli.context import Invocation, Output, TaskArgument
 from aiagent_client.cli.failures import FailedError
 from aiagent_client.cli.lookup import backfill_id, run_id, schedule_id, task_id
-from aiagent_client.cli.run_watching import follow
+from aiagent_client.cli.run_watching import follow, say_left
 from aiagent_client.cli.text import safe
 from aiagent_client.client import Client
 
@@ -68,8 +69,12 @@ def run(
             return
         if not invocation.as_json:
             invocation.notes.print(f"run {made.id}", style="dim")
-        with invocation.busy("running"):
-            ended = await client.runs.wait(made.id)
+        try:
+            with invocation.busy("running"):
+                ended = await client.runs.wait(made.id)
+        except asyncio.CancelledError:
+            say_left(invocation, made.id)
+            raise
         succeeded = ended.state == TaskRun.SUCCEEDED
         invocation.result(ended, lambda: Text(safe(ended.result)) if succeeded else run_views.facts_of(ended))
         if not succeeded:

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from aiagent.scheduler.v1.schedule_pb2 import Schedule, ScheduleBackfill, ScheduleFire, ScheduleSpec
 from aiagent_client.cli.output import facts, local_time, plain, table, word
+from aiagent_client.cli.tables import Column, fitted
 from aiagent_client.cli.text import count_of, duration, json_text
 
 
@@ -20,15 +21,15 @@ def _when(spec: ScheduleSpec) -> str:
     return f"{spec.cron_expression} ({spec.time_zone})"
 
 
-def rows_of(found: Sequence[Schedule]) -> Any:
-    """Returns schedules as a table."""
-    return table(
+def rows_of(found: Sequence[Schedule], width: int) -> Text:
+    """Returns schedules as a table that fits into the width."""
+    return fitted(
         [
-            ("ID", {"no_wrap": True, "min_width": 36}),
-            ("NAME", {"no_wrap": True}),
-            ("STATE", {"no_wrap": True}),
-            ("WHEN", {"no_wrap": True}),
-            ("NEXT", {"no_wrap": True}),
+            Column("ID", "id"),
+            Column("NAME", "text"),
+            Column("STATE"),
+            Column("WHEN", "text", spare=2),
+            Column("NEXT", spare=1),
         ],
         [
             (
@@ -40,6 +41,7 @@ def rows_of(found: Sequence[Schedule]) -> Any:
             )
             for schedule in found
         ],
+        width,
     )
 
 
@@ -104,15 +106,15 @@ def facts_of_backfill(backfill: ScheduleBackfill) -> Any:
     return facts(rows)
 
 
-def rows_of_backfills(found: Sequence[ScheduleBackfill]) -> Any:
-    """Returns backfills as a table."""
-    return table(
+def rows_of_backfills(found: Sequence[ScheduleBackfill], width: int) -> Text:
+    """Returns backfills as a table that fits into the width; their ids are whole, for they are named by no less."""
+    return fitted(
         [
-            ("ID", {"no_wrap": True, "min_width": 36}),
-            ("STATE", {"no_wrap": True}),
-            ("FROM", {"no_wrap": True}),
-            ("TO", {"no_wrap": True}),
-            ("FIRES", {"justify": "right"}),
+            Column("ID"),
+            Column("STATE"),
+            Column("FROM", spare=1),
+            Column("TO", spare=2),
+            Column("FIRES", right=True),
         ],
         [
             (
@@ -124,4 +126,5 @@ def rows_of_backfills(found: Sequence[ScheduleBackfill]) -> Any:
             )
             for backfill in found
         ],
+        width,
     )

@@ -151,7 +151,7 @@ def list_schedules(
         if not found and not invocation.as_json:
             invocation.notes.print("no schedules", style="dim")
             return
-        invocation.result(found, lambda: schedule_views.rows_of(found))
+        invocation.result(found, lambda: schedule_views.rows_of(found, invocation.out.width))
         if more:
             invocation.notes.print(f"there are more than {limit}; --limit 0 shows all", style="dim")
 

@@ -16,7 +16,8 @@ from aiagent_client.cli.choices import ModeName, PermissionModeName, StateName, 
 from aiagent_client.cli.context import Invocation, Output, SessionArgument
 from aiagent_client.cli.failures import UsageError
 from aiagent_client.cli.lookup import session_id
-from aiagent_client.cli.output import facts, local_time, plain, table, when, word
+from aiagent_client.cli.output import facts, local_time, plain, when, word
+from aiagent_client.cli.tables import Column, fitted
 from aiagent_client.cli.text import count_of, duration, main_argument, money, one_line
 from aiagent_client.client import Client
 from aiagent_client.errors import ClientError
@@ -241,21 +242,20 @@ for _name, _command in (
     app.command(_name)(_command)
 
 
-def _sessions(found: list[Session], width: int) -> Any:
-    name_width = max(8, min(40, width - 78))
-    return table(
+def _sessions(found: list[Session], width: int) -> Text:
+    return fitted(
         [
-            ("ID", {"no_wrap": True, "min_width": 36}),
-            ("NAME", {"no_wrap": True}),
-            ("STATE", {"no_wrap": True}),
-            ("TURNS", {"justify": "right"}),
-            ("COST", {"justify": "right"}),
-            ("CREATED", {"no_wrap": True}),
+            Column("ID", "id"),
+            Column("NAME", "text"),
+            Column("STATE"),
+            Column("TURNS", right=True),
+            Column("COST", right=True),
+            Column("CREATED", spare=1),
         ],
         [
             (
                 session.id,
-                plain(session.name, name_width),
+                plain(session.name, 40),
                 word(Session.State, session.state),
                 str(session.counters.turns),
                 money(session.counters.cost_usd),
@@ -263,6 +263,7 @@ def _sessions(found: list[Session], width: int) -> Any:
             )
             for session in found
         ],
+        width,
     )
 
 

@@ -18,9 +18,10 @@ from aiagent_client.cli.choices import PermissionModeName, ToldStateName, number
 from aiagent_client.cli.context import Invocation, Output, TaskArgument
 from aiagent_client.cli.failures import UsageError
 from aiagent_client.cli.lookup import task_id
-from aiagent_client.cli.output import facts, local_time, plain, table, when, word
+from aiagent_client.cli.output import facts, local_time, plain, when, word
 from aiagent_client.cli.runs import app as runs
 from aiagent_client.cli.schedules import app as schedules
+from aiagent_client.cli.tables import Column, fitted
 from aiagent_client.cli.text import count_of, duration, json_text, money, one_line
 from aiagent_client.client import Client
 
@@ -366,23 +367,24 @@ def _change(options: AgentOptions, changed: dict[str, Any], system_prompt: str |
         options.system_prompt = text_or_file(system_prompt)
 
 
-def _tasks(found: list[Task], width: int) -> Any:
-    return table(
+def _tasks(found: list[Task], width: int) -> Text:
+    return fitted(
         [
-            ("ID", {"no_wrap": True, "min_width": 36}),
-            ("NAME", {"no_wrap": True}),
-            ("PRIORITY", {"justify": "right"}),
-            ("CREATED", {"no_wrap": True}),
+            Column("ID", "id"),
+            Column("NAME", "text"),
+            Column("PRIORITY", right=True),
+            Column("CREATED", spare=1),
         ],
         [
             (
                 task.id,
-                plain(task.name, max(8, min(60, width - 65))),
+                plain(task.name, 60),
                 str(task.priority),
                 when(task.create_time),
             )
             for task in found
         ],
+        width,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
 import typer
@@ -13,7 +14,8 @@ from aiagent_client.cli.choices import DeliveryStateName, number_of
 from aiagent_client.cli.context import Invocation, Output, TaskArgument
 from aiagent_client.cli.failures import UsageError
 from aiagent_client.cli.lookup import delivery_id, run_id, task_id
-from aiagent_client.cli.output import facts, local_time, plain, table, when, word
+from aiagent_client.cli.output import facts, local_time, plain, when, word
+from aiagent_client.cli.tables import Column, fitted
 from aiagent_client.cli.text import duration, one_line, safe
 from aiagent_client.client import Client
 
@@ -72,7 +74,7 @@ def list_deliveries(
         if not found and not invocation.as_json:
             invocation.notes.print("no deliveries", style="dim")
             return
-        invocation.result(found, lambda: _deliveries(found))
+        invocation.result(found, lambda: _deliveries(found, invocation.out.width))
         if more:
             invocation.notes.print(f"there are more than {limit}; --limit 0 shows all", style="dim")
 
@@ -173,16 +175,16 @@ def _secret(invocation: Invocation, found: WebhookSecret) -> Text:
     return Text(safe(found.secret))
 
 
-def _deliveries(found: list[WebhookDelivery]) -> Any:
-    return table(
+def _deliveries(found: list[WebhookDelivery], width: int) -> Text:
+    return fitted(
         [
-            ("ID", {"no_wrap": True, "min_width": 36}),
-            ("STATE", {"no_wrap": True}),
-            ("EVENT", {"no_wrap": True}),
-            ("ATTEMPTS", {"justify": "right"}),
-            ("CREATED", {"no_wrap": True}),
-            ("NEXT", {"no_wrap": True}),
-            ("RUN", {"no_wrap": True}),
+            Column("ID", "id"),
+            Column("STATE"),
+            Column("EVENT", "text", spare=2),
+            Column("ATTEMPTS", right=True),
+            Column("CREATED", spare=1),
+            Column("NEXT", spare=3),
+            Column("RUN", "id", spare=4),
         ],
         [
             (
@@ -196,6 +198,7 @@ def _deliveries(found: list[WebhookDelivery]) -> Any:
             )
             for one in found
         ],
+        width,
     )
 
 
@@ -208,13 +211,25 @@ def _delivery(one: WebhookDelivery) -> Any:
         ("message", plain(one.message_id)),
         ("state", word(WebhookDelivery.State, one.state)),
         ("redelivery of", one.redelivery_of),
-        *[("attempt", _attempt(attempt)) for attempt in one.attempts],
+        *_attempts(one.attempts),
         ("next attempt", local_time(one.next_attempt_time)),
         ("created", local_time(one.create_time)),
         ("ended", local_time(one.end_time)),
     ]
     shown = facts(rows)
     return Group(shown, Text(""), Text(safe(one.payload_json))) if one.payload_json else shown
+
+
+def _attempts(attempts: Iterable[WebhookAttempt]) -> Iterator[tuple[str, Text]]:
+    """Yields a line for each attempt; where it went, and what went wrong, where it is not as it was before."""
+    url = message = ""
+    for attempt in attempts:
+        if attempt.url != url:
+            yield "to", plain(attempt.url, 400)
+        yield "attempt", _attempt(attempt)
+        if attempt.error_message != message:
+            yield "", plain(attempt.error_message, 400)
+        url, message = attempt.url, attempt.error_message
 
 
 def _attempt(attempt: WebhookAttempt) -> Text:
@@ -224,7 +239,6 @@ def _attempt(attempt: WebhookAttempt) -> Text:
         local_time(attempt.start_time),
         str(attempt.http_status or ""),
         took,
-        attempt.error_message,
-        attempt.url,
+        attempt.error,
     )
-    return plain(", ".join(part for part in parts if part), 400)
+    return plain(", ".join(part for part in parts if part))
