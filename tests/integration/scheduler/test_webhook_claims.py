@@ -20,7 +20,7 @@ from services.scheduler.store.tables import runs
 from services.scheduler.store.tenant import TenantStore
 from services.scheduler.store.webhook_tables import webhook_deliveries
 from services.scheduler.usecases.tasks import UpdateTask
-from services.scheduler.usecases.webhook_ports import Answer, DeliveryClaim
+from services.scheduler.usecases.webhooks.ports import Answer, DeliveryClaim
 
 from .receiver import receiving
 from .sending import Hall
