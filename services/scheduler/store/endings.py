@@ -73,7 +73,9 @@ _LOCK_FREE_SCHEDULES = sa.text(
         ORDER BY s.id FOR NO KEY UPDATE SKIP LOCKED
     )
     SELECT r.id FROM scheduler.runs AS r
-    WHERE r.id = ANY(:runs) AND r.schedule_id IS NOT NULL AND r.schedule_id <> ALL(ARRAY(SELECT id FROM had))
+    -- A schedule that is gone keeps no run from ending.
+    WHERE r.id = ANY(:runs) AND r.schedule_id <> ALL(ARRAY(SELECT id FROM had))
+        AND EXISTS (SELECT FROM scheduler.schedules AS s WHERE s.id = r.schedule_id)
     """
 ).bindparams(sa.bindparam("runs", type_=_IDS))
 

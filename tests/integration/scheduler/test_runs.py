@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -135,7 +135,7 @@ async def test_what_an_administrator_runs_is_its_owners(api: Serving) -> None:
     assert await _runs_of(owner, task.id) == [run.id]
 
 
-async def test_runs_go_with_their_task(api: Serving) -> None:
+async def test_runs_outlive_their_task(api: Serving) -> None:
     client = api.client()
     task = await client.task()
     run = await client.run(task.id)
@@ -143,6 +143,8 @@ async def test_runs_go_with_their_task(api: Serving) -> None:
     found = await client.GetTaskRun(pb.GetTaskRunRequest(task_run_id=run.id))
     assert found.state == run_pb2.TaskRun.CANCELLED
     await HouseKeeping(api.database).purge()
+    assert await _runs_of(client, task.id) == [run.id]
+    await HouseKeeping(api.database, keep_runs=timedelta()).purge()
     assert task.id not in {str(row["id"]) for row in await api.rows(tasks)}
     assert await _runs_of(client, task.id) == []
 

@@ -91,7 +91,7 @@ def test_the_queries_across_tenants() -> None:
             "lock_schedules", "lock_free_schedules", "end", "supersede", "settle", "promote_held_back",
             "promote_forgotten", "end_of_deleted_tasks", "ended_of",
         },
-        "facts": {"add_queued", "add_ended"},
+        "facts": {"add_queued", "add_queued_of_each", "add_ended"},
         "firing": {"seconds_to_fire", "seconds_to_backfill", "stale_prompts", "keep_prompt"},
         "purging": {"deleted_tasks", "old_runs"},
         "webhook_claims": {"claim", "end_hopeless", "finish", "release", "outlook", "purge"},

@@ -22,7 +22,7 @@ async def test_the_runs_of_a_deleted_task_are_told_of_before_it_goes(hall: Hall)
     task_id = await hall.floor.task(caller, webhook=Webhook(hall.receiver.url))
     run = await hall.floor.run(caller, task_id)
     await hall.floor.tasks.delete(caller, task_id, "", "")
-    house = HouseKeeping(hall.floor.database)
+    house = HouseKeeping(hall.floor.database, keep_runs=timedelta())
     while await house.purge():
         pass
     assert len(await hall.deliveries(run.run.id)) == 1

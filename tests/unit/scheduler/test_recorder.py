@@ -72,6 +72,10 @@ class Written:
         """Has nothing."""
         return 0
 
+    async def end_of_deleted_tasks(self) -> int:
+        """Has nothing."""
+        return 0
+
 
 async def test_what_piles_up_behind_a_write_goes_together() -> None:
     queue = Written()

@@ -46,6 +46,9 @@ class Nothing:
     async def promote_forgotten(self) -> int:
         return 0
 
+    async def end_of_deleted_tasks(self) -> int:
+        return 0
+
 
 @pytest.fixture
 def queue() -> Nothing:
