@@ -17,7 +17,7 @@ from services.reports.domain.document import Chart, ChartKind, Series, ValueKind
 from services.reports.gateways.rendering.texts import one_line
 from services.reports.gateways.rendering.values import Formats
 
-WIDTH: Final = 680
+WIDTH: Final = 650
 PALETTE: Final = ("#1d4e79", "#e0a03b", "#4f9a94", "#a84e4e", "#9bb8d3", "#6b5b95", "#c9c9c9")
 """In grey they are dark and light by turns, so that neighbours differ."""
 DASHES: Final = ("", "7 3", "2 3", "9 3 2 3", "4 4", "1 2", "12 3")

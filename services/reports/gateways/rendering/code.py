@@ -6,10 +6,9 @@ import functools
 from typing import Final
 
 from markupsafe import Markup, escape
-from pygments import highlight
-from pygments.formatters import HtmlFormatter
 from pygments.lexer import Lexer
 from pygments.lexers import get_lexer_by_name
+from pygments.token import Comment, Keyword, Literal, Name, Operator, _TokenType
 from pygments.util import ClassNotFound
 
 from services.reports.gateways.rendering.texts import shown
@@ -22,7 +21,20 @@ _LANGUAGES: Final = frozenset(
     json jsx kotlin lua makefile markdown md php powershell proto protobuf py python r rb rs ruby rust scala sh shell
     sql swift terraform toml ts tsx typescript xml yaml yml zsh""".split()
 )
-_FORMATTER: Final = HtmlFormatter(nowrap=True, classprefix="k-")
+_CLASSES: Final = (
+    (Comment, "said"),
+    (Keyword, "word"),
+    (Operator.Word, "word"),
+    (Name.Tag, "word"),
+    (Literal.Number, "number"),
+    (Literal, "text"),
+    (Name.Function, "name"),
+    (Name.Class, "name"),
+    (Name.Decorator, "name"),
+    (Name.Attribute, "name"),
+    (Name.Exception, "name"),
+)
+"""What has a colour, of five. Each run of a colour costs the printer more than the text in it."""
 
 
 def coloured(code: str, language: str) -> Markup:
@@ -33,20 +45,34 @@ def coloured(code: str, language: str) -> Markup:
         lexer = _lexer(language.lower())
     if lexer is None:
         return escape(code)
-    return Markup(highlight(code, lexer, _FORMATTER).rstrip("\n"))  # noqa: S704  the formatter escapes
+    runs: list[tuple[str, str]] = []
+    for token, text in lexer.get_tokens(code):
+        name = _class(token)
+        if runs and (runs[-1][0] == name or text.isspace()):
+            runs[-1] = (runs[-1][0], runs[-1][1] + text)
+        else:
+            runs.append((name, text))
+    if runs:
+        runs[-1] = (runs[-1][0], runs[-1][1].rstrip("\n"))
+    return Markup().join(
+        Markup('<span class="k-{}">{}</span>').format(name, text) if name else escape(text) for name, text in runs
+    )
 
 
 def coloured_diff(diff: str) -> Markup:
-    """Returns a unified diff as HTML: its lines, marked as added, taken away, or telling where they are."""
-    lines = []
+    """Returns a unified diff as HTML: runs of lines that are added, taken away, or tell where they are."""
+    runs: list[tuple[str, list[str]]] = []
     for line in shown(diff).rstrip("\n").split("\n"):
         kind = {"+": "add", "-": "del", "@": "hunk"}.get(line[:1], "")
         if line.startswith(("+++ ", "--- ", "diff ", "index ")):
-            kind = "file"
+            kind = "hunk"
+        if not runs or runs[-1][0] != kind:
+            runs.append((kind, []))
         # An empty line needs something to have a height.
-        content = escape(line) if line else Markup("&nbsp;")
-        lines.append(Markup('<span class="line {}">{}</span>').format(kind, content))
-    return Markup().join(lines)
+        runs[-1][1].append(line or "\N{NO-BREAK SPACE}")
+    return Markup().join(
+        Markup('<span class="run {}">{}</span>').format(kind, "\n".join(lines)) for kind, lines in runs
+    )
 
 
 def counted(diff: str) -> tuple[int, int]:
@@ -64,3 +90,8 @@ def _lexer(language: str) -> Lexer | None:
         return get_lexer_by_name(language, stripnl=False)
     except ClassNotFound:
         return None
+
+
+@functools.cache
+def _class(token: _TokenType) -> str:
+    return next((name for kind, name in _CLASSES if token in kind), "")

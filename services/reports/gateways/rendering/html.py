@@ -44,8 +44,12 @@ KINDS: Final = {
     ReportKind.AUDIT: "Audit report",
 }
 MAX_LISTED: Final = 400
+MAX_LISTED_IN_PRINT: Final = 40
 """Sections in the table of contents; with more, only those of level 1, and no more than this of them."""
+SHORT_CONTENTS: Final = 12
+"""With as few in it, the first section follows it on the same page."""
 _TOLD_EVERY: Final = 50
+_ONE_LINE: Final = 92
 _OPEN_LINES: Final = 12
 _OPEN_CHARACTERS: Final = 1500
 
@@ -84,7 +88,6 @@ class Listed:
     number: int
     title: str
     level: int
-    listed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,12 @@ class Outline:
     header: Header
     sections: tuple[Listed, ...]
     items: int
+
+    def listed(self, most: int) -> list[Listed]:
+        """Returns those of the table of contents."""
+        if len(self.sections) <= most:
+            return list(self.sections)
+        return [section for section in self.sections if section.level == 1][:most]
 
 
 def outline(document: Path) -> Outline:
@@ -111,14 +120,8 @@ def outline(document: Path) -> Outline:
             elif isinstance(item, Section):
                 found.append(item)
     assert header is not None  # noqa: S101  as `read_items` begins with one
-    deep = len(found) <= MAX_LISTED
-    listed = 0
-    sections = []
-    for number, section in enumerate(found, 1):
-        shows = (deep or section.level == 1) and listed < MAX_LISTED
-        listed += shows
-        sections.append(Listed(number, section.title, section.level, shows))
-    return Outline(header, tuple(sections), items)
+    sections = tuple(Listed(number, section.title, section.level) for number, section in enumerate(found, 1))
+    return Outline(header, sections, items)
 
 
 def html(
@@ -162,6 +165,7 @@ class Pages:
         self._printing = printing
         self.formats = Formats(header.locale, header.time_zone)
         self._charts = 0
+        self._turns = False
         environment = Environment(
             loader=FileSystemLoader(ASSETS), autoescape=True, undefined=StrictUndefined, finalize=_clean
         )
@@ -177,8 +181,10 @@ class Pages:
     def head(self, read: Outline) -> str:
         """Returns everything before the first section."""
         header = self._header
+        contents = read.listed(MAX_LISTED_IN_PRINT if self._printing else MAX_LISTED)
+        self._turns = len(contents) > SHORT_CONTENTS
         return self._environment.get_template("head.html").render(
-            header=header, sections=read.sections, css=Markup(css(self._printing)),  # noqa: S704  our own
+            header=header, contents=contents, css=Markup(css(self._printing)),  # noqa: S704  our own
             language=language(header.locale),
             period=self.formats.period(header.period_start, header.period_end),
         )  # fmt: skip
@@ -186,7 +192,7 @@ class Pages:
     def section(self, section: Section, number: int) -> str:
         """Returns the title of a section, its predecessor closed."""
         heading = Markup('<h{} id="s{}"{}>{}</h{}>\n').format(
-            section.level + 1, number, Markup(' class="first"') if number == 1 else "",
+            section.level + 1, number, Markup(' class="first"') if number == 1 and self._turns else "",
             one_line(section.title), section.level + 1,
         )  # fmt: skip
         return f"{'</section>' if number > 1 else ''}<section>{heading}"
@@ -284,11 +290,13 @@ def _shorten(text: str, lines: int, characters: int) -> Cut:
 
 
 def _tidy(text: str) -> str:
-    """JSON with each value on a line of its own, if it is some and not much."""
+    """JSON on one line, or if it is long with each value on a line of its own; as it is, if it is very long."""
     if len(text) > 200_000:
         return text
     try:
-        return json.dumps(json.loads(text), indent=2, ensure_ascii=False)
+        value = json.loads(text)
+        line = json.dumps(value, ensure_ascii=False)
+        return line if len(line) <= _ONE_LINE else json.dumps(value, indent=2, ensure_ascii=False)
     except (ValueError, RecursionError):
         return text
 

@@ -80,9 +80,9 @@ class Formats:
         """Returns a value with little room, as at the axis of a chart."""
         if kind is ValueKind.MONEY:
             dollars = value / 1_000_000
-            return f"${self._scaled(dollars)}" if dollars >= 100 else self.money(value)
+            return f"${self._scaled(dollars)}" if dollars == int(dollars) else self.money(value)
         if kind is ValueKind.DURATION:
-            return self.duration(value)
+            return self.duration(value) if value else "0"
         return self._scaled(value)
 
     def duration(self, seconds: float) -> str:
@@ -90,9 +90,8 @@ class Formats:
         if seconds < 0.9995:
             return f"{round(seconds * 1000)}{NARROW}ms"
         if seconds < 59.95:
-            return f"{self.number(round(seconds, 1))}{NARROW}s".replace(f"{self._point}00", "").replace(
-                f"0{NARROW}s", f"0{NARROW}s"
-            )
+            tenths = round(seconds, 1)
+            return f"{self.number(tenths, 0 if tenths == int(tenths) else 1)}{NARROW}s"
         whole = round(seconds)
         days, rest = divmod(whole, 86400)
         hours, rest = divmod(rest, 3600)
@@ -134,5 +133,7 @@ class Formats:
     def _scaled(self, value: float) -> str:
         for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
             if abs(value) >= size:
-                return f"{self.number(round(value / size, 1))}".replace(f"{self._point}00", "") .rstrip() + unit
+                scaled = round(value / size, 2)
+                decimals = 0 if scaled == int(scaled) else 1 if scaled * 10 == int(scaled * 10) else 2
+                return self.number(scaled, decimals) + unit
         return self.number(round(value, 2))
