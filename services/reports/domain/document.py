@@ -133,7 +133,7 @@ class Text:
 class KeyValues:
     """Facts in a list."""
 
-    items: tuple[Fact, ...]
+    facts: tuple[Fact, ...]
     type: Literal["key_values"] = "key_values"
 
 
@@ -161,7 +161,7 @@ class Series:
     """One value for each category of a chart."""
 
     name: str
-    values: tuple[float, ...]
+    points: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,7 +155,7 @@ def _checked(item: Item) -> Item:
         if any(len(row) != width for row in item.rows) or len(item.totals or item.columns) != width:
             raise DocumentError("a row of a table does not have a cell for each column")
     elif isinstance(item, Chart) and any(
-        len(series.values) != len(item.categories) for series in item.series
+        len(series.points) != len(item.categories) for series in item.series
     ):
         raise DocumentError("a series of a chart does not have a value for each category")
     return item

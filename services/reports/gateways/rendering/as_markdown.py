@@ -62,7 +62,12 @@ def markdown(document: Path, progress: Progress | None = None) -> Iterator[str]:
 
 def escaped(text: str) -> str:
     """Returns a text as one line of Markdown that says that text."""
-    return _SPECIAL.sub(r"\\\1", one_line(text, 2000))
+    return quotable(one_line(text, 2000))
+
+
+def quotable(text: str) -> str:
+    """Returns a text as Markdown that says that text, its lines kept."""
+    return _SPECIAL.sub(r"\\\1", shown(text))
 
 
 def said(markdown: str) -> str:
@@ -91,7 +96,7 @@ def _block(block: Block, formats: Formats) -> str:
         case Text():
             return _quoted(said(block.markdown))
         case KeyValues():
-            return "\n".join(_pairs([(one.label, formats.value(one.value, one.kind)) for one in block.items]))
+            return "\n".join(_pairs([(one.label, formats.value(one.value, one.kind)) for one in block.facts]))
         case Table():
             return _table(block, formats)
         case Chart():
@@ -157,7 +162,7 @@ def _figures(block: Chart, formats: Formats) -> str:
     lines.append("| --- |" + " ---: |" * len(block.series))
     for index, category in enumerate(block.categories):
         lines.append(
-            _row([category, *(formats.value(series.values[index], block.unit) for series in block.series)])
+            _row([category, *(formats.value(series.points[index], block.unit) for series in block.series)])
         )
     return "\n".join(lines)
 

@@ -61,12 +61,12 @@ def described(chart: Chart, formats: Formats) -> str:
     """Returns a chart in a sentence or two, for those who do not see it."""
     told = []
     for series in chart.series[:MAX_SERIES]:
-        if not series.values:
+        if not series.points:
             continue
-        most = max(range(len(series.values)), key=series.values.__getitem__)
+        most = max(range(len(series.points)), key=series.points.__getitem__)
         told.append(
-            f"{one_line(series.name, 60)}: {formats.value(sum(series.values), chart.unit)} in all, most at "
-            f"{one_line(chart.categories[most], 60)} with {formats.value(series.values[most], chart.unit)}."
+            f"{one_line(series.name, 60)}: {formats.value(sum(series.points), chart.unit)} in all, most at "
+            f"{one_line(chart.categories[most], 60)} with {formats.value(series.points[most], chart.unit)}."
         )
     return " ".join(told) or "No values."
 
@@ -74,9 +74,9 @@ def described(chart: Chart, formats: Formats) -> str:
 def _few(series: Sequence[Series]) -> list[Series]:
     if len(series) <= MAX_SERIES:
         return list(series)
-    ordered = sorted(series, key=lambda one: -sum(_sound(one.values)))
+    ordered = sorted(series, key=lambda one: -sum(_sound(one.points)))
     rest = ordered[MAX_SERIES - 1 :]
-    others = tuple(map(sum, zip(*(_sound(one.values) for one in rest), strict=True)))
+    others = tuple(map(sum, zip(*(_sound(one.points) for one in rest), strict=True)))
     return [*ordered[: MAX_SERIES - 1], Series(f"{len(rest)} others", others)]
 
 
@@ -85,7 +85,7 @@ def _sound(values: Sequence[float]) -> list[float]:
 
 
 def _bars(chart: Chart, formats: Formats) -> tuple[int, Markup]:
-    values = _sound(chart.series[0].values)
+    values = _sound(chart.series[0].points)
     pairs = sorted(zip(chart.categories, values, strict=True), key=lambda pair: -pair[1])
     if len(pairs) > MAX_BARS:
         rest = pairs[MAX_BARS - 1 :]
@@ -113,7 +113,7 @@ def _bars(chart: Chart, formats: Formats) -> tuple[int, Markup]:
 
 def _over_days(chart: Chart, series: list[Series], formats: Formats) -> tuple[int, Markup]:
     stacked = chart.chart is ChartKind.STACKED_BAR
-    categories, columns = _fold(chart.categories, [_sound(one.values) for one in series])
+    categories, columns = _fold(chart.categories, [_sound(one.points) for one in series])
     count = len(categories)
     most = max((sum(values) if stacked else max(values)) for values in zip(*columns, strict=True))
     ticks = _ticks(most, chart.unit)

@@ -183,11 +183,19 @@ class Pages:
         header = self._header
         contents = read.listed(MAX_LISTED_IN_PRINT if self._printing else MAX_LISTED)
         self._turns = len(contents) > SHORT_CONTENTS
-        return self._environment.get_template("head.html").render(
-            header=header, contents=contents, css=Markup(css(self._printing)),  # noqa: S704  our own
-            language=language(header.locale),
+        cover = self._environment.get_template("cover.html").render(
+            header=header,
+            contents=contents,
             period=self.formats.period(header.period_start, header.period_end),
-        )  # fmt: skip
+        )
+        return self.top() + cover
+
+    def top(self) -> str:
+        """Returns the head of the file, and the beginning of its body."""
+        sheet = Markup(css(self._printing))  # noqa: S704  our own
+        return self._environment.get_template("top.html").render(
+            header=self._header, css=sheet, language=language(self._header.locale)
+        )
 
     def section(self, section: Section, number: int) -> str:
         """Returns the title of a section, its predecessor closed."""

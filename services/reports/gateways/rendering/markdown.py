@@ -85,7 +85,7 @@ def _level(token: Token) -> int:
 
 
 def _code(content: str, language: str) -> str:
-    return f'<pre class="code"><code>{coloured(content.rstrip(chr(10)), language)}</code></pre>\n'
+    return f'<pre class="code">{coloured(content.rstrip(chr(10)), language)}</pre>\n'
 
 
 def _build() -> MarkdownIt:

@@ -10,7 +10,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterable
-from ctypes.util import find_library
+from ctypes import CDLL
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -21,17 +21,19 @@ if TYPE_CHECKING:
     from weasyprint.urls import URLFetcher
 
 LIBRARIES: Final = (
-    ("gobject-2.0", "libglib2.0-0"),
-    ("pango-1.0", "libpango-1.0-0"),
-    ("pangoft2-1.0", "libpangoft2-1.0-0"),
-    ("harfbuzz", "libharfbuzz0b"),
-    ("fontconfig", "libfontconfig1"),
+    "libgobject-2.0.so.0",
+    "libfontconfig.so.1",
+    "libharfbuzz.so.0",
+    "libpango-1.0.so.0",
+    "libpangoft2-1.0.so.0",
 )
-"""What must be on the machine, and the package of Debian it is in; the second and third bring the others."""
+"""What must be on the machine."""
 MISSING: Final = (
-    "PDF needs Pango, which this machine does not have (missing: {}). On Debian and Ubuntu: "
+    "PDF needs Pango, which this machine does not have ({} is missing). On Debian and Ubuntu: "
     "apt-get install libpango-1.0-0 libpangoft2-1.0-0"
 )
+VARIANT: Final = "pdf/ua-1"
+"""Tagged, with what readers for the blind ask for."""
 LIMITS: Final = Limits(
     said_lines=400,
     said_characters=30_000,
@@ -46,36 +48,56 @@ LIMITS: Final = Limits(
 """What is printed: about 800 pages at most."""
 
 
+class PdfUnavailable(Exception):
+    """No PDF can be made on this machine; says what to do about it."""
+
+
 def why_not() -> str | None:
     """Returns why no PDF can be made here and what to do about it; None if it can."""
-    missing = [name for name, _ in LIBRARIES if find_library(name) is None]
-    return MISSING.format(", ".join(f"lib{name}" for name in missing)) if missing else None
+    for name in LIBRARIES:
+        try:
+            CDLL(name)
+        except OSError:
+            return MISSING.format(name)
+    return None
 
 
-def write_pdf(html: Iterable[str], target: Path, folder: Path, cache: Path) -> int:
-    """Prints HTML.
+def load(folder: Path, cache: Path) -> None:
+    """Loads WeasyPrint with our fonts and no others. A process does this once, before it prints.
 
     Args:
-        html: what to print, complete.
-        target: the file to write.
         folder: where files may be kept meanwhile.
         cache: where fontconfig keeps what it has read of our fonts.
 
-    Returns:
-        How many pages it has.
+    Raises:
+        PdfUnavailable: A library is missing.
     """
-    # Read when the library is loaded, and never again: a process that prints does nothing else.
     os.environ["FONTCONFIG_FILE"] = str(write_configuration(folder, cache))
     tempfile.tempdir = str(folder)
+    if (reason := why_not()) is not None:
+        raise PdfUnavailable(reason)
     import weasyprint
 
     logging.getLogger("weasyprint").setLevel(logging.ERROR)
     logging.getLogger("fontTools").setLevel(logging.ERROR)
-    pages = weasyprint.HTML(string="".join(html), url_fetcher=_fetcher(), base_url=None).render(
-        pdf_variant="pdf/ua-1", presentational_hints=False
-    )
+
+
+def write_pdf(html: Iterable[str], target: Path) -> int:
+    """Prints HTML, in a process that has called `load`.
+
+    Args:
+        html: what to print, complete.
+        target: the file to write.
+
+    Returns:
+        How many pages it has.
+    """
+    import weasyprint
+
+    document = weasyprint.HTML(string="".join(html), url_fetcher=_fetcher())
+    pages = document.render(pdf_variant=VARIANT)
     with target.open("wb") as file:
-        pages.write_pdf(file, pdf_variant="pdf/ua-1")
+        pages.write_pdf(file, pdf_variant=VARIANT)
     return len(pages.pages)
 
 
