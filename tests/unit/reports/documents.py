@@ -1,3 +1,4 @@
+# ruff: noqa: E501, RUF001 - one row a line, and the scripts of the world
 """Reports of all kinds, made up: what tests, the benchmark and eyes look at."""
 
 from __future__ import annotations
@@ -119,17 +120,25 @@ def session(turns: int = 100) -> Iterator[Item]:
     )
     yield Section("Timeline")
     for turn in range(min(turns, 12)):
-        yield TimelineEntry(NOON + timedelta(minutes=turn), f"Turn {turn + 1} began", "Asked by Maria Fernández")
+        yield TimelineEntry(
+            NOON + timedelta(minutes=turn), f"Turn {turn + 1} began", "Asked by Maria Fernández"
+        )
         if turn % 5 == 3:
             yield TimelineEntry(
-                NOON + timedelta(minutes=turn, seconds=20), "Bash was denied", "rm -rf build: rule deny-rm", Tone.BAD
+                NOON + timedelta(minutes=turn, seconds=20),
+                "Bash was denied",
+                "rm -rf build: rule deny-rm",
+                Tone.BAD,
             )
     yield Section("Conversation")
     for turn in range(turns):
         yield from _turn(turn)
     yield Section("Files changed")
     yield Diff("src/billing/invoice.py", _DIFF)
-    yield Diff("tests/test_invoice.py", "@@ -0,0 +1,90 @@\n" + "".join(f"+    assert total({n}) == {n}\n" for n in range(90)))
+    yield Diff(
+        "tests/test_invoice.py",
+        "@@ -0,0 +1,90 @@\n" + "".join(f"+    assert total({n}) == {n}\n" for n in range(90)),
+    )
 
 
 def _turn(turn: int) -> Iterator[Item]:
@@ -138,13 +147,18 @@ def _turn(turn: int) -> Iterator[Item]:
     yield Message(
         Role.USER,
         "Maria Fernández",
-        "Invoices without lines are refused with `TypeError`. Please find out why, and mend it." if turn % 4 else _WORLD,
+        "Invoices without lines are refused with `TypeError`. Please find out why, and mend it."
+        if turn % 4
+        else _WORLD,
         at,
     )
     yield ToolCall(
         "Read",
         json.dumps({"file_path": "/workspace/src/billing/invoice.py", "limit": 60}),
-        "\n".join(f"{n:>4}  def method_{n}(self) -> Decimal: return self.lines[{n}].amount" for n in range(1, 61 if turn % 3 == 0 else 9)),
+        "\n".join(
+            f"{n:>4}  def method_{n}(self) -> Decimal: return self.lines[{n}].amount"
+            for n in range(1, 61 if turn % 3 == 0 else 9)
+        ),
         at + timedelta(seconds=4),
         0.013,
         "allowed",
@@ -172,7 +186,9 @@ def _turn(turn: int) -> Iterator[Item]:
     yield Message(
         Role.ASSISTANT,
         "claude-sonnet-4-5",
-        _ANSWER if turn % 2 == 0 else "The tests pass. The change is small: one line in `invoice.py`, and a test beside it.",
+        _ANSWER
+        if turn % 2 == 0
+        else "The tests pass. The change is small: one line in `invoice.py`, and a test beside it.",
         at + timedelta(seconds=41),
         (
             Fact("Input", 18_423, TOKENS),
@@ -207,7 +223,10 @@ def task_run() -> Iterator[Item]:
             Fact("Task", "nightly-dependencies"),
             Fact("Schedule", "Weekdays at 02:00 (Europe/Berlin)"),
             Fact("Due", (NOON - timedelta(minutes=12)).isoformat(), TIME),
-            Fact("Prompt", "Check the dependencies of billing-service for known weaknesses, and open a change for each."),
+            Fact(
+                "Prompt",
+                "Check the dependencies of billing-service for known weaknesses, and open a change for each.",
+            ),
             Fact("Session", "0198c2f4-7b1e-7c11-9d7b-6f0f3a0a2b11"),
             Fact("Webhook", "https://hooks.example.com/agents"),
         )
@@ -222,7 +241,13 @@ def task_run() -> Iterator[Item]:
             Column("Outcome"),
         ),
         (
-            (1, (NOON - timedelta(minutes=12)).isoformat(), 61.3, 20_100, "Failed: the model was overloaded (529)"),
+            (
+                1,
+                (NOON - timedelta(minutes=12)).isoformat(),
+                61.3,
+                20_100,
+                "Failed: the model was overloaded (529)",
+            ),
             (2, (NOON - timedelta(minutes=10)).isoformat(), 541.9, 292_300, "Succeeded"),
         ),
         (None, None, 603.2, 312_400, None),
@@ -237,7 +262,10 @@ def usage(days: int = 30) -> Iterator[Item]:
     names = [f"{(NOON + timedelta(days=day)).date()}" for day in range(days)]
     models = ("claude-opus-4-5", "claude-sonnet-4-5", "claude-haiku-4-5")
     costs = [
-        tuple(float(1_000_000 * (12 - 4 * place) * (1 + (day * (place + 3)) % 7) * (0.2 if day % 7 > 4 else 1)) for day in range(days))
+        tuple(
+            float(1_000_000 * (12 - 4 * place) * (1 + (day * (place + 3)) % 7) * (0.2 if day % 7 > 4 else 1))
+            for day in range(days)
+        )
         for place in range(len(models))
     ]
     total = int(sum(map(sum, costs)))
@@ -280,7 +308,14 @@ def usage(days: int = 30) -> Iterator[Item]:
         tuple((name, 30 + day % 11, 9_000_000 + 700_000 * (day % 9), 1_200_000 + 90_000 * (day % 4), int(sum(one[day] for one in costs))) for day, name in enumerate(names)),
         ("Total", sum(30 + day % 11 for day in range(days)), sum(9_000_000 + 700_000 * (day % 9) for day in range(days)), sum(1_200_000 + 90_000 * (day % 4) for day in range(days)), total),
     )  # fmt: skip
-    users = ("Maria Fernández", "Jonas Åkesson", "李雷", "Oluwaseun Adeyemi-Balogun", "scheduler", "Zoë Müller")
+    users = (
+        "Maria Fernández",
+        "Jonas Åkesson",
+        "李雷",
+        "Oluwaseun Adeyemi-Balogun",
+        "scheduler",
+        "Zoë Müller",
+    )
     yield Section("Cost by user")
     shares = tuple(float(total // (2 + place * place)) for place in range(len(users)))
     yield Chart(ChartKind.BAR, "Cost by user", users, (Series("Cost", shares),), MONEY)
@@ -299,7 +334,10 @@ def usage(days: int = 30) -> Iterator[Item]:
     yield Section("Budgets")
     yield Table(
         (Column("Budget"), Column("Limit", MONEY), Column("Spent", MONEY), Column("Left", MONEY)),
-        (("Organization, a month", 2_500_000_000, total, 2_500_000_000 - total), ("nightly-dependencies, a run", 500_000, 312_400, 187_600)),
+        (
+            ("Organization, a month", 2_500_000_000, total, 2_500_000_000 - total),
+            ("nightly-dependencies, a run", 500_000, 312_400, 187_600),
+        ),
     )
     yield Notice("The budget of the organization was not reached.", Tone.GOOD)
 
@@ -324,7 +362,9 @@ def audit(entries: int = 90) -> Iterator[Item]:
         ),
     )
     yield Section("Verification")
-    yield Notice("All 12.418 entries of the chain were verified; none is missing and none was changed.", Tone.GOOD)
+    yield Notice(
+        "All 12.418 entries of the chain were verified; none is missing and none was changed.", Tone.GOOD
+    )
     yield KeyValues(
         (
             Fact("First entry", "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"),
@@ -339,7 +379,11 @@ def audit(entries: int = 90) -> Iterator[Item]:
             (
                 (NOON + timedelta(minutes=17 * entry)).isoformat(),
                 ("Maria Fernández", "scheduler", "Jonas Åkesson")[entry % 3],
-                ("Bash: npm publish --access public", "Write: /workspace/README.md", "WebFetch: https://example.com/a/rather/long/path")[entry % 3],
+                (
+                    "Bash: npm publish --access public",
+                    "Write: /workspace/README.md",
+                    "WebFetch: https://example.com/a/rather/long/path",
+                )[entry % 3],
                 verdicts[entry % 3],
                 "rule default" if entry % 3 else "policy organization-wide",
             )

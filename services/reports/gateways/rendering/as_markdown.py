@@ -34,8 +34,11 @@ from services.reports.gateways.rendering.values import RIGHT, Formats
 _SPECIAL: Final = re.compile(r"([\\`*_\[\]<>|~#&!{}])")
 _FENCES: Final = re.compile(r"`{3,}")
 _TAGS: Final = re.compile(r"<(?=[A-Za-z/!?])")
-_LINKS: Final = re.compile(r"\]\s*\(\s*<?\s*(?!https?:|mailto:)[^\s)]*|^( {0,3}\[[^\]]+\]:\s*)(?!https?:|mailto:)\S*", re.I | re.M)
-_AUTO: Final = re.compile(r"<((?:https?|mailto):[^\s<>]*)>", re.I)
+_LINKS: Final = re.compile(
+    r"\]\s*\(\s*<?\s*(?!https?:|mailto:)[^\s)]*|^( {0,3}\[[^\]]+\]:\s*)(?!https?:|mailto:)\S*",
+    re.IGNORECASE | re.MULTILINE,
+)
+_AUTO: Final = re.compile(r"<((?:https?|mailto):[^\s<>]*)>", re.IGNORECASE)
 _TOLD_EVERY: Final = 50
 
 
@@ -116,7 +119,9 @@ def _block(block: Block, formats: Formats) -> str:
 
 def _message(block: Message, formats: Formats) -> str:
     when = f" · {formats.time(block.at)}" if block.at else ""
-    beside = " · ".join(f"{escaped(one.label)} {escaped(formats.value(one.value, one.kind))}" for one in block.facts)
+    beside = " · ".join(
+        f"{escaped(one.label)} {escaped(formats.value(one.value, one.kind))}" for one in block.facts
+    )
     return "\n\n".join(
         part
         for part in (f"**{escaped(block.author)}** ({block.role.value}){when}", _quoted(said(block.markdown)), beside)
@@ -145,7 +150,9 @@ def _tool_call(block: ToolCall, formats: Formats) -> str:
 
 def _table(block: Table, formats: Formats) -> str:
     def row(cells: tuple[Cell, ...]) -> str:
-        return _row([formats.value(cell, column.kind) for cell, column in zip(cells, block.columns, strict=True)])
+        return _row(
+            [formats.value(cell, column.kind) for cell, column in zip(cells, block.columns, strict=True)]
+        )
 
     lines = [f"**{escaped(block.caption)}**", ""] if block.caption else []
     lines.append(_row([column.title for column in block.columns]))

@@ -52,9 +52,20 @@ def svg(chart: Chart, formats: Formats, number: int) -> Markup:
         ' font-family="{}" font-size="11" fill="{}" aria-labelledby="chart{}-title chart{}-desc">'
         '<title id="chart{}-title">{}</title><desc id="chart{}-desc">{}</desc>{}</svg>'
     ).format(
-        WIDTH, height, WIDTH, height, _FONT, _INK, number, number, number, one_line(chart.title), number,
-        described(chart, formats), body,
-    )  # fmt: skip
+        WIDTH,
+        height,
+        WIDTH,
+        height,
+        _FONT,
+        _INK,
+        number,
+        number,
+        number,
+        one_line(chart.title),
+        number,
+        described(chart, formats),
+        body,
+    )
 
 
 def described(chart: Chart, formats: Formats) -> str:
@@ -104,9 +115,18 @@ def _bars(chart: Chart, formats: Formats) -> tuple[int, Markup]:
                 '<rect x="{}" y="{}" width="{:.1f}" height="15" rx="1.5" fill="{}"/>'
                 '<text x="{:.1f}" y="{}">{} <tspan fill="#66707b">{}</tspan></text>'
             ).format(
-                labels - 10, y + 12, one_line(category, 30), labels, y, max(width, 1), PALETTE[0],
-                labels + width + 7, y + 12, formats.value(value, chart.unit), f"{value / total:.0%}",
-            )  # fmt: skip
+                labels - 10,
+                y + 12,
+                one_line(category, 30),
+                labels,
+                y,
+                max(width, 1),
+                PALETTE[0],
+                labels + width + 7,
+                y + 12,
+                formats.value(value, chart.unit),
+                f"{value / total:.0%}",
+            )
         )
     return 24 * len(pairs) + 8, Markup().join(parts)
 
@@ -133,9 +153,16 @@ def _over_days(chart: Chart, series: list[Series], formats: Formats) -> tuple[in
                 '<line x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}" stroke="{}" stroke-width="{}"/>'
                 '<text x="{}" y="{:.1f}" text-anchor="end">{}</text>'
             ).format(
-                _LEFT, WIDTH - 12, at(tick), at(tick), _GRID if tick else "#8b95a0", 0.75 if tick else 1,
-                _LEFT - 8, at(tick) + 3.8, formats.short(tick, chart.unit),
-            )  # fmt: skip
+                _LEFT,
+                WIDTH - 12,
+                at(tick),
+                at(tick),
+                _GRID if tick else "#8b95a0",
+                0.75 if tick else 1,
+                _LEFT - 8,
+                at(tick) + 3.8,
+                formats.short(tick, chart.unit),
+            )
         )
     every = max(1, math.ceil(count / (room // 74)))
     for index in range(0, count, every):
@@ -174,9 +201,7 @@ def _lines(columns: list[list[float]], step: float, at: _Scale) -> Markup:
             Markup(
                 '<polyline points="{}" fill="none" stroke="{}" stroke-width="1.8" stroke-linejoin="round"'
                 ' stroke-dasharray="{}"/>'
-            ).format(
-                " ".join(f"{x:.1f},{y:.1f}" for x, y in points), PALETTE[place], DASHES[place] or "none"
-            )
+            ).format(" ".join(f"{x:.1f},{y:.1f}" for x, y in points), PALETTE[place], DASHES[place] or "none")
         )
         if len(points) <= 40:
             parts += [

@@ -17,23 +17,74 @@ MAX_CHARACTERS: Final = 20_000
 """Longer code is not coloured: some grammars take time that grows with the square of a text made for it."""
 MAX_LINE_CHARACTERS: Final = 2_000
 _LANGUAGES: Final = frozenset(
-    """bash c c++ cpp csharp css diff docker dockerfile elixir go graphql haskell hcl html http ini java javascript js
-    json jsx kotlin lua makefile markdown md php powershell proto protobuf py python r rb rs ruby rust scala sh shell
-    sql swift terraform toml ts tsx typescript xml yaml yml zsh""".split()
+    [
+        "bash",
+        "c",
+        "c++",
+        "cpp",
+        "csharp",
+        "css",
+        "diff",
+        "docker",
+        "dockerfile",
+        "elixir",
+        "go",
+        "graphql",
+        "haskell",
+        "hcl",
+        "html",
+        "http",
+        "ini",
+        "java",
+        "javascript",
+        "js",
+        "json",
+        "jsx",
+        "kotlin",
+        "lua",
+        "makefile",
+        "markdown",
+        "md",
+        "php",
+        "powershell",
+        "proto",
+        "protobuf",
+        "py",
+        "python",
+        "r",
+        "rb",
+        "rs",
+        "ruby",
+        "rust",
+        "scala",
+        "sh",
+        "shell",
+        "sql",
+        "swift",
+        "terraform",
+        "toml",
+        "ts",
+        "tsx",
+        "typescript",
+        "xml",
+        "yaml",
+        "yml",
+        "zsh",
+    ]
 )
-_CLASSES: Final = (
-    (Comment, "said"),
-    (Keyword, "word"),
-    (Operator.Word, "word"),
-    (Name.Tag, "word"),
-    (Literal.Number, "number"),
-    (Literal, "text"),
-    (Name.Function, "name"),
-    (Name.Class, "name"),
-    (Name.Decorator, "name"),
-    (Name.Attribute, "name"),
-    (Name.Exception, "name"),
-)
+_CLASSES: Final = {
+    Comment: "said",
+    Keyword: "word",
+    Operator.Word: "word",
+    Name.Tag: "word",
+    Literal.Number: "number",
+    Literal: "text",
+    Name.Function: "name",
+    Name.Class: "name",
+    Name.Decorator: "name",
+    Name.Attribute: "name",
+    Name.Exception: "name",
+}
 """What has a colour, of five. Each run of a colour costs the printer more than the text in it."""
 
 
@@ -55,7 +106,8 @@ def coloured(code: str, language: str) -> Markup:
     if runs:
         runs[-1] = (runs[-1][0], runs[-1][1].rstrip("\n"))
     return Markup().join(
-        Markup('<span class="k-{}">{}</span>').format(name, text) if name else escape(text) for name, text in runs
+        Markup('<span class="k-{}">{}</span>').format(name, text) if name else escape(text)
+        for name, text in runs
     )
 
 
@@ -94,4 +146,9 @@ def _lexer(language: str) -> Lexer | None:
 
 @functools.cache
 def _class(token: _TokenType) -> str:
-    return next((name for kind, name in _CLASSES if token in kind), "")
+    found: _TokenType | None = token
+    while found is not None:
+        if found in _CLASSES:
+            return _CLASSES[found]
+        found = found.parent
+    return ""

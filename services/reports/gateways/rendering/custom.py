@@ -1,7 +1,7 @@
 """Templates of users: Jinja2 in its sandbox over a document as plain data, to Markdown or to the body of a page.
 
-A template sees `report` (the header's fields) and `sections`, each with `title`, `level` and `blocks`; every block has a
-`type`, and otherwise what `document` says. Filters: `shown(kind)` writes a value as the report does, `time` a moment,
+A template sees `report` (the header's fields) and `sections`, each with `title`, `level` and `blocks`; every block has
+a `type`, and otherwise what `document` says. Filters: `shown(kind)` writes a value as the report does, `time` a moment,
 `one_line` a text; and for pages `block` a block as the report shows it, `markdown` Markdown, `code(language)` code.
 
 Whatever a template puts in is escaped for what it writes. It runs in a process whose time and memory are bounded, with
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from jinja2 import UndefinedError
 from markupsafe import Markup
 
 from services.kernel.templating import TooLong, build_environment, fault_of, names_in, render
@@ -81,7 +82,9 @@ class Custom:
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
         signal.setitimer(signal.ITIMER_REAL, WALL_SECONDS)
         try:
-            return cls(read, template["output"], _made(template["source"], template["output"], document, read))
+            return cls(
+                read, template["output"], _made(template["source"], template["output"], document, read)
+            )
         except MemoryError:
             raise
         except Exception as error:
@@ -115,7 +118,9 @@ class Custom:
             raise TemplateFault(fault_of(TooLong()))
         pages = Pages(self.read.header, limits or Limits(), limits is not None)
         yield pages.top()
-        yield f'<main class="prose">{as_html(self.text)}' if self.output == "markdown" else f"<main>{self.text}"
+        yield (
+            f'<main class="prose">{as_html(self.text)}' if self.output == "markdown" else f"<main>{self.text}"
+        )
         yield pages.end(0)
 
 
@@ -141,7 +146,7 @@ def _made(source: str, output: str, document: Path, read: Outline) -> str:
         )
     unknown = set(names_in(environment, source)) - NAMES
     if unknown:
-        environment.from_string("{{ " + sorted(unknown)[0] + " }}").render()
+        raise UndefinedError(f"{min(unknown)!r} is undefined; there are `report` and `sections`")
     text = render(environment, environment.compile(source), _data(document), MAX_CHARACTERS)
     return _ACTIVE.sub("&lt;", text) if html else text
 

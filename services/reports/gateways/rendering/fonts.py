@@ -59,7 +59,7 @@ def write_configuration(folder: Path, cache: Path) -> Path:
     file.write_text(
         '<?xml version="1.0"?>\n<!DOCTYPE fontconfig SYSTEM "urn:fontconfig:fonts.dtd">\n'
         f"<fontconfig>{folders}<cachedir>{escape(str(cache))}</cachedir>"
-        '<selectfont><rejectfont><glob>*.woff2</glob></rejectfont></selectfont></fontconfig>\n',
+        "<selectfont><rejectfont><glob>*.woff2</glob></rejectfont></selectfont></fontconfig>\n",
         encoding="utf-8",
     )
     return file
@@ -67,8 +67,5 @@ def write_configuration(folder: Path, cache: Path) -> Path:
 
 def folders_of_fonts() -> list[Path]:
     """Returns where our fonts lie."""
-    found = [FONTS]
-    for name in _PACKAGES:
-        if (spec := find_spec(name)) is not None and spec.origin is not None:
-            found.append(Path(spec.origin).parent)
-    return found
+    packages = (find_spec(name) for name in _PACKAGES)
+    return [FONTS, *(Path(spec.origin).parent for spec in packages if spec is not None and spec.origin)]

@@ -49,6 +49,8 @@ MAX_LISTED_IN_PRINT: Final = 40
 SHORT_CONTENTS: Final = 12
 """With as few in it, the first section follows it on the same page."""
 _TOLD_EVERY: Final = 50
+_DIGIT: Final = 1.06
+"""The width of a digit in a table, in percent of a printed page."""
 _ONE_LINE: Final = 92
 _OPEN_LINES: Final = 12
 _OPEN_CHARACTERS: Final = 1500
@@ -173,7 +175,7 @@ class Pages:
             f=self.formats, limits=limits, printing=printing, line=one_line, kinds=KINDS,
             markdown=as_html, coloured=coloured, coloured_diff=coloured_diff, counted=counted, draw=self._draw,
             shorten=_shorten, widths=self._widths, right=RIGHT, fixed=(ValueKind.TIME, ValueKind.DAY),
-            tidy=_tidy, hint=_hint, brief=_brief, denied=_denied,
+            tidy=_tidy, hint=_hint, brief=_brief, denied=_denied, joined=_joined, decided=_decided,
         )  # fmt: skip
         self._environment = environment
         self._blocks: Any = environment.get_template("blocks.html").module
@@ -218,9 +220,13 @@ class Pages:
 
     def end(self, sections: int) -> str:
         """Returns everything after the last block."""
-        foot = "" if self._printing else Markup('<footer class="end">{}</footer>\n').format(
-            f"{KINDS[self._header.kind]}, made {self.formats.minute(self._header.created_at)} "
-            f"{self.formats.zone_name} by AI-Agent-API."
+        foot = (
+            ""
+            if self._printing
+            else Markup('<footer class="end">{}</footer>\n').format(
+                f"{KINDS[self._header.kind]}, made {self.formats.minute(self._header.created_at)} "
+                f"{self.formats.zone_name} by AI-Agent-API."
+            )
         )
         return f"{'</section>' if sections else ''}</main>\n{foot}</body>\n</html>\n"
 
@@ -229,19 +235,29 @@ class Pages:
         return svg(chart, self.formats, self._charts)
 
     def _widths(self, table: Table) -> list[str]:
-        """How wide each column is in percent, by what it holds."""
-        wanted = []
+        """How wide each column is in percent: what is no text takes what it needs, and texts share what is left."""
+        needed: dict[int, float] = {}
+        wanted: dict[int, float] = {}
         for index, column in enumerate(table.columns):
             values = [table.totals[index]] if table.totals else []
             values += [row[index] for row in table.rows[:200]]
             sizes = sorted(len(self.formats.value(value, column.kind)) for value in values) or [0]
-            longest = max((len(word) for word in column.title.split()), default=0)
-            # A text may take several lines; a number, of any length, may not.
-            usual = sizes[-1] if column.kind is not ValueKind.TEXT else max(
-                sizes[len(sizes) * 9 // 10], min(sizes[-1], 14)
-            )
-            wanted.append(min(60, max(usual, longest + 1, 4)) + 2.5)
-        return [f"{100 * size / sum(wanted):.2f}" for size in wanted]
+            word = max((len(word) for word in column.title.split()), default=0)
+            if column.kind is ValueKind.TEXT:
+                usual = max(sizes[len(sizes) * 9 // 10], min(sizes[-1], 14))
+                wanted[index] = max(min(usual, 60), word + 1, 4) + 2.5
+            else:
+                needed[index] = (max(sizes[-1], word) + 3) * _DIGIT
+        room = 100 - sum(needed.values())
+        if not wanted or room < 15 * min(len(wanted), 3):
+            return _shares(wanted | {index: size / _DIGIT for index, size in needed.items()}, 100)
+        shares = dict(zip(wanted, _shares(wanted, room), strict=True))
+        return [shares.get(index) or f"{needed[index]:.2f}" for index in range(len(table.columns))]
+
+
+def _shares(wanted: dict[int, float], room: float) -> list[str]:
+    total = sum(wanted.values()) or 1
+    return [f"{room * wanted[index] / total:.2f}" for index in sorted(wanted)]
 
 
 class _Room:
@@ -264,7 +280,9 @@ def _lines_of(block: Item) -> int:
         case Message():
             return 3 + _wrapped(block.markdown[:30_000])
         case ToolCall():
-            return 5 + sum(min(50, _wrapped(text[:5000])) for text in (block.input, block.output, block.error))
+            return 5 + sum(
+                min(50, _wrapped(text[:5000])) for text in (block.input, block.output, block.error)
+            )
         case Diff():
             return 4 + min(220, _wrapped(block.diff[:20_000]))
         case Chart():
@@ -329,3 +347,12 @@ def _brief(call: ToolCall) -> bool:
 
 def _denied(decision: str) -> bool:
     return decision.lower().startswith(("den", "reject", "refus"))
+
+
+def _decided(call: ToolCall) -> str:
+    decision, decider = one_line(call.decision, 60), one_line(call.decided_by, 80)
+    return f"{decision} by {decider}" if decision and decider else decision
+
+
+def _joined(*parts: str) -> str:
+    return " · ".join(part for part in parts if part)

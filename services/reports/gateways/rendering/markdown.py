@@ -62,9 +62,9 @@ class _Renderer(RendererHTML):
         return f'<a href="{target}" rel="noopener noreferrer nofollow">'
 
 
-def _valid(target: str) -> bool:
+def _valid(url: str) -> bool:
     try:
-        return urlsplit(target.strip()).scheme.lower() in _SCHEMES
+        return urlsplit(url.strip()).scheme.lower() in _SCHEMES
     except ValueError:
         return False
 

@@ -76,7 +76,6 @@ def load(folder: Path, cache: Path) -> None:
     tempfile.tempdir = str(folder)
     if (reason := why_not()) is not None:
         raise PdfUnavailable(reason)
-    import weasyprint
 
     logging.getLogger("weasyprint").setLevel(logging.ERROR)
     logging.getLogger("fontTools").setLevel(logging.ERROR)

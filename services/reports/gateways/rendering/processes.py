@@ -104,16 +104,14 @@ class Rendered:
 class RenderProcesses:
     """Renders reports, each in a process of its own, at most so many at a time: the others wait for their turn."""
 
-    def __init__(
-        self, cache: Path, size: int | None = None, limits: RenderLimits | None = None
-    ) -> None:
+    def __init__(self, cache: Path, size: int | None = None, limits: RenderLimits | None = None) -> None:
         """Args:
 
         cache: folder in which what was read of fonts is kept for the next process.
         size: how many at a time; None for one for each two processors.
         limits: of each of them; None for the usual ones.
         """
-        self._cache = cache
+        self._cache = cache.absolute()
         self._limits = limits or RenderLimits()
         self._places = asyncio.Semaphore(size or max(1, len(os.sched_getaffinity(0)) // 2))
 
@@ -152,7 +150,7 @@ class RenderProcesses:
                     "formats": {name.value: str(path.absolute()) for name, path in targets.items()},
                     "template": asdict(template) if template else None,
                     "limits": asdict(self._limits),
-                    "cache": str(self._cache.absolute()),
+                    "cache": str(self._cache),
                 }
                 answer = await self._run(request, folder, progress)
             finally:
@@ -183,9 +181,7 @@ class RenderProcesses:
                 answer = await _answer(process, request, progress)
                 await process.wait()
         except TimeoutError:
-            raise RenderError(
-                RenderFault.TOO_COSTLY, "the report takes more time than it is given"
-            ) from None
+            raise RenderError(RenderFault.TOO_COSTLY, "the report takes more time than it is given") from None
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

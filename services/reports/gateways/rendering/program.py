@@ -1,7 +1,7 @@
 """The program that renders one report: a process of its own, which is bounded, and may talk to nobody.
 
-It is started by `processes` for one request and ends with its answer. The request comes on standard input as JSON; what
-leaves on standard output is JSON, a line each:
+It is started by `processes` for one request and ends with its answer. The request comes on standard input as JSON, and
+JSON, a line each, is what leaves on standard output:
 
     {"document": path, "folder": path, "formats": {"html": path, ...}, "template": ..., "limits": {...}, "cache": path}
     {"progress": 0.4}
@@ -27,8 +27,19 @@ from pathlib import Path
 from typing import Any, Final
 
 _REFUSED: Final = frozenset(
-    ("socket.__new__", "socket.connect", "socket.bind", "socket.sendto", "socket.getaddrinfo", "os.system")
-    + ("subprocess.Popen", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty")
+    (
+        "os.exec",
+        "os.fork",
+        "os.forkpty",
+        "os.posix_spawn",
+        "os.system",
+        "socket.__new__",
+        "socket.bind",
+        "socket.connect",
+        "socket.getaddrinfo",
+        "socket.sendto",
+        "subprocess.Popen",
+    )
 )
 _TOLD_EVERY: Final = 0.02
 
@@ -105,7 +116,9 @@ def _rendered(request: dict[str, Any], answers: Any) -> dict[str, Any]:
                 case "html":
                     file.write(custom.html() if custom else html.html(document, read, None, tell))
                 case "pdf":
-                    content = custom.html(pdf.LIMITS) if custom else html.html(document, read, pdf.LIMITS, tell)
+                    content = (
+                        custom.html(pdf.LIMITS) if custom else html.html(document, read, pdf.LIMITS, tell)
+                    )
                     file.pages = pdf.write_pdf(content, file.path)
                 case _:
                     raise ValueError(f"unknown format {name}")

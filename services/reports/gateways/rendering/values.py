@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from services.reports.domain.document import Cell, ValueKind
 
+_MINUS: Final = "\N{MINUS SIGN}"
 NARROW: Final = "\N{NARROW NO-BREAK SPACE}"
 _DEFAULT: Final = (",", ".")
 _SEPARATORS: Final = {
@@ -65,16 +66,21 @@ class Formats:
         """Returns a number; with up to two decimals unless told how many."""
         if decimals is None:
             decimals = 0 if value == int(value) else 2
-        return f"{value:,.{decimals}f}".replace(",", "\0").replace(".", self._point).replace(
-            "\0", self._thousands
-        ).replace("-", "−")
+        return (
+            f"{value:,.{decimals}f}".replace(",", "\0")
+            .replace(".", self._point)
+            .replace("\0", self._thousands)
+            .replace("-", _MINUS)
+        )
 
     def money(self, micro_dollars: float) -> str:
         """Returns an amount: in cents, or as exactly as it takes where it is less than one."""
         dollars = micro_dollars / 1_000_000
-        decimals = 2 if micro_dollars % 10_000 == 0 or abs(dollars) >= 1 else 4 if abs(dollars) >= 0.0001 else 6
+        decimals = (
+            2 if micro_dollars % 10_000 == 0 or abs(dollars) >= 1 else 4 if abs(dollars) >= 0.0001 else 6
+        )
         number = self.number(abs(dollars), decimals)
-        return f"{'−' if dollars < 0 else ''}${number}"
+        return f"{_MINUS if dollars < 0 else ''}${number}"
 
     def short(self, value: float, kind: ValueKind) -> str:
         """Returns a value with little room, as at the axis of a chart."""
@@ -117,7 +123,9 @@ class Formats:
             first, last = start.astimezone(self._zone), end.astimezone(self._zone)
             if first.time() == last.time() == datetime.min.time():
                 final = date.fromordinal(last.toordinal() - 1)
-                return f"{first:%Y-%m-%d}" if first.date() == final else f"{first:%Y-%m-%d} – {final:%Y-%m-%d}"
+                return (
+                    f"{first:%Y-%m-%d}" if first.date() == final else f"{first:%Y-%m-%d} – {final:%Y-%m-%d}"
+                )
         told = [self.minute(moment) if moment else "" for moment in (start, end)]
         if not told[0]:
             return f"until {told[1]}"
