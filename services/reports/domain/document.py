@@ -158,10 +158,10 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One value for each category of a chart."""
+    """One value for each category of a chart; None where there is none."""
 
     name: str
-    points: tuple[float, ...]
+    points: tuple[float | None, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,12 +72,13 @@ def described(chart: Chart, formats: Formats) -> str:
     """Returns a chart in a sentence or two, for those who do not see it."""
     told = []
     for series in chart.series[:MAX_SERIES]:
-        if not series.points:
+        values = _sound(series.points)
+        if not values:
             continue
-        most = max(range(len(series.points)), key=series.points.__getitem__)
+        most = max(range(len(values)), key=values.__getitem__)
         told.append(
-            f"{one_line(series.name, 60)}: {formats.value(sum(series.points), chart.unit)} in all, most at "
-            f"{one_line(chart.categories[most], 60)} with {formats.value(series.points[most], chart.unit)}."
+            f"{one_line(series.name, 60)}: {formats.value(sum(values), chart.unit)} in all, most at "
+            f"{one_line(chart.categories[most], 60)} with {formats.value(values[most], chart.unit)}."
         )
     return " ".join(told) or "No values."
 
@@ -91,8 +92,8 @@ def _few(series: Sequence[Series]) -> list[Series]:
     return [*ordered[: MAX_SERIES - 1], Series(f"{len(rest)} others", others)]
 
 
-def _sound(values: Sequence[float]) -> list[float]:
-    return [value if math.isfinite(value) and value > 0 else 0.0 for value in values]
+def _sound(values: Sequence[float | None]) -> list[float]:
+    return [value if value is not None and math.isfinite(value) and value > 0 else 0.0 for value in values]
 
 
 def _bars(chart: Chart, formats: Formats) -> tuple[int, Markup]:
@@ -147,30 +148,30 @@ def _over_days(chart: Chart, series: list[Series], formats: Formats) -> tuple[in
         return bottom - _PLOT * value / ticks[-1]
 
     parts = [legend]
-    for tick in ticks:
-        parts.append(
-            Markup(
-                '<line x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}" stroke="{}" stroke-width="{}"/>'
-                '<text x="{}" y="{:.1f}" text-anchor="end">{}</text>'
-            ).format(
-                _LEFT,
-                WIDTH - 12,
-                at(tick),
-                at(tick),
-                _GRID if tick else "#8b95a0",
-                0.75 if tick else 1,
-                _LEFT - 8,
-                at(tick) + 3.8,
-                formats.short(tick, chart.unit),
-            )
+    parts.extend(
+        Markup(
+            '<line x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}" stroke="{}" stroke-width="{}"/>'
+            '<text x="{}" y="{:.1f}" text-anchor="end">{}</text>'
+        ).format(
+            _LEFT,
+            WIDTH - 12,
+            at(tick),
+            at(tick),
+            _GRID if tick else "#8b95a0",
+            0.75 if tick else 1,
+            _LEFT - 8,
+            at(tick) + 3.8,
+            formats.short(tick, chart.unit),
         )
+        for tick in ticks
+    )
     every = max(1, math.ceil(count / (room // 74)))
-    for index in range(0, count, every):
-        parts.append(
-            Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
-                _LEFT + step * (index + 0.5), bottom + 17, one_line(categories[index], 12)
-            )
+    parts.extend(
+        Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
+            _LEFT + step * (index + 0.5), bottom + 17, one_line(categories[index], 12)
         )
+        for index in range(0, count, every)
+    )
     parts.append(_stacks(columns, step, at) if stacked else _lines(columns, step, at))
     return bottom + 26, Markup().join(parts)
 

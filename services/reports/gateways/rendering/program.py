@@ -8,8 +8,8 @@ JSON, a line each, is what leaves on standard output:
     {"result": {"html": {"bytes": ..., "sha256": ..., "pages": ...}, ...}}  or  {"fault": ..., "message": ...}
 
 A file is written under another name, flushed to the disk and renamed: whoever kills this process on any line leaves a
-whole file or none, and at most a `.part` in a folder that the starter removes. What a request may take of the processor,
-of memory and of the disk is told to the kernel before anything of the document is read.
+whole file or none, and at most a `.part`, which the starter removes. What a request may take of the processor, of
+memory and of the disk is told to the kernel before anything of the document is read.
 """
 
 from __future__ import annotations
