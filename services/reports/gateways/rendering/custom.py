@@ -37,8 +37,6 @@ MAX_PRINTED_CHARACTERS: Final = 2_000_000
 MAX_ITEMS: Final = 20_000
 MAX_BYTES: Final = 32 * 1024 * 1024
 """Of a document that a template is given: it has all of it at once."""
-CPU_SECONDS: Final = 20.0
-WALL_SECONDS: Final = 120.0
 NAMES: Final = frozenset(("report", "sections"))
 _ACTIVE: Final = re.compile(
     r"<(?=/?(?:script|meta|base|link|iframe|frame|frameset|object|embed|form|portal)\b)", re.IGNORECASE
@@ -67,20 +65,20 @@ class Custom:
     text: str
 
     @classmethod
-    def of(cls, template: dict[str, str], document: Path, read: Outline) -> Custom:
+    def of(cls, template: dict[str, str], document: Path, read: Outline, seconds: float) -> Custom:
         """Renders a template.
 
         Args:
             template: `source`, and `output`: "markdown" or "html".
             document: the document's file.
             read: its outline.
+            seconds: of processor time that it may take; after them SIGPROF ends this process.
 
         Raises:
             TemplateFault: It cannot be rendered.
         """
         # Not handled, so that it ends the process in whatever loop of C it is.
-        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
-        signal.setitimer(signal.ITIMER_REAL, WALL_SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
             return cls(
                 read, template["output"], _made(template["source"], template["output"], document, read)
@@ -91,7 +89,6 @@ class Custom:
             raise TemplateFault(fault_of(error)) from None
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
-            signal.setitimer(signal.ITIMER_REAL, 0)
 
     def markdown(self) -> Iterator[str]:
         """Returns what it made, as Markdown.

@@ -19,7 +19,6 @@ from typing import Any, Final
 from services.reports.gateways.rendering.pdf import why_not
 
 _PROGRAM: Final = "services.reports.gateways.rendering.program"
-_OUT_OF_TIME: Final = frozenset((signal.SIGPROF, signal.SIGALRM))
 _MAX_ANSWER_BYTES: Final = 64 * 1024
 
 
@@ -74,6 +73,7 @@ class RenderLimits:
         wall_seconds: Time, once it has begun.
         memory_bytes: Address space.
         file_bytes: Of the largest file.
+        template_seconds: Processor time of a user's template, of all of it.
         nice: How far it stands back behind others.
     """
 
@@ -81,6 +81,7 @@ class RenderLimits:
     wall_seconds: float = 900.0
     memory_bytes: int = 3 * 1024 * 1024 * 1024
     file_bytes: int = 2 * 1024 * 1024 * 1024
+    template_seconds: float = 20.0
     nice: int = 10
 
 
@@ -192,7 +193,7 @@ class RenderProcesses:
         if "fault" in answer:
             fault = RenderFault.TEMPLATE if answer.get("template") else RenderFault(answer["fault"])
             raise RenderError(fault, answer["message"], answer.get("line"))
-        if -process.returncode in _OUT_OF_TIME if process.returncode else False:
+        if process.returncode == -signal.SIGPROF:
             raise RenderError(RenderFault.TEMPLATE, "the template takes more time than it is given")
         if process.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
             raise RenderError(RenderFault.TOO_COSTLY, "the report takes more time or memory than it is given")

@@ -103,7 +103,9 @@ def _rendered(request: dict[str, Any], answers: Any) -> dict[str, Any]:
     document = Path(request["document"])
     read = html.outline(document)
     formats: dict[str, str] = request["formats"]
-    custom = Custom.of(request["template"], document, read) if request.get("template") else None
+    custom = None
+    if template := request.get("template"):
+        custom = Custom.of(template, document, read, request["limits"]["template_seconds"])
     results: dict[str, Any] = {}
     for done, (name, target) in enumerate(sorted(formats.items(), key=lambda one: one[0] == "pdf")):
         tell = _teller(answers, read.items, done / len(formats), 1 / len(formats))
