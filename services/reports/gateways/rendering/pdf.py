@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from ctypes import CDLL
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -18,8 +18,11 @@ from services.reports.gateways.rendering.fonts import write_configuration
 from services.reports.gateways.rendering.html import Limits
 
 if TYPE_CHECKING:
+    import pydyf
     from weasyprint.urls import URLFetcher
 
+_PAGE_CHARACTERS: Final = 4_300
+"""Of HTML for one printed page, about."""
 LIBRARIES: Final = (
     "libgobject-2.0.so.0",
     "libfontconfig.so.1",
@@ -79,25 +82,56 @@ def load(folder: Path, cache: Path) -> None:
 
     logging.getLogger("weasyprint").setLevel(logging.ERROR)
     logging.getLogger("fontTools").setLevel(logging.ERROR)
+    pydyf.PDF.page_references = property(_page_references)
 
 
-def write_pdf(html: Iterable[str], target: Path) -> int:
+def write_pdf(html: Iterable[str], target: Path, progress: Callable[[float], None] | None = None) -> int:
     """Prints HTML, in a process that has called `load`.
 
     Args:
         html: what to print, complete.
         target: the file to write.
+        progress: told how far it is, from 0 to 1; a guess until it is known how many pages there are.
 
     Returns:
         How many pages it has.
     """
     import weasyprint
 
-    document = weasyprint.HTML(string="".join(html), url_fetcher=_fetcher())
-    pages = document.render(pdf_variant=VARIANT)
+    text = "".join(html)
+    pages_logger = logging.getLogger("weasyprint.progress")
+    if progress is not None:
+        pages_logger.addHandler(_Pages(len(text) / _PAGE_CHARACTERS, progress))
+        pages_logger.setLevel(logging.INFO)
+    pages = weasyprint.HTML(string=text, url_fetcher=_fetcher()).render(pdf_variant=VARIANT)
     with target.open("wb") as file:
         pages.write_pdf(file, pdf_variant=VARIANT)
     return len(pages.pages)
+
+
+class _Pages(logging.Handler):
+    """Hears of each page that is laid out, which takes most of the time."""
+
+    def __init__(self, expected: float, progress: Callable[[float], None]) -> None:
+        super().__init__()
+        self._expected = expected
+        self._laid_out = 0
+        self._progress = progress
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "Creating layout - Page" in record.getMessage():
+            self._laid_out += 1
+            self._progress(min(0.75, 0.1 + 0.65 * self._laid_out / self._expected))
+
+
+def _page_references(file: pydyf.PDF) -> tuple[bytes, ...]:
+    """Does what the library's own does, once: it is asked for with each tag, and so took as long as tags times pages."""
+    kids = file.pages["Kids"]
+    known: tuple[int, tuple[bytes, ...]] = getattr(file, "_known_pages", (0, ()))
+    if known[0] != len(kids):
+        known = (len(kids), tuple(b"%d 0 R" % number for number in kids[::3]))
+        file._known_pages = known
+    return known[1]
 
 
 def _fetcher() -> URLFetcher:

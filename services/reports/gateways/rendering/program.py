@@ -108,32 +108,35 @@ def _rendered(request: dict[str, Any], answers: Any) -> dict[str, Any]:
         custom = Custom.of(template, document, read, request["limits"]["template_seconds"])
     results: dict[str, Any] = {}
     for done, (name, target) in enumerate(sorted(formats.items(), key=lambda one: one[0] == "pdf")):
-        tell = _teller(answers, read.items, done / len(formats), 1 / len(formats))
+        tell = _teller(answers, done / len(formats), 1 / len(formats))
+
+        def items(so_far: int, tell: Callable[[float], None] = tell) -> None:
+            tell(so_far / read.items)
+
         with _Writing(Path(target)) as file:
             match name:
                 case "json":
-                    file.write(as_json.as_json(document, tell))
+                    file.write(as_json.as_json(document, items))
                 case "markdown":
-                    file.write(custom.markdown() if custom else as_markdown.markdown(document, tell))
+                    file.write(custom.markdown() if custom else as_markdown.markdown(document, items))
                 case "html":
-                    file.write(custom.html() if custom else html.html(document, read, None, tell))
+                    file.write(custom.html() if custom else html.html(document, read, None, items))
                 case "pdf":
-                    content = (
-                        custom.html(pdf.LIMITS) if custom else html.html(document, read, pdf.LIMITS, tell)
-                    )
-                    file.pages = pdf.write_pdf(content, file.path)
+                    content = custom.html(pdf.LIMITS) if custom else html.html(document, read, pdf.LIMITS)
+                    file.pages = pdf.write_pdf(content, file.path, tell)
                 case _:
                     raise ValueError(f"unknown format {name}")
+        tell(1.0)
         results[name] = {"bytes": file.size, "sha256": file.digest, "pages": file.pages}
     return results
 
 
-def _teller(answers: Any, items: int, start: float, share: float) -> Callable[[int], None]:
+def _teller(answers: Any, start: float, share: float) -> Callable[[float], None]:
     told = start
 
-    def tell(done: int) -> None:
+    def tell(part: float) -> None:
         nonlocal told
-        now = start + share * done / items
+        now = start + share * part
         if now - told >= _TOLD_EVERY:
             told = now
             print(json.dumps({"progress": round(now, 3)}), file=answers, flush=True)
