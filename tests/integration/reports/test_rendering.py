@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - one case a line
 """Reports rendered in processes of their own: what comes out, what they may take, and what is left when they are killed."""
 
 import asyncio
@@ -162,7 +163,7 @@ async def test_templates_of_users(processes: RenderProcesses, tmp_path: Path, ou
         ("{{ nix }}", "nix", None),
         ("a\n{{ ''.__class__ }}", "__class__", 2),
         ("{% include 'x' %}", "stands alone", 1),
-        ("{% for %}", "", 1),
+        ("{% for %}", "Expected", 1),
         ("{{ 'x' * 9000000 }}", "more characters", None),
         ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "more time", None),
     ],
@@ -213,7 +214,7 @@ def renderers() -> list[psutil.Process]:
     ]
 
 
-async def until(reached) -> None:  # noqa: ANN001
+async def until(reached) -> None:
     async with asyncio.timeout(60):
         while not reached():
             await asyncio.sleep(0.01)

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - one case a line
 """Documents as files: what is written is read again, and JSON is as its schema says."""
 
 import io

@@ -11,14 +11,14 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable
 from ctypes import CDLL
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from services.reports.gateways.rendering.fonts import write_configuration
 from services.reports.gateways.rendering.html import Limits
 
 if TYPE_CHECKING:
-    import pydyf
     from weasyprint.urls import URLFetcher
 
 _PAGE_CHARACTERS: Final = 4_300
@@ -79,10 +79,11 @@ def load(folder: Path, cache: Path) -> None:
     tempfile.tempdir = str(folder)
     if (reason := why_not()) is not None:
         raise PdfUnavailable(reason)
-
+    # What it asks the system for is asked now.
+    import_module("weasyprint")
     logging.getLogger("weasyprint").setLevel(logging.ERROR)
     logging.getLogger("fontTools").setLevel(logging.ERROR)
-    pydyf.PDF.page_references = property(_page_references)
+    import_module("pydyf").PDF.page_references = property(_page_references)
 
 
 def write_pdf(html: Iterable[str], target: Path, progress: Callable[[float], None] | None = None) -> int:
@@ -119,13 +120,13 @@ class _Pages(logging.Handler):
         self._progress = progress
 
     def emit(self, record: logging.LogRecord) -> None:
-        if "Creating layout - Page" in record.getMessage():
+        if record.msg == "Step 5 - Creating layout - Page %d":
             self._laid_out += 1
             self._progress(min(0.75, 0.1 + 0.65 * self._laid_out / self._expected))
 
 
-def _page_references(file: pydyf.PDF) -> tuple[bytes, ...]:
-    """Does what the library's own does, once: it is asked for with each tag, and so took as long as tags times pages."""
+def _page_references(file: Any) -> tuple[bytes, ...]:
+    """Does what the library's own does, but once: it is asked for with each tag, and took time for each page."""
     kids = file.pages["Kids"]
     known: tuple[int, tuple[bytes, ...]] = getattr(file, "_known_pages", (0, ()))
     if known[0] != len(kids):

@@ -145,20 +145,25 @@ class RenderProcesses:
         async with self._places:
             folder = Path(tempfile.mkdtemp(prefix="report-"))
             try:
-                request = {
-                    "document": str(document.absolute()),
-                    "folder": str(folder),
-                    "formats": {name.value: str(path.absolute()) for name, path in targets.items()},
-                    "template": asdict(template) if template else None,
-                    "limits": asdict(self._limits),
-                    "cache": str(self._cache),
-                }
+                request = self._request(document, targets, template, folder)
                 answer = await self._run(request, folder, progress)
             finally:
                 for path in targets.values():
                     path.with_name(path.name + ".part").unlink(missing_ok=True)
                 shutil.rmtree(folder, ignore_errors=True)
         return {Format(name): Rendered(**made) for name, made in answer.items()}
+
+    def _request(
+        self, document: Path, targets: Mapping[Format, Path], template: Template | None, folder: Path
+    ) -> dict[str, Any]:
+        return {
+            "document": str(document.absolute()),
+            "folder": str(folder),
+            "formats": {name.value: str(path.absolute()) for name, path in targets.items()},
+            "template": asdict(template) if template else None,
+            "limits": asdict(self._limits),
+            "cache": str(self._cache),
+        }
 
     async def _run(
         self, request: dict[str, Any], folder: Path, progress: Callable[[float], None] | None
