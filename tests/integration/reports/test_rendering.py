@@ -27,7 +27,7 @@ from services.reports.gateways.rendering.processes import (
     RenderProcesses,
     Template,
 )
-from tests.unit.reports import documents
+from tests.unit.reports import documents, hostile
 
 pytestmark = pytest.mark.integration
 ALL = tuple(Format)
@@ -112,7 +112,7 @@ async def test_whatever_is_in_a_report_nothing_is_fetched_and_all_of_it_is_text(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         address = f"127.0.0.1:{listening.getsockname()[1]}"
-        document = documents.write(documents.hostile(address), tmp_path / "document")
+        document = documents.write(hostile.hostile(address), tmp_path / "document")
         wanted = targets(tmp_path)
         await processes.render(document, wanted)
         template = Template(

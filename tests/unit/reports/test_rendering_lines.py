@@ -17,7 +17,7 @@ from services.reports.domain.document_lines import (
     write_line,
 )
 from services.reports.gateways.rendering.as_json import as_json
-from tests.unit.reports import documents
+from tests.unit.reports import documents, hostile
 
 pytestmark = pytest.mark.unit
 SCHEMA = Path(__file__).parents[3] / "docs" / "report.schema.json"
@@ -64,7 +64,9 @@ def test_the_published_schema_is_that_of_the_model() -> None:
 
 @pytest.mark.parametrize("kind", ["session", "task_run", "usage", "audit", "hostile"])
 def test_json_is_as_its_schema_says(kind: str, tmp_path: Path) -> None:
-    document = documents.write(getattr(documents, kind)(), tmp_path / "document")
+    document = documents.write(
+        getattr(hostile if kind == "hostile" else documents, kind)(), tmp_path / "document"
+    )
     report = json.loads("".join(as_json(document)))
     jsonschema.Draft202012Validator(schema(), format_checker=jsonschema.FormatChecker()).validate(report)
     items = list(read_items(document.open("rb")))

@@ -23,6 +23,7 @@ from services.reports.domain.document import (
     ReportKind,
     Section,
     Table,
+    Text,
     ToolCall,
     ValueKind,
 )
@@ -287,6 +288,8 @@ def _lines_of(block: Item) -> int:
             return 4 + min(220, _wrapped(block.diff[:20_000]))
         case Chart():
             return 18
+        case Text():
+            return 1 + _wrapped(block.markdown[:30_000])
         case _:
             return 3
 
