@@ -58,21 +58,20 @@ def hostile(address: str = "127.0.0.1:9") -> Iterator[Item]:
         (Fact(everything, everything),),
     )
     yield Section(everything)
-    for attack in attacks:
+    for number, attack in enumerate(attacks):
         yield Section(attack, 2)
         yield Text(attack)
         yield KeyValues((Fact(attack, attack), Fact(attack, attack, TIME)))
         yield Table(
             (Column(attack), Column(attack, MONEY)), ((attack, attack), (attack, None)), (attack, 1), attack
         )
-        for kind in ChartKind:
-            yield Chart(
-                kind,
-                attack,
-                (attack, "b"),
-                (Series(attack, (1.0, float("nan"))), Series("b", (-1.0, 1e300))),
-                TOKENS,
-            )
+        yield Chart(
+            tuple(ChartKind)[number % 3],
+            attack,
+            (attack, "b"),
+            (Series(attack, (1.0, float("nan"))), Series("b", (-1.0, 1e300))),
+            TOKENS,
+        )
         yield Message(Role.USER, attack, attack, NOON, (Fact(attack, attack),))
         yield ToolCall(attack, json.dumps({attack: attack}), attack, NOON, 1, attack, attack, attack)
         yield Diff(attack, f"+{attack}\n-{attack}")

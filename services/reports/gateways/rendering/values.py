@@ -139,6 +139,8 @@ class Formats:
         return self.time(moment) if moment.tzinfo else text
 
     def _scaled(self, value: float) -> str:
+        if abs(value) >= 1e15:
+            return f"{value:.2g}"
         for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
             if abs(value) >= size:
                 scaled = round(value / size, 2)
