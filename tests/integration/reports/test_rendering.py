@@ -248,10 +248,15 @@ async def test_who_is_cancelled_ends_the_process_and_leaves_nothing(
     assert not list(tmp_path.glob("report.*"))
 
 
-async def test_a_process_that_is_killed_leaves_no_half_file(slow: asyncio.Task, tmp_path: Path) -> None:
+async def test_a_process_that_is_killed_leaves_no_half_file(
+    processes: RenderProcesses, tmp_path: Path
+) -> None:
+    document = documents.write(documents.session(2000), tmp_path / "document")
+    task = asyncio.create_task(processes.render(document, targets(tmp_path, Format.HTML)))
+    await until(lambda: list(tmp_path.glob("report.html*")))
     renderers()[0].send_signal(signal.SIGKILL)
     with pytest.raises(RenderError):
-        await slow
+        await task
     assert not list(tmp_path.glob("report.*"))
 
 
