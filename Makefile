@@ -49,7 +49,7 @@ migrate: env-run ## bring the database schemas of the local suite up to date (a 
 	@$(PYTHON) -m deploy.local migrate
 
 bench: env ## the benchmarks
-	@for name in main_job relay unary fanout fires runs; do $(PYTHON) benchmarks/$$name.py; done
+	@for name in main_job relay unary fanout fires runs report_rendering; do $(PYTHON) benchmarks/$$name.py; done
 
 env: .venv/.development ## the environment to develop in
 env-run: .venv/.runtime ## the environment to run in, the smaller one

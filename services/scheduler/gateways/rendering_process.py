@@ -25,20 +25,13 @@ import signal
 import sys
 import textwrap  # noqa: F401  as above
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence, Set, ValuesView
-from types import CodeType, NoneType
 from typing import Any, BinaryIO
 
 import jinja2.debug  # noqa: F401  as above
-from jinja2 import StrictUndefined, Template, TemplateSyntaxError, Undefined, UndefinedError, nodes
-from jinja2.exceptions import SecurityError
-from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-MESSAGE_CHARACTERS = 300
-# With an undefined value, which says itself what it is, and markup, groups and dictionary views, which filters make.
-_PRINTABLE = (str, int, float, NoneType, Mapping, Sequence, Set, ValuesView, Undefined)
-_ELSEWHERE = (nodes.Extends, nodes.FromImport, nodes.Import, nodes.Include)
+from services.kernel.templating import build_environment, fault_of, names_in, render
+
 MAX_COMPILED = 256
 """How many compiled templates are kept."""
 MAX_COMPILED_BYTES = 64 * 1024
@@ -46,33 +39,6 @@ MAX_COMPILED_BYTES = 64 * 1024
 _TIME_IS_UP = (signal.SIGPROF, signal.SIGALRM, signal.SIGXCPU, signal.SIGKILL)
 _OUT_OF_TIME = b'{"fault": "TOO_COSTLY", "message": "the template takes more time than it is given"}'
 _OUT_OF_MEMORY = b'{"fault": "TOO_COSTLY", "message": "the template takes more memory than it is given"}'
-
-
-class NoText(Exception):
-    """A template prints what has no text."""
-
-
-class TooLong(Exception):
-    """A template renders to more than it may."""
-
-
-def build_environment() -> ImmutableSandboxedEnvironment:
-    """Returns what templates are read in: only what comes to the same each time, and nothing to load others with."""
-    environment = ImmutableSandboxedEnvironment(
-        undefined=StrictUndefined, keep_trailing_newline=True, cache_size=0, finalize=_printable
-    )
-    for table, name in ((environment.globals, "lipsum"), (environment.filters, "random")):
-        del table[name]
-    return environment
-
-
-def _printable(value: Any) -> Any:
-    """Returns what a template prints. Raises NoText for what has no text, but an address in memory."""
-    if isinstance(value, Iterator):
-        raise NoText("what is printed is no text: a list is meant, perhaps (|list)")
-    if not isinstance(value, _PRINTABLE):
-        raise NoText("what is printed is no text, number, boolean, list or mapping: a call is meant, perhaps")
-    return value
 
 
 def serve(requests: BinaryIO, answers: BinaryIO, limits: dict[str, Any]) -> None:
@@ -167,77 +133,7 @@ def _answer(
     except MemoryError:
         return _OUT_OF_MEMORY, code
     except Exception as error:
-        return _told(error), code
-
-
-def names_in(environment: ImmutableSandboxedEnvironment, template: str) -> list[str]:
-    """The variables that a template takes from outside.
-
-    Raises:
-        TemplateSyntaxError: It is no template, or asks for another one.
-    """
-    tree = environment.parse(template)
-    for node in tree.find_all(_ELSEWHERE):
-        raise TemplateSyntaxError("a template stands alone: it cannot load others", node.lineno)
-    names = find_undeclared_variables(tree)
-    environment.compile(template)
-    return sorted(names)
-
-
-def render(
-    environment: ImmutableSandboxedEnvironment, compiled: CodeType, values: dict[str, Any], characters: int
-) -> str:
-    """Renders a compiled template.
-
-    Raises:
-        TooLong: It comes to more characters than it may.
-        Exception: Whatever the template makes.
-    """
-    parts, length = [], 0
-    template = Template.from_code(environment, compiled, environment.make_globals(None), None)
-    for part in template.generate(values):
-        length += len(part)
-        if length > characters:
-            raise TooLong
-        parts.append(part)
-    return "".join(parts)
-
-
-def _told(error: Exception) -> bytes:
-    line = getattr(error, "lineno", None) or _line_of(error)
-    match error:
-        case TooLong():
-            return _fault("TOO_LONG", "the template renders to more characters than a prompt may have")
-        case NoText():
-            return _fault("FAILED", str(error), line)
-        case SecurityError():
-            return _fault("FORBIDDEN", str(error), line)
-        case UndefinedError():
-            return _fault("UNDEFINED", str(error), line)
-        case TemplateSyntaxError():
-            return _fault("SYNTAX", str(error.message), line)
-        case RecursionError():
-            return _fault("TOO_COSTLY", "the template is nested too deep, or calls itself", line)
-        case OverflowError():
-            return _fault("TOO_COSTLY", str(error), line)
-        case SyntaxError():
-            return _fault("SYNTAX", f"the template cannot be compiled: {error.msg}")
-        case _:
-            return _fault("FAILED", f"{type(error).__name__}: {error}", line)
-
-
-def _line_of(error: Exception) -> int | None:
-    """The line of the template in which an error was raised."""
-    line, frame = None, error.__traceback__
-    while frame is not None:
-        if frame.tb_frame.f_code.co_filename == "<template>":
-            line = frame.tb_lineno
-        frame = frame.tb_next
-    return line
-
-
-def _fault(fault: str, message: str, line: int | None = None) -> bytes:
-    return json.dumps({"fault": fault, "message": message[:MESSAGE_CHARACTERS], "line": line}).encode()
+        return json.dumps(fault_of(error)).encode(), code
 
 
 def _write(descriptor: int, content: bytes) -> None:

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from services.kernel.errors import ErrorKind, ServiceError
+from services.kernel.templating import build_environment
 from services.scheduler.domain.templates import TemplateError, TemplateFault, check_template
 from services.scheduler.domain.variables import Variable, VariableType
 from services.scheduler.gateways.rendering import RenderLimits, TemplateProcesses
-from services.scheduler.gateways.rendering_process import build_environment
 
 pytestmark = pytest.mark.integration
 LIMITS = RenderLimits(cpu_seconds=0.3, memory_bytes=64 * 1024 * 1024, characters=100_000)

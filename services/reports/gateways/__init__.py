@@ -1,0 +1,1 @@
+"""The reports service's adapters to what lies outside it."""
