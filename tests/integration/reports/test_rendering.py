@@ -169,7 +169,9 @@ async def test_templates_of_users(processes: RenderProcesses, tmp_path: Path, ou
     ],
 )
 async def test_faults_of_templates(cache: Path, document: Path, tmp_path: Path, source: str, told: str, line: int | None, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    processes = RenderProcesses(cache, 1, RenderLimits(template_seconds=1, nice=0))
+    processes = RenderProcesses(
+        cache, 1, RenderLimits(template_seconds=1 if told == "more time" else 30, nice=0)
+    )
     with pytest.raises(RenderError, match=told) as raised:
         await processes.render(document, targets(tmp_path, Format.HTML), Template(source, "html"))
     assert raised.value.fault is RenderFault.TEMPLATE

@@ -21,7 +21,7 @@ from typing import Any, Final
 from jinja2 import UndefinedError
 from markupsafe import Markup
 
-from services.kernel.templating import TooLong, build_environment, fault_of, names_in, render
+from services.kernel.templating import TooLong, build_environment, fault_of, names_in, printable, render
 from services.reports.domain.document import Header, Section, ValueKind
 from services.reports.domain.document_lines import read_items, read_line, write_line
 from services.reports.gateways.rendering.as_markdown import quotable
