@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Final
@@ -183,9 +184,14 @@ async def _tear_down(app: faust.App) -> None:
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(cancel_all)
         await asyncio.sleep(_TEAR_SECONDS)
-    for node in _family(app):
-        for future in node._futures:
+    # Cancelled before it began to stop, the thread tells nobody; who waits for its word does so for a minute.
+    thread.set_shutdown()
+    # A task that was at the thread takes one cancellation for the answer, and goes on to what it would do next.
+    until = time.monotonic() + STOP_SECONDS
+    while (left := {each for node in _family(app) for each in node._futures}) and time.monotonic() < until:
+        for future in left:
             future.cancel()
+        await asyncio.wait(left, timeout=_TEAR_SECONDS)
 
 
 def _family(service: Any) -> Iterator[Any]:

@@ -46,13 +46,18 @@ async def test_envoy_accepts_the_whole_configuration(edge: Edge) -> None:
 
 
 def test_silence_is_limited_where_it_cannot_be_meant() -> None:
-    found = {route.match.prefix: route.route for route in routes(()).virtual_hosts[0].routes if route.route}
-    (watched, *others) = [
-        (prefix, action.idle_timeout) for prefix, action in found.items() if prefix.startswith("/aiagent")
-    ]
-    assert watched == ("/aiagent.session.v1.SessionService/WatchSession", None)
-    assert others
-    assert all(limit == timedelta() for _, limit in others)
+    found = {
+        route.match.prefix: route.route.idle_timeout
+        for route in routes(()).virtual_hosts[0].routes
+        if route.route and route.match.prefix.startswith("/aiagent")
+    }
+    limited = {prefix for prefix, idle in found.items() if idle is None}
+    assert limited == {
+        "/aiagent.session.v1.SessionService/WatchSession",
+        "/aiagent.scheduler.v1.SchedulerService/WatchTaskRun",
+    }
+    assert len(found) > len(limited)
+    assert all(idle == timedelta() for prefix, idle in found.items() if prefix not in limited)
 
 
 def test_streams_that_nobody_reads_cannot_fill_the_connection_that_all_share() -> None:

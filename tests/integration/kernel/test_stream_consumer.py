@@ -6,10 +6,12 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
 
+import faust
 import psutil
 import pytest
 
@@ -31,6 +33,7 @@ from tests.integration.kernel.tables import FACTS, outbox
 from tests.kafka_broker import LocalBroker
 
 pytestmark = pytest.mark.integration
+OF_THE_CONSUMER: ContextVar[bool] = ContextVar("of_the_consumer")
 
 
 @pytest.fixture(autouse=True)
@@ -187,18 +190,57 @@ async def test_two_members_share_the_partitions(broker: LocalBroker) -> None:
         await until(lambda: one.ids >= set(events), 30)
 
 
+def tasks_of_the_consumer() -> list[asyncio.Task[object]]:
+    return [each for each in asyncio.all_tasks() if OF_THE_CONSUMER in each.get_context()]
+
+
 async def test_a_consumer_ends_though_its_broker_is_gone(
     broker: LocalBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(consumer_module, "STOP_SECONDS", 0.5)
-    threads, tasks = set(threading.enumerate()), asyncio.all_tasks()
-    heard = Heard()
+    threads, heard = set(threading.enumerate()), Heard()
+    # The loop is shared with whatever other tests keep running: the consumer's tasks are those that inherit its mark.
+    mark = OF_THE_CONSUMER.set(True)
     async with consuming(broker, heard):
+        OF_THE_CONSUMER.reset(mark)
+        assert tasks_of_the_consumer()
         events = await publish(broker, 5)
         await until(lambda: heard.ids >= set(events))
         broker.kill()
     assert set(threading.enumerate()) <= threads
-    await until(lambda: asyncio.all_tasks() <= tasks)
+    with suppress(TimeoutError):
+        await until(lambda: not tasks_of_the_consumer())
+    assert not tasks_of_the_consumer()
+
+
+async def test_a_consumer_ends_though_a_task_of_it_outlives_a_cancellation(
+    broker: LocalBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer_module, "STOP_SECONDS", 0.5)
+    made, swallowed = consumer_module.application, 0
+
+    def with_a_stubborn_task(*args: object, **options: object) -> faust.App:
+        app = made(*args, **options)  # type: ignore[arg-type]
+
+        async def stubborn() -> None:
+            nonlocal swallowed
+            while swallowed < 3:
+                with suppress(asyncio.CancelledError):
+                    await asyncio.Event().wait()
+                swallowed += 1
+
+        app.add_future(stubborn())
+        return app
+
+    monkeypatch.setattr(consumer_module, "application", with_a_stubborn_task)
+    mark = OF_THE_CONSUMER.set(True)
+    async with consuming(broker, Heard()):
+        OF_THE_CONSUMER.reset(mark)
+        broker.kill()
+    with suppress(TimeoutError):
+        await until(lambda: not tasks_of_the_consumer(), 5)
+    assert not tasks_of_the_consumer()
+    assert swallowed == 3
 
 
 async def test_a_silent_consumer_is_started_anew_when_work_waits(broker: LocalBroker) -> None:
