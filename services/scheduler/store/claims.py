@@ -164,7 +164,7 @@ _TAKE = sa.text(
 _NEXT = sa.text(
     """
     SELECT extract(epoch FROM min(available_time) - clock_timestamp()) AS seconds,
-        EXISTS (SELECT FROM scheduler.runs WHERE state = 'QUEUED' AND available_time <= clock_timestamp()) AS waits
+        EXISTS (SELECT FROM scheduler.runs WHERE state = 'QUEUED' AND available_time <= statement_timestamp()) AS waits
     FROM scheduler.runs WHERE state = 'QUEUED' AND available_time > transaction_timestamp()
     """
 )

@@ -41,6 +41,8 @@ MOST_IDLE_SECONDS: Final = 5.0
 BACKFILL_PAUSE: Final = timedelta(seconds=1)
 """Between two looks at a backfill that waits for room."""
 _NOW = sa.func.clock_timestamp()
+# The begin of the statement: what PostgreSQL may compare an index with, unlike a clock that moves while it reads.
+_SINCE = sa.func.statement_timestamp()
 _ACTIVE: Final = ScheduleState.ACTIVE.value
 _OF_TASK: Final = "of_task_"
 _WITH_TASK = (
@@ -56,7 +58,7 @@ _TAKE_DUE = (
     .where(
         schedules.c.state == _ACTIVE,
         sa.not_(schedules.c.prompt_stale),
-        schedules.c.next_due_time <= _NOW,
+        schedules.c.next_due_time <= _SINCE,
         schedules.c.id != sa.all_(sa.bindparam("aside", type_=ARRAY(schedules.c.id.type))),
     )
     .order_by(schedules.c.next_due_time)
@@ -68,7 +70,7 @@ _TAKE_BACKFILL = (
     .select_from(_JOINED.join(backfills, backfills.c.schedule_id == schedules.c.id))
     .where(
         backfills.c.state == BackfillState.RUNNING.value,
-        backfills.c.available_time <= _NOW,
+        backfills.c.available_time <= _SINCE,
         sa.not_(schedules.c.prompt_stale),
         backfills.c.id != sa.all_(sa.bindparam("aside", type_=ARRAY(backfills.c.id.type))),
     )
